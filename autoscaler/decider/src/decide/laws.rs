@@ -1,0 +1,204 @@
+//! The wanted properties of `README.md`, over any history.
+use proptest::prelude::*;
+
+use super::*;
+
+fn configs() -> impl Strategy<Value = PolicyConfig> {
+    (
+        0_u32..4,
+        1_u32..30,
+        1_u32..8,
+        100_u64..60_000,
+        0_u64..20_000,
+        0_u64..60_000,
+        0_u64..60_000,
+    )
+        .prop_map(|(min, more, target, drain, warm, warmer, window)| PolicyConfig {
+            min,
+            max: min + more,
+            target,
+            drain_target_ms: drain,
+            keep_warm_min_ms: warm,
+            keep_warm_max_ms: warm + warmer,
+            window_ms: window,
+            ..PolicyConfig::default()
+        })
+}
+
+/// An observation without a time of its own.
+fn looks() -> impl Strategy<Value = Observation> {
+    let few = || prop_oneof![Just(0_u32), 0_u32..40];
+    let backlog = prop_oneof![1 => Just(None), 3 => Just(Some(0_u64)), 4 => (0_u64..5_000).prop_map(Some)];
+    let capacity = prop_oneof![3 => Just(None), 1 => (0_u32..10).prop_map(Some)];
+    (
+        few(),
+        0_u32..5,
+        few(),
+        few(),
+        backlog,
+        any::<Option<u16>>(),
+        0_u64..200,
+        0_u64..100_000,
+        capacity,
+    )
+        .prop_map(
+            |(ready, starting, held, in_flight, backlog, oldest, completed, sum, capacity_pods)| Observation {
+                now_ms: 0,
+                ready,
+                starting,
+                held,
+                in_flight,
+                backlog,
+                oldest_ms: oldest.map(u64::from),
+                completed,
+                service_ms_sum: if completed == 0 { 0 } else { sum },
+                capacity_pods,
+            },
+        )
+}
+
+fn histories() -> impl Strategy<Value = Vec<(i64, Observation)>> {
+    prop::collection::vec(
+        (prop_oneof![8 => 1_i64..3_000, 1 => 3_000_i64..200_000], looks()),
+        0..20,
+    )
+}
+
+fn remember(config: &PolicyConfig, history: &[(i64, Observation)]) -> (Memory, i64) {
+    let (mut memory, mut now) = (Memory::default(), 1_000_000);
+    for (later, look) in history {
+        now += later;
+        memory = decide(
+            config,
+            &memory,
+            &Observation {
+                now_ms: now,
+                ..look.clone()
+            },
+        )
+        .0;
+    }
+    (memory, now)
+}
+
+/// Looks on without any work, a second apart, until the pods are gone; gives back how long it took, ms.
+fn idle_until_gone(config: &PolicyConfig, mut memory: Memory, from: i64, mut pods: u32) -> Option<i64> {
+    for second in 1..=400 {
+        let seen = Observation {
+            now_ms: from + second * 1_000,
+            ready: pods,
+            backlog: Some(0),
+            ..Observation::default()
+        };
+        let decision;
+        (memory, decision) = decide(config, &memory, &seen);
+        pods = decision.desired;
+        if pods == 0 {
+            return Some((second - 1) * 1_000);
+        }
+    }
+    None
+}
+
+proptest! {
+    #[test]
+    fn the_answer_is_within_bounds_and_a_pinned_number_is_the_answer(
+        config in configs(), history in histories(), look in looks(), pinned in 0_u32..50,
+    ) {
+        let (memory, now) = remember(&config, &history);
+        let seen = Observation { now_ms: now + 1_000, ..look };
+        let (_, decision) = decide(&config, &memory, &seen);
+        prop_assert!((config.min..=config.max).contains(&decision.desired));
+        prop_assert!(!decision.reasons.is_empty() || decision.desired == 0);
+        let config = PolicyConfig { pinned: Some(pinned), ..config };
+        prop_assert_eq!(decide(&config, &memory, &seen).1.desired, pinned);
+    }
+
+    #[test]
+    fn more_work_never_gives_fewer_pods(
+        config in configs(), history in histories(), look in looks(), kind in 0_u8..4, more in 1_u32..3_000,
+    ) {
+        let (memory, now) = remember(&config, &history);
+        let less = Observation { now_ms: now + 1_000, ..look };
+        let mut seen = less.clone();
+        match kind {
+            0 => seen.held += more,
+            1 => seen.in_flight += more,
+            2 => seen.backlog = seen.backlog.map(|b| b + u64::from(more)),
+            _ => seen.oldest_ms = seen.oldest_ms.map(|o| o + u64::from(more)),
+        }
+        let (before, after) = (decide(&config, &memory, &less).1, decide(&config, &memory, &seen).1);
+        prop_assert!(after.desired >= before.desired, "{before:?}\n{after:?}");
+    }
+
+    #[test]
+    fn deciding_twice_on_the_same_observation_changes_nothing(
+        config in configs(), history in histories(), look in looks(),
+    ) {
+        let (memory, now) = remember(&config, &history);
+        let seen = Observation { now_ms: now + 1_000, ..look };
+        let (once, first) = decide(&config, &memory, &seen);
+        let (twice, second) = decide(&config, &once, &seen);
+        prop_assert_eq!(first.desired, second.desired);
+        prop_assert_eq!(once, twice);
+    }
+
+    #[test]
+    fn work_at_zero_pods_gives_one_at_once(config in configs(), history in histories(), look in looks()) {
+        let (memory, now) = remember(&config, &history);
+        let seen = Observation { now_ms: now + 1, ready: 0, starting: 0, ..look };
+        prop_assert!(decide(&config, &memory, &seen).1.desired >= u32::from(seen.has_work()));
+    }
+
+    #[test]
+    fn without_work_the_pods_go_within_the_bounds_of_keep_warm(
+        config in configs(), history in histories(), look in looks(),
+    ) {
+        let config = PolicyConfig { min: 0, ..config };
+        let (memory, now) = remember(&config, &history);
+        let work = Observation { now_ms: now + 1_000, ready: 1, held: 1, ..look };
+        let (memory, decision) = decide(&config, &memory, &work);
+        prop_assert!(decision.desired >= 1);
+        let gone = idle_until_gone(&config, memory, now + 1_000, decision.desired);
+        // The looks are a second apart.
+        let (least, most) = (config.keep_warm_min_ms, config.keep_warm_max_ms + 1_000);
+        prop_assert!(gone.is_some_and(|ms| ms as u64 >= least && ms as u64 <= most), "{gone:?} {least} {most}");
+    }
+
+    #[test]
+    fn an_unknown_backlog_never_takes_pods_away(config in configs(), history in histories(), look in looks()) {
+        let (memory, now) = remember(&config, &history);
+        let seen = Observation { now_ms: now + 1_000, backlog: None, ..look };
+        let there = memory.desired.unwrap_or(seen.ready + seen.starting).clamp(config.min, config.max);
+        let (_, decision) = decide(&config, &memory, &seen);
+        prop_assert!(decision.desired >= there);
+        prop_assert_eq!(decision.valid, decision.desired > there);
+    }
+
+    #[test]
+    fn no_numbers_make_it_panic_or_lose_its_mind(
+        times in prop::collection::vec(any::<i64>(), 1..6),
+        counts in prop::collection::vec(prop_oneof![Just(0), Just(u64::MAX), any::<u64>()], 18..19),
+    ) {
+        let narrow = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+        let config = PolicyConfig {
+            min: narrow(counts[0]), max: narrow(counts[1]), target: narrow(counts[2]),
+            drain_target_ms: counts[3], keep_warm_min_ms: counts[4], keep_warm_max_ms: counts[5],
+            window_ms: counts[6], ..PolicyConfig::default()
+        };
+        let mut memory = Memory::default();
+        for (i, now_ms) in times.into_iter().enumerate() {
+            let at = |k: usize| counts[7 + (i + k) % 11];
+            let seen = Observation {
+                now_ms, ready: narrow(at(0)), starting: narrow(at(1)), held: narrow(at(2)), in_flight: narrow(at(3)),
+                backlog: Some(at(4)), oldest_ms: Some(at(5)), completed: at(6), service_ms_sum: at(7),
+                capacity_pods: (at(8) > 5).then(|| narrow(at(9))),
+            };
+            let decision;
+            (memory, decision) = decide(&config, &memory, &seen);
+            prop_assert!(decision.desired >= config.min && decision.desired <= config.max.max(config.min));
+            prop_assert!(memory.rate.is_finite() && memory.service.mean_ms.is_finite());
+            prop_assert!(decision.figures.slots.is_finite() && decision.figures.service_ms.is_finite());
+        }
+    }
+}

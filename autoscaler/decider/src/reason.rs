@@ -1,0 +1,202 @@
+//! Why so many pods: data for programs, a sentence for people.
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// One reason of a decision. Times in ms.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "reason", rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[expect(missing_docs, reason = "the sentence of each variant says what its numbers are")]
+pub enum Reason {
+    Pinned {
+        replicas: u32,
+    },
+    Backlog {
+        backlog: u64,
+        service_ms: f64,
+        target_ms: u64,
+        slots: f64,
+    },
+    Overdue {
+        oldest_ms: u64,
+        target_ms: u64,
+        factor: f64,
+    },
+    AtWork {
+        in_flight: u32,
+        held: u32,
+        slots: f64,
+    },
+    Arrivals {
+        per_second: f64,
+        service_ms: f64,
+        slots: f64,
+    },
+    NothingCompleted {
+        in_flight: u32,
+        for_ms: u64,
+    },
+    ServiceTimeGuessed {
+        service_ms: f64,
+    },
+    AnyWork,
+    OneEach {
+        items: u64,
+    },
+    Growth {
+        pods: u32,
+        most: u32,
+    },
+    Capacity {
+        pods: u32,
+        capacity: u32,
+    },
+    Patience {
+        wanted: u32,
+        pods: u32,
+        window_ms: u64,
+    },
+    KeptWarm {
+        idle_ms: u64,
+        keep_ms: u64,
+        usual_pause_ms: Option<u64>,
+    },
+    Idle {
+        idle_ms: u64,
+        keep_ms: u64,
+    },
+    Min {
+        min: u32,
+    },
+    Max {
+        wanted: u32,
+        max: u32,
+    },
+    BacklogUnknown {
+        kept: u32,
+    },
+}
+
+impl Reason {
+    /// For a decision that changes nothing: whether this reason is worth a note when it is new.
+    #[must_use]
+    pub const fn explains_staying(&self) -> bool {
+        matches!(
+            self,
+            Self::KeptWarm { .. } | Self::BacklogUnknown { .. } | Self::Max { .. } | Self::Capacity { .. }
+        )
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pinned { replicas } => write!(f, "pinned to {replicas}"),
+            Self::Backlog {
+                backlog,
+                service_ms,
+                target_ms,
+                slots,
+            } => write!(
+                f,
+                "{backlog} waiting x {} each, to be done in {}: {slots:.1} slots",
+                Ms(*service_ms),
+                Ms(*target_ms as f64)
+            ),
+            Self::Overdue {
+                oldest_ms,
+                target_ms,
+                factor,
+            } => write!(
+                f,
+                "the oldest has waited {}, over the target of {}: x {factor:.1}",
+                Ms(*oldest_ms as f64),
+                Ms(*target_ms as f64)
+            ),
+            Self::AtWork { in_flight, held, slots } => {
+                write!(f, "{in_flight} in flight and {held} callers held: {slots:.0} slots now")
+            }
+            Self::Arrivals {
+                per_second,
+                service_ms,
+                slots,
+            } => {
+                write!(
+                    f,
+                    "{per_second:.1} arrive each second x {} each: {slots:.1} slots",
+                    Ms(*service_ms)
+                )
+            }
+            Self::NothingCompleted { in_flight, for_ms } => {
+                write!(
+                    f,
+                    "nothing completed for {} with {in_flight} in flight: it takes at least that",
+                    Ms(*for_ms as f64)
+                )
+            }
+            Self::ServiceTimeGuessed { service_ms } => {
+                write!(
+                    f,
+                    "too few completions to know the service time: {} for now",
+                    Ms(*service_ms)
+                )
+            }
+            Self::AnyWork => f.write_str("any work needs one pod"),
+            Self::OneEach { items } => write!(f, "no more pods than the {items} pieces of work"),
+            Self::Growth { pods, most } => write!(f, "{pods} asked for, at most {most} in one step"),
+            Self::Capacity { pods, capacity } => write!(f, "{pods} asked for, the machine carries {capacity}"),
+            Self::Patience {
+                wanted,
+                pods,
+                window_ms,
+            } => {
+                write!(
+                    f,
+                    "{wanted} would do now, {pods} were needed within the last {}",
+                    Ms(*window_ms as f64)
+                )
+            }
+            Self::KeptWarm {
+                idle_ms,
+                keep_ms,
+                usual_pause_ms,
+            } => {
+                write!(
+                    f,
+                    "no work for {}, kept warm for {}",
+                    Ms(*idle_ms as f64),
+                    Ms(*keep_ms as f64)
+                )?;
+                match usual_pause_ms {
+                    Some(pause) => write!(f, " (9 of 10 pauses are within {})", Ms(*pause as f64)),
+                    None => Ok(()),
+                }
+            }
+            Self::Idle { idle_ms, keep_ms } => {
+                write!(
+                    f,
+                    "no work for {}, kept warm for {}",
+                    Ms(*idle_ms as f64),
+                    Ms(*keep_ms as f64)
+                )
+            }
+            Self::Min { min } => write!(f, "never fewer than {min}"),
+            Self::Max { wanted, max } => write!(f, "{wanted} asked for, never more than {max}"),
+            Self::BacklogUnknown { kept } => write!(f, "the backlog is not known: {kept} kept"),
+        }
+    }
+}
+
+/// Milliseconds for people.
+struct Ms(f64);
+
+impl fmt::Display for Ms {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            ms if ms < 10.0 => write!(f, "{ms:.1} ms"),
+            ms if ms < 1_000.0 => write!(f, "{ms:.0} ms"),
+            ms if ms < 60_000.0 => write!(f, "{:.1} s", ms / 1_000.0),
+            ms => write!(f, "{:.1} min", ms / 60_000.0),
+        }
+    }
+}

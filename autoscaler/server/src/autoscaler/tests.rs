@@ -1,0 +1,337 @@
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+use imageflow_types::RevisionName;
+use imageflow_types::function::{Concurrency, Resources, Scale};
+
+use super::*;
+use crate::inputs::*;
+
+type Pods = BTreeMap<RevisionName, u32>;
+
+/// Work as the test says; keeps completions until they are collected, as the real one does.
+#[derive(Default)]
+struct FakeStats(Mutex<Vec<FunctionLoad>>);
+
+impl StatsSource for FakeStats {
+    fn collect(&self) -> Vec<FunctionLoad> {
+        let mut loads = self.0.lock().unwrap();
+        let now = loads.clone();
+        loads
+            .iter_mut()
+            .for_each(|l| (l.completed_since, l.service_ms_sum) = (0, 0));
+        now
+    }
+}
+
+/// Pods that are ready the moment they are asked for.
+struct FakeReplicas {
+    pods: watch::Sender<Pods>,
+    failing: Mutex<u32>,
+}
+
+#[async_trait]
+impl Replicas for FakeReplicas {
+    async fn scale(&self, _: &FunctionName, revision: &RevisionName, replicas: u32) -> Result<(), ScaleError> {
+        let mut failing = self.failing.lock().unwrap();
+        if *failing > 0 {
+            *failing -= 1;
+            return Err(ScaleError {
+                revision: revision.clone(),
+                replicas,
+                source: "no room".into(),
+            });
+        }
+        drop(failing);
+        self.pods.send_modify(|pods| {
+            pods.insert(revision.clone(), replicas);
+            pods.retain(|_, n| *n > 0);
+        });
+        Ok(())
+    }
+    fn pods(&self) -> Vec<RevisionPods> {
+        let pods = self.pods.borrow();
+        pods.iter()
+            .map(|(revision, ready)| RevisionPods {
+                function: name(revision.as_str().rsplit_once('-').unwrap().0),
+                revision: revision.clone(),
+                ready: *ready,
+                starting: 0,
+            })
+            .collect()
+    }
+}
+
+#[derive(Default)]
+struct FakeSink(Mutex<Vec<StoredDecision>>);
+
+#[async_trait]
+impl DecisionSink for FakeSink {
+    async fn store(&self, decision: StoredDecision) -> Result<(), StoreError> {
+        self.0.lock().unwrap().push(decision);
+        Ok(())
+    }
+}
+
+fn name(text: &str) -> FunctionName {
+    FunctionName::new(text).unwrap()
+}
+
+fn revision(function: &str, number: u32) -> RevisionName {
+    RevisionName::of(&name(function), number)
+}
+
+fn scaling(function: &str, percents: &[u32]) -> Arc<FunctionScaling> {
+    let revisions = percents.iter().zip(1..).map(|(percent, n)| RevisionShare {
+        revision: revision(function, n),
+        percent: *percent,
+    });
+    Arc::new(FunctionScaling {
+        scale: Scale::default(),
+        concurrency: Concurrency::default(),
+        resources: Resources::default(),
+        revisions: revisions.collect(),
+    })
+}
+
+fn load(function: &str, backlog: Option<u64>) -> FunctionLoad {
+    FunctionLoad {
+        function: name(function),
+        revision: None,
+        held: 0,
+        in_flight: 0,
+        completed_since: 0,
+        service_ms_sum: 0,
+        backlog,
+        oldest_ms: None,
+    }
+}
+
+struct World {
+    autoscaler: Autoscaler,
+    functions: watch::Sender<Arc<Functions>>,
+    stats: Arc<FakeStats>,
+    replicas: Arc<FakeReplicas>,
+    sink: Arc<FakeSink>,
+    pokes: broadcast::Sender<FunctionName>,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+    pods: watch::Receiver<Pods>,
+}
+
+impl World {
+    fn of(functions: Vec<(&str, Arc<FunctionScaling>)>) -> Self {
+        Self::knowing(functions, HashMap::new())
+    }
+
+    fn knowing(functions: Vec<(&str, Arc<FunctionScaling>)>, learned: HashMap<FunctionName, Memory>) -> Self {
+        let all: Functions = functions.into_iter().map(|(function, f)| (name(function), f)).collect();
+        let (functions, functions_seen) = watch::channel(Arc::new(all));
+        let (pods, pods_seen) = watch::channel(Pods::new());
+        let (stats, sink) = (Arc::new(FakeStats::default()), Arc::new(FakeSink::default()));
+        let replicas = Arc::new(FakeReplicas {
+            pods,
+            failing: Mutex::new(0),
+        });
+        let (pokes, poked) = broadcast::channel(8);
+        let stop = CancellationToken::new();
+        let parts = Parts {
+            functions: functions_seen,
+            stats: Arc::<FakeStats>::clone(&stats),
+            replicas: Arc::<FakeReplicas>::clone(&replicas),
+            sink: Arc::<FakeSink>::clone(&sink),
+            learned,
+            pokes: poked,
+        };
+        let (autoscaler, task) = Autoscaler::spawn(parts, Settings::default(), stop.clone());
+        Self {
+            autoscaler,
+            functions,
+            stats,
+            replicas,
+            sink,
+            pokes,
+            stop,
+            task,
+            pods: pods_seen,
+        }
+    }
+
+    fn work(&self, loads: Vec<FunctionLoad>) {
+        *self.stats.0.lock().unwrap() = loads;
+    }
+
+    /// Waits until a revision has so many pods; gives back how long it took.
+    async fn until(&mut self, revision: &RevisionName, pods: u32) -> Duration {
+        let from = Instant::now();
+        let reached = self.pods.wait_for(|p| p.get(revision).copied().unwrap_or(0) == pods);
+        let result = tokio::time::timeout(Duration::from_secs(3_600), reached)
+            .await
+            .map(|r| r.is_ok());
+        assert_eq!(
+            result,
+            Ok(true),
+            "{revision} never has {pods}: {:?}",
+            *self.pods.borrow()
+        );
+        from.elapsed()
+    }
+
+    async fn end(self) -> Vec<StoredDecision> {
+        self.stop.cancel();
+        self.task.await.unwrap();
+        let stored = self.sink.0.lock().unwrap();
+        stored.clone()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_poke_gives_a_pod_at_once_even_before_the_waiting_is_counted() {
+    let mut world = World::of(vec![("blur", scaling("blur", &[100]))]);
+    // The first look comes at once; after it, no time passes until the poke.
+    tokio::time::advance(Duration::from_millis(1)).await;
+    tokio::task::yield_now().await;
+    world.pokes.send(name("blur")).unwrap();
+    assert!(world.until(&revision("blur", 1), 1).await < Duration::from_millis(2));
+    assert_eq!(world.autoscaler.desired(&name("blur")), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn pods_come_with_the_backlog_and_go_after_it_and_every_change_says_why() {
+    let mut world = World::of(vec![("blur", scaling("blur", &[100]))]);
+    let mut busy = load("blur", Some(1_000));
+    (busy.completed_since, busy.service_ms_sum) = (100, 10_000);
+    world.work(vec![busy]);
+    world.until(&revision("blur", 1), 5).await;
+    world.work(Vec::new());
+    let took = world.until(&revision("blur", 1), 0).await;
+    assert!(
+        (Duration::from_secs(10)..Duration::from_secs(13)).contains(&took),
+        "{took:?}"
+    );
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(world.autoscaler.active(), 0);
+
+    let decisions = world.autoscaler.decisions(&name("blur"));
+    let steps: Vec<(u32, u32)> = decisions.iter().rev().map(|d| (d.from, d.to)).collect();
+    assert_eq!(steps, [(0, 5), (5, 5), (5, 0)], "up, kept warm, gone");
+    assert!(
+        decisions[2].reasons[0].contains("1000 waiting x 100 ms"),
+        "{:?}",
+        decisions[2].reasons
+    );
+    assert_eq!(decisions[2].inputs["backlog"], 1_000);
+    assert_eq!(decisions[2].inputs["serviceMs"], 100.0);
+    let stored = world.end().await;
+    assert_eq!(stored.len(), 3, "what was decided is stored before the task ends");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unknown_backlog_keeps_the_pods() {
+    let mut world = World::of(vec![("blur", scaling("blur", &[100]))]);
+    let mut busy = load("blur", Some(1_000));
+    (busy.completed_since, busy.service_ms_sum) = (100, 10_000);
+    world.work(vec![busy]);
+    world.until(&revision("blur", 1), 5).await;
+    world.work(vec![load("blur", None)]);
+    tokio::time::sleep(Duration::from_secs(3_600)).await;
+    assert_eq!(world.pods.borrow()[&revision("blur", 1)], 5);
+    let newest = &world.autoscaler.decisions(&name("blur"))[0];
+    assert_eq!(newest.reasons, ["the backlog is not known: 5 kept"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn completions_collected_for_another_function_are_not_lost() {
+    let mut world = World::of(vec![
+        ("blur", scaling("blur", &[100])),
+        ("crop", scaling("crop", &[100])),
+    ]);
+    world.work(vec![load("blur", Some(1))]);
+    world.until(&revision("blur", 1), 1).await;
+    let mut done = load("blur", Some(0));
+    (done.in_flight, done.completed_since, done.service_ms_sum) = (1, 10, 70_000);
+    world.work(vec![done]);
+    // This look takes the completions of blur out of the source.
+    world.pokes.send(name("crop")).unwrap();
+    world.until(&revision("crop", 1), 1).await;
+    world.work(vec![load("blur", Some(20))]);
+    world.until(&revision("blur", 1), 7).await;
+    let decision = &world.autoscaler.decisions(&name("blur"))[0];
+    assert_eq!(decision.inputs["serviceMs"], 7_000.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_revision_gets_its_part_and_one_without_work_or_traffic_loses_its_pods() {
+    let mut world = World::of(vec![("blur", scaling("blur", &[80, 20]))]);
+    let mut busy = load("blur", Some(1_000));
+    (busy.completed_since, busy.service_ms_sum) = (100, 10_000);
+    world.work(vec![busy]);
+    world.until(&revision("blur", 1), 4).await;
+    world.until(&revision("blur", 2), 1).await;
+    // All traffic goes to a third revision; the first still has a run, the second has none.
+    let mut next = (*scaling("blur", &[0, 0, 100])).clone();
+    next.revisions.drain(..2);
+    world
+        .functions
+        .send_modify(|all| *all = Arc::new(HashMap::from([(name("blur"), Arc::new(next.clone()))])));
+    let mut old = load("blur", Some(1_000));
+    (old.revision, old.in_flight) = (Some(revision("blur", 1)), 1);
+    world.work(vec![old]);
+    world.until(&revision("blur", 3), 4).await;
+    world.until(&revision("blur", 1), 1).await;
+    world.until(&revision("blur", 2), 0).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_that_refuses_is_asked_again() {
+    let mut world = World::of(vec![("blur", scaling("blur", &[100]))]);
+    *world.replicas.failing.lock().unwrap() = 3;
+    world.work(vec![load("blur", Some(1))]);
+    let took = world.until(&revision("blur", 1), 1).await;
+    assert!(
+        (Duration::from_secs(2)..Duration::from_secs(5)).contains(&took),
+        "{took:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn thousands_at_zero_are_not_looked_at_and_a_minimum_needs_no_work() {
+    let names: Vec<String> = (0..5_000).map(|i| format!("f{i}")).collect();
+    let mut all: Vec<(&str, Arc<FunctionScaling>)> = names.iter().map(|n| (n.as_str(), scaling(n, &[100]))).collect();
+    let mut pinned = (*scaling("f7", &[100])).clone();
+    pinned.scale.min = 2;
+    all[7].1 = Arc::new(pinned);
+    let mut world = World::of(all);
+    world.until(&revision("f7", 1), 2).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(world.autoscaler.active(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_function_that_is_deleted_loses_its_pods() {
+    let mut world = World::of(vec![("blur", scaling("blur", &[100]))]);
+    world.work(vec![load("blur", Some(1))]);
+    world.until(&revision("blur", 1), 1).await;
+    world.functions.send_modify(|all| *all = Arc::default());
+    world.until(&revision("blur", 1), 0).await;
+    assert!(world.autoscaler.decisions(&name("blur")).is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_learned_is_stored_and_known_after_a_restart() {
+    let mut world = World::of(vec![("blur", scaling("blur", &[100]))]);
+    let mut busy = load("blur", Some(10));
+    (busy.completed_since, busy.service_ms_sum) = (100, 200_000);
+    world.work(vec![busy]);
+    world.until(&revision("blur", 1), 1).await;
+    let stored = world.end().await;
+    let json = serde_json::to_string(&stored[0]).unwrap();
+    let back: StoredDecision = serde_json::from_str(&json).unwrap();
+
+    let learned = HashMap::from([(name("blur"), back.memory)]);
+    let mut world = World::knowing(vec![("blur", scaling("blur", &[100]))], learned);
+    // 2 s each: 30 in 10 s are 6 slots, 3 pods, in the very first decision.
+    world.work(vec![load("blur", Some(30))]);
+    assert_eq!(world.until(&revision("blur", 1), 3).await, Duration::ZERO);
+    assert_eq!(world.autoscaler.decisions(&name("blur")).len(), 1);
+}

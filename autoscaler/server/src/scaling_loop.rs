@@ -1,0 +1,385 @@
+//! One task that owns all of the autoscaler's state.
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures::future::join_all;
+use imageflow_decider::{Decision, Memory, Observation, Reason, decide};
+use imageflow_types::scaling::DecisionRecord;
+use imageflow_types::{FunctionName, RevisionName};
+use serde_json::{Map, Value, json};
+use tokio::sync::{broadcast, watch};
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+use crate::autoscaler::{Parts, Settings, Shared};
+use crate::inputs::{FunctionLoad, FunctionScaling, Functions, Replicas, RevisionPods, StatsSource, StoredDecision};
+use crate::split::split;
+use crate::store::Store;
+
+/// The work of one function, all its revisions together.
+#[derive(Debug, Clone, Default)]
+struct Load {
+    held: u32,
+    in_flight: u32,
+    completed: u64,
+    service_ms_sum: u64,
+    backlog: Option<u64>,
+    oldest_ms: Option<u64>,
+    by_revision: BTreeMap<RevisionName, u64>,
+}
+
+/// What is kept of one function from look to look.
+#[derive(Debug, Default)]
+struct Known {
+    memory: Memory,
+    /// Completions that were collected while another function was decided on.
+    completed: u64,
+    service_ms_sum: u64,
+    /// Why nothing changed, the last time it was noted.
+    staying: Option<std::mem::Discriminant<Reason>>,
+    scale_failed: bool,
+}
+
+/// One call to the pod host.
+struct Act {
+    function: FunctionName,
+    revision: RevisionName,
+    replicas: u32,
+}
+
+/// What there is at one moment.
+struct Look {
+    loads: HashMap<FunctionName, Load>,
+    pods: HashMap<FunctionName, Vec<RevisionPods>>,
+}
+
+pub struct ScalingLoop<C> {
+    functions: watch::Receiver<Arc<Functions>>,
+    stats: Arc<dyn StatsSource>,
+    replicas: Arc<dyn Replicas>,
+    pokes: broadcast::Receiver<FunctionName>,
+    settings: Settings,
+    shared: Arc<Mutex<Shared>>,
+    store: Store,
+    clock: C,
+    known: HashMap<FunctionName, Known>,
+    /// Functions with work or pods; no other is looked at.
+    active: HashSet<FunctionName>,
+}
+
+impl<C: Fn() -> i64 + Send> ScalingLoop<C> {
+    pub fn new(parts: Parts, settings: Settings, shared: Arc<Mutex<Shared>>, store: Store, clock: C) -> Self {
+        let Parts {
+            functions,
+            stats,
+            replicas,
+            learned,
+            pokes,
+            ..
+        } = parts;
+        let known = learned
+            .into_iter()
+            .map(|(function, memory)| {
+                (
+                    function,
+                    Known {
+                        memory: memory.learned(),
+                        ..Known::default()
+                    },
+                )
+            })
+            .collect();
+        Self {
+            functions,
+            stats,
+            replicas,
+            pokes,
+            settings,
+            shared,
+            store,
+            clock,
+            known,
+            active: HashSet::new(),
+        }
+    }
+
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut tick = tokio::time::interval(self.settings.tick);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut poked, mut sources) = (true, true);
+        self.functions_changed();
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                poke = self.pokes.recv(), if poked => match poke {
+                    Ok(function) => self.on_poke(function).await,
+                    // Some pokes are lost: look at everything.
+                    Err(broadcast::error::RecvError::Lagged(_)) => self.on_tick().await,
+                    Err(broadcast::error::RecvError::Closed) => poked = false,
+                },
+                changed = self.functions.changed(), if sources => match changed {
+                    Ok(()) => {
+                        self.functions_changed();
+                        self.on_tick().await;
+                    }
+                    Err(_) => sources = false,
+                },
+                _ = tick.tick() => self.on_tick().await,
+            }
+        }
+    }
+
+    /// Functions that have pods without any work must be looked at; of all others nothing is kept up.
+    fn functions_changed(&mut self) {
+        let functions = Arc::clone(&self.functions.borrow_and_update());
+        self.active.extend(
+            functions
+                .iter()
+                .filter(|(_, f)| f.always_on())
+                .map(|(name, _)| name.clone()),
+        );
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        self.known.retain(|name, _| {
+            let there = functions.contains_key(name);
+            if !there {
+                shared.history.forget(name);
+                shared.desired.remove(name);
+            }
+            there
+        });
+    }
+
+    async fn on_tick(&mut self) {
+        let look = self.look();
+        self.active.extend(look.loads.keys().cloned());
+        self.active.extend(look.pods.keys().cloned());
+        let names: Vec<FunctionName> = self.active.iter().cloned().collect();
+        let acts = names
+            .iter()
+            .flat_map(|name| self.decide_one(name, &look, false))
+            .collect();
+        self.act(acts).await;
+    }
+
+    async fn on_poke(&mut self, first: FunctionName) {
+        let mut names = HashSet::from([first]);
+        while let Ok(more) = self.pokes.try_recv() {
+            names.insert(more);
+        }
+        let look = self.look();
+        self.active.extend(names.iter().cloned());
+        let acts = names
+            .iter()
+            .flat_map(|name| self.decide_one(name, &look, true))
+            .collect();
+        self.act(acts).await;
+    }
+
+    fn look(&mut self) -> Look {
+        let mut loads: HashMap<FunctionName, Load> = HashMap::new();
+        for one in self.stats.collect() {
+            let load = loads.entry(one.function.clone()).or_default();
+            load.add(one);
+        }
+        for (function, load) in &loads {
+            // Kept for the next decision on it, which may not be now: a poke decides on one function only.
+            let known = self.known.entry(function.clone()).or_default();
+            known.completed = known.completed.saturating_add(load.completed);
+            known.service_ms_sum = known.service_ms_sum.saturating_add(load.service_ms_sum);
+        }
+        let mut pods: HashMap<FunctionName, Vec<RevisionPods>> = HashMap::new();
+        for one in self.replicas.pods() {
+            pods.entry(one.function.clone()).or_default().push(one);
+        }
+        Look { loads, pods }
+    }
+
+    fn decide_one(&mut self, name: &FunctionName, look: &Look, poked: bool) -> Vec<Act> {
+        let pods = look.pods.get(name).map(Vec::as_slice).unwrap_or_default();
+        let Some(function) = self.functions.borrow().get(name).cloned() else {
+            self.active.remove(name);
+            self.known.remove(name);
+            return pods.iter().map(|p| act(name, &p.revision, 0)).collect();
+        };
+        let idle = Load {
+            backlog: Some(0),
+            ..Load::default()
+        };
+        let load = look.loads.get(name).unwrap_or(&idle);
+        let known = self.known.entry(name.clone()).or_default();
+        let mut seen = Observation {
+            now_ms: (self.clock)(),
+            ready: pods.iter().map(|p| p.ready).sum(),
+            starting: pods.iter().map(|p| p.starting).sum(),
+            held: load.held,
+            in_flight: load.in_flight,
+            backlog: load.backlog,
+            oldest_ms: load.oldest_ms,
+            completed: std::mem::take(&mut known.completed),
+            service_ms_sum: std::mem::take(&mut known.service_ms_sum),
+            capacity_pods: capacity(&function, self.settings),
+        };
+        let there = seen.ready.saturating_add(seen.starting);
+        if poked && there == 0 && !seen.has_work() {
+            // The poke says that somebody waits, and may be faster than the count of who waits.
+            seen.held = 1;
+        }
+        let window_ms = u64::try_from(self.settings.window.as_millis()).unwrap_or(u64::MAX);
+        let before = known.memory.desired.unwrap_or(there);
+        let (memory, decision) = decide(&function.policy(window_ms), &known.memory, &seen);
+        known.memory = memory;
+        publish(name, &seen, &decision);
+        if worth_a_note(known, before, &decision) {
+            let record = record(name, before, &seen, &decision);
+            self.store.put(StoredDecision {
+                record: record.clone(),
+                memory: known.memory.clone().learned(),
+            });
+            tracing::debug!(function = %name, from = before, to = decision.desired, reasons = ?record.reasons, "scaling");
+            self.shared
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .history
+                .push(record);
+        }
+        if decision.desired == 0 && there == 0 && !seen.has_work() && seen.backlog.is_some() {
+            self.active.remove(name);
+        }
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.desired.insert(name.clone(), decision.desired);
+        shared.active = self.active.len();
+        drop(shared);
+        acts(name, &function, load, pods, decision.desired)
+    }
+
+    async fn act(&mut self, acts: Vec<Act>) {
+        let limit = self.settings.scale_timeout;
+        let replicas = &self.replicas;
+        let done = join_all(acts.iter().map(|a| async move {
+            match tokio::time::timeout(limit, replicas.scale(&a.function, &a.revision, a.replicas)).await {
+                Ok(result) => result.map_err(|e| with_causes(&e)),
+                Err(_) => Err(format!("no answer within {limit:?}")),
+            }
+        }))
+        .await;
+        for (a, result) in acts.iter().zip(done) {
+            let Some(known) = self.known.get_mut(&a.function) else {
+                continue;
+            };
+            if let Err(error) = &result {
+                metrics::counter!("imageflow_scaling_errors_total", "function" => a.function.to_string()).increment(1);
+                // Told once; it is tried again at each look.
+                if !known.scale_failed {
+                    tracing::warn!(revision = %a.revision, replicas = a.replicas, error, "pods could not be scaled");
+                }
+            }
+            known.scale_failed = result.is_err();
+        }
+    }
+}
+
+impl Load {
+    fn add(&mut self, one: FunctionLoad) {
+        self.held = self.held.saturating_add(one.held);
+        self.in_flight = self.in_flight.saturating_add(one.in_flight);
+        self.completed = self.completed.saturating_add(one.completed_since);
+        self.service_ms_sum = self.service_ms_sum.saturating_add(one.service_ms_sum);
+        // `None` of one part does not hide what another knows.
+        self.backlog = self.backlog.max(one.backlog);
+        self.oldest_ms = self.oldest_ms.max(one.oldest_ms);
+        if let Some(revision) = one.revision {
+            *self.by_revision.entry(revision).or_default() += u64::from(one.held) + u64::from(one.in_flight);
+        }
+    }
+}
+
+/// The calls that make the pods what was decided. Compared with what is there, not with what was asked for before: so a
+/// host that forgot, or refused, is asked again.
+fn acts(name: &FunctionName, function: &FunctionScaling, load: &Load, pods: &[RevisionPods], desired: u32) -> Vec<Act> {
+    let mut wanted = split(
+        desired,
+        &function.revisions,
+        &load.by_revision,
+        load.backlog.unwrap_or(0),
+    );
+    for one in pods {
+        wanted.entry(one.revision.clone()).or_insert(0);
+    }
+    let there = |revision: &RevisionName| {
+        pods.iter()
+            .find(|p| &p.revision == revision)
+            .map_or(0, |p| p.ready.saturating_add(p.starting))
+    };
+    wanted
+        .iter()
+        .filter(|(r, n)| there(r) != **n)
+        .map(|(revision, n)| act(name, revision, *n))
+        .collect()
+}
+
+fn act(function: &FunctionName, revision: &RevisionName, replicas: u32) -> Act {
+    Act {
+        function: function.clone(),
+        revision: revision.clone(),
+        replicas,
+    }
+}
+
+fn capacity(function: &FunctionScaling, settings: Settings) -> Option<u32> {
+    let machine = settings.machine_cpu_millis?;
+    Some((machine / function.resources.cpu.millis.max(1)).max(1))
+}
+
+/// A change is always worth a note; staying is when its reason is new.
+fn worth_a_note(known: &mut Known, before: u32, decision: &Decision) -> bool {
+    let staying = decision
+        .reasons
+        .iter()
+        .rev()
+        .find(|r| r.explains_staying())
+        .map(std::mem::discriminant);
+    let new = staying.is_some() && staying != known.staying;
+    known.staying = staying;
+    before != decision.desired || new
+}
+
+fn record(name: &FunctionName, from: u32, seen: &Observation, decision: &Decision) -> DecisionRecord {
+    let mut inputs = Map::new();
+    for part in [json!(seen), json!(decision.figures)] {
+        if let Value::Object(fields) = part {
+            inputs.extend(fields);
+        }
+    }
+    inputs.insert("valid".into(), json!(decision.valid));
+    DecisionRecord {
+        function: name.clone(),
+        at_ms: seen.now_ms,
+        from,
+        to: decision.desired,
+        reasons: decision.reasons.iter().map(ToString::to_string).collect(),
+        inputs,
+    }
+}
+
+fn publish(name: &FunctionName, seen: &Observation, decision: &Decision) {
+    let gauge = |metric: &'static str, value: f64| metrics::gauge!(metric, "function" => name.to_string()).set(value);
+    gauge("imageflow_scaling_desired", f64::from(decision.desired));
+    gauge("imageflow_scaling_ready", f64::from(seen.ready));
+    gauge("imageflow_scaling_held", f64::from(seen.held));
+    gauge("imageflow_scaling_in_flight", f64::from(seen.in_flight));
+    if let Some(backlog) = seen.backlog {
+        gauge("imageflow_scaling_backlog", backlog as f64);
+    }
+}
+
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(one) = cause {
+        text.push_str(": ");
+        text.push_str(&one.to_string());
+        cause = one.source();
+    }
+    text
+}

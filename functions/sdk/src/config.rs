@@ -1,0 +1,156 @@
+//! The pod's environment.
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+
+use crate::Env;
+use crate::error::ConfigError;
+
+/// Most bytes of a request body, and of an object fetched, unless set: a 50-megapixel photograph has less.
+const DEFAULT_MAX_BYTES: u64 = 64 * 1024 * 1024;
+
+/// What a pod is told by its environment.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Address to listen on: `IMAGEFLOW_BIND` (0.0.0.0) and `PORT` (8080; 0 picks a free one).
+    pub addr: SocketAddr,
+    /// Name of the function: `IMAGEFLOW_FUNCTION` (`function`).
+    pub function: String,
+    /// Name of its revision: `IMAGEFLOW_REVISION` (empty).
+    pub revision: String,
+    /// Id of this pod: `IMAGEFLOW_POD` (empty).
+    pub pod: String,
+    /// Parameters that every call has unless it sets them: `IMAGEFLOW_PARAMS`, a JSON object.
+    pub params: Map<String, Value>,
+    /// Most calls at once: `IMAGEFLOW_CONCURRENCY_LIMIT` (4).
+    pub concurrency_limit: u32,
+    /// Time limit of a call, with fetching and storing: `IMAGEFLOW_TIMEOUT_MS` (30000).
+    pub timeout: Duration,
+    /// Most bytes of a body or an object: `IMAGEFLOW_MAX_BODY_BYTES` (64 MiB).
+    pub max_bytes: u64,
+    /// Where spans go: `OTEL_EXPORTER_OTLP_ENDPOINT` (nowhere).
+    pub otlp_endpoint: Option<String>,
+    /// What is logged: `IMAGEFLOW_LOG`, such as `info` or `warn,imageflow_sdk=debug` (`info`).
+    pub log: String,
+}
+
+impl Config {
+    /// Reads and checks the environment.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming the variable.
+    pub fn from_env(env: Env<'_>) -> Result<Self, ConfigError> {
+        let ip = parse(
+            env,
+            "IMAGEFLOW_BIND",
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            "is not an IP address",
+        )?;
+        let port = parse(env, "PORT", 8080_u16, "is not a port: write a number from 0 to 65535")?;
+        let limit = parse(env, "IMAGEFLOW_CONCURRENCY_LIMIT", 4_u32, "is not a number")?;
+        if !(1..=1024).contains(&limit) {
+            return Err(fault(
+                "IMAGEFLOW_CONCURRENCY_LIMIT",
+                limit.to_string(),
+                "is out of range: write 1 to 1024",
+            ));
+        }
+        let timeout = parse(
+            env,
+            "IMAGEFLOW_TIMEOUT_MS",
+            30_000_u64,
+            "is not a number of milliseconds",
+        )?;
+        if timeout == 0 {
+            return Err(fault(
+                "IMAGEFLOW_TIMEOUT_MS",
+                "0".into(),
+                "leaves no time: write at least 1",
+            ));
+        }
+        let params = match set(env, "IMAGEFLOW_PARAMS") {
+            None => Map::new(),
+            Some(text) => match serde_json::from_str(&text) {
+                Ok(params) => params,
+                Err(error) => {
+                    return Err(fault(
+                        "IMAGEFLOW_PARAMS",
+                        text,
+                        format!("is not a JSON object: {error}"),
+                    ));
+                }
+            },
+        };
+        Ok(Self {
+            addr: SocketAddr::new(ip, port),
+            function: set(env, "IMAGEFLOW_FUNCTION").unwrap_or_else(|| "function".to_owned()),
+            revision: set(env, "IMAGEFLOW_REVISION").unwrap_or_default(),
+            pod: set(env, "IMAGEFLOW_POD").unwrap_or_default(),
+            params,
+            concurrency_limit: limit,
+            timeout: Duration::from_millis(timeout),
+            max_bytes: parse(
+                env,
+                "IMAGEFLOW_MAX_BODY_BYTES",
+                DEFAULT_MAX_BYTES,
+                "is not a number of bytes",
+            )?,
+            otlp_endpoint: set(env, "OTEL_EXPORTER_OTLP_ENDPOINT"),
+            log: set(env, "IMAGEFLOW_LOG").unwrap_or_else(|| "info".to_owned()),
+        })
+    }
+}
+
+fn set(env: Env<'_>, variable: &str) -> Option<String> {
+    env(variable).filter(|value| !value.is_empty())
+}
+
+fn parse<T: FromStr>(env: Env<'_>, variable: &'static str, default: T, why: &str) -> Result<T, ConfigError> {
+    match set(env, variable) {
+        None => Ok(default),
+        Some(text) => text.trim().parse().map_err(|_| fault(variable, text, why)),
+    }
+}
+
+fn fault(variable: &'static str, value: String, why: impl Into<String>) -> ConfigError {
+    ConfigError {
+        variable,
+        value,
+        why: why.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_variable_is_named_with_its_value() {
+        for (name, value) in [
+            ("PORT", "eighty"),
+            ("PORT", "70000"),
+            ("IMAGEFLOW_BIND", "localhost"),
+            ("IMAGEFLOW_CONCURRENCY_LIMIT", "0"),
+            ("IMAGEFLOW_TIMEOUT_MS", "0"),
+            ("IMAGEFLOW_PARAMS", "[1]"),
+            ("IMAGEFLOW_MAX_BODY_BYTES", "-1"),
+        ] {
+            let error = Config::from_env(&|asked| (asked == name).then(|| value.to_owned()))
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains(name) && error.contains(value), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_empty_environment_gives_the_documented_defaults() {
+        let config = Config::from_env(&|_| None).unwrap();
+        assert_eq!(config.addr.to_string(), "0.0.0.0:8080");
+        assert_eq!(
+            (config.concurrency_limit, config.timeout.as_secs(), config.max_bytes),
+            (4, 30, 64 << 20)
+        );
+    }
+}

@@ -1,0 +1,223 @@
+//! A CloudEvent in, a CloudEvent out. A step of the platform has its input and output behind signed URLs; any other event
+//! is the input itself.
+use bytes::Bytes;
+use http::{HeaderMap, Response, StatusCode};
+use imageflow_events::invocation::{InputTarget, OutputTarget, StepData, StepReply, WrittenOutput, unpack};
+use imageflow_events::trace::TraceParent;
+use imageflow_events::{
+    AttributesReader, Data, Event, EventBuilder, EventBuilderV10, EventError, data_bytes, ext, json_data,
+};
+use imageflow_types::{ErrorCode, Problem};
+use tracing::Instrument;
+
+use crate::admission::Permit;
+use crate::app::{App, Done};
+use crate::function::{Call, Content, Reply};
+use crate::response::{self, Body};
+use crate::transfer::Stored;
+
+fn malformed(detail: impl Into<String>) -> Problem {
+    Problem::new(ErrorCode::MalformedEvent, detail)
+}
+
+/// The one event of a request.
+pub(crate) fn read(headers: &HeaderMap, body: &Bytes) -> Result<Event, Problem> {
+    let mut events = imageflow_events::http::read(headers, body).map_err(|error| {
+        let code = match error {
+            EventError::TooLarge { .. } => ErrorCode::TooLarge,
+            _ => ErrorCode::MalformedEvent,
+        };
+        Problem::new(code, error.to_string())
+    })?;
+    match (events.pop(), events.is_empty()) {
+        (Some(event), true) => Ok(event),
+        _ => Err(malformed(
+            "a function takes one event at a time: send the events of a batch one by one",
+        )),
+    }
+}
+
+/// The trace that an event belongs to.
+pub(crate) fn trace(event: &Event) -> Option<TraceParent> {
+    TraceParent::parse(&ext::text(event, ext::TRACEPARENT)?)
+}
+
+pub(crate) async fn handle(app: &App, event: Event, permit: &Permit) -> Result<Response<Body>, Problem> {
+    let span = tracing::Span::current();
+    span.record("event", event.id());
+    for (field, name) in [("run", ext::RUN), ("step", ext::STEP)] {
+        if let Some(text) = ext::text(&event, name) {
+            span.record(field, text);
+        }
+    }
+    if event.ty() == ext::TYPE_STEP_REQUESTED {
+        step(app, &event, permit).await
+    } else {
+        foreign(app, &event, permit).await
+    }
+}
+
+async fn step(app: &App, event: &Event, permit: &Permit) -> Result<Response<Body>, Problem> {
+    let data: StepData = match json_data(event) {
+        None if event.data().is_some() => return Err(malformed("the data of the event is not JSON")),
+        None => StepData::default(),
+        Some(value) => serde_path_to_error::deserialize(value)
+            .map_err(|error| malformed(format!("the data of the event is not a step's: {error}")))?,
+    };
+    let target: Option<OutputTarget> = extension(event, ext::OUTPUT)?;
+    let input = match ext::text(event, ext::DATAREF) {
+        Some(url) => {
+            let headers = extension::<InputTarget>(event, ext::INPUT)?.unwrap_or_default().headers;
+            Some(
+                app.transfer
+                    .get(&url, &headers)
+                    .instrument(tracing::info_span!("fetch"))
+                    .await?,
+            )
+        }
+        None if data.input.is_some() => {
+            return Err(malformed(
+                "the event names an input object but has no dataref to fetch it from",
+            ));
+        }
+        None => None,
+    };
+    let call = Call {
+        params: data.params,
+        steps: data.steps,
+        input,
+        event: data.event,
+        intermediate: target.as_ref().is_some_and(|t| t.intermediate),
+    };
+    let Done { reply, service } = app.execute(call, permit).await?;
+    let Reply { output, data, steps } = reply;
+    let mut answer = StepReply {
+        data,
+        steps,
+        service_ms: service.as_millis() as u64,
+        ..StepReply::default()
+    };
+    if let Some(output) = output {
+        let Some(target) = target else {
+            // Nowhere to put it: whoever asked stores it, as with a foreign function.
+            return Ok(response::full(StatusCode::OK, &output.content_type, output.bytes));
+        };
+        store(app, &target, &output, &mut answer)
+            .instrument(tracing::info_span!("store"))
+            .await?;
+        answer.output = answer.output.map(|o| WrittenOutput {
+            content_type: output.content_type,
+            ..o
+        });
+    }
+    let body = serde_json::to_value(&answer).map_err(|e| internal(&e))?;
+    respond(
+        app,
+        event,
+        ext::TYPE_STEP_COMPLETED,
+        "application/json",
+        Data::Json(body),
+    )
+}
+
+/// The step's data first: whoever sees the object can rely on the data being there.
+async fn store(app: &App, target: &OutputTarget, output: &Content, answer: &mut StepReply) -> Result<(), Problem> {
+    let json = serde_json::to_vec(&answer.data).map_err(|e| internal(&e))?;
+    let sidecar = Content {
+        bytes: json.into(),
+        content_type: "application/json".to_owned(),
+    };
+    app.transfer.put("sidecar", &target.sidecar, &sidecar).await?;
+    let (etag, reused) = match app.transfer.put("output", &target.object, output).await? {
+        Stored::Written { etag } => (etag, false),
+        Stored::AlreadyThere => (String::new(), true),
+    };
+    answer.reused = reused;
+    answer.output = Some(WrittenOutput {
+        etag,
+        size: output.bytes.len() as u64,
+        content_type: output.content_type.clone(),
+    });
+    Ok(())
+}
+
+/// An event that the platform did not make, for example from a Knative broker: its data is the input.
+async fn foreign(app: &App, event: &Event, permit: &Permit) -> Result<Response<Body>, Problem> {
+    if event.extension(ext::DATAREF).is_some() {
+        return Err(malformed(format!(
+            "a dataref is followed only in events of type {}",
+            ext::TYPE_STEP_REQUESTED
+        )));
+    }
+    let content_type = event.datacontenttype().unwrap_or("application/json").to_owned();
+    let input = match event.data() {
+        Some(Data::Binary(_)) if !content_type.contains("json") => Some(Content {
+            bytes: data_bytes(event).into(),
+            content_type,
+        }),
+        _ => None,
+    };
+    let value = match &input {
+        Some(_) => None,
+        None => Some(as_json(event)?),
+    };
+    let call = Call {
+        params: app.with_defaults(serde_json::Map::new()),
+        input,
+        event: value,
+        ..Call::default()
+    };
+    let done = app.execute(call, permit).await?;
+    match done.reply.output {
+        Some(output) => {
+            let data = Data::Binary(output.bytes.to_vec());
+            respond(app, event, ext::TYPE_STEP_COMPLETED, &output.content_type, data)
+        }
+        None => respond(
+            app,
+            event,
+            ext::TYPE_STEP_COMPLETED,
+            "application/json",
+            Data::Json(done.reply.data),
+        ),
+    }
+}
+
+/// The event in the JSON format. The SDK writes the JSON of a binary-mode body as base64; a function wants to read it.
+fn as_json(event: &Event) -> Result<serde_json::Value, Problem> {
+    let mut value = serde_json::to_value(event).map_err(|e| internal(&e))?;
+    if let (Some(fields), Some(data)) = (value.as_object_mut(), json_data(event)) {
+        fields.remove("data_base64");
+        fields.insert("data".to_owned(), data);
+    }
+    Ok(value)
+}
+
+fn respond(app: &App, to: &Event, ty: &str, content_type: &str, data: Data) -> Result<Response<Body>, Problem> {
+    let mut builder = EventBuilderV10::new()
+        .id(format!("{}/reply", to.id()))
+        .source(format!("/imageflow/functions/{}", app.config.function))
+        .ty(ty)
+        .data(content_type, data);
+    if let Some(subject) = to.subject() {
+        builder = builder.subject(subject);
+    }
+    for name in [ext::RUN, ext::STEP, ext::ATTEMPT, ext::TRACEPARENT] {
+        if let Some(value) = to.extension(name) {
+            builder = builder.extension(name, value.clone());
+        }
+    }
+    let event = builder.build().map_err(|e| internal(&e))?;
+    let (headers, body) = imageflow_events::http::write_binary(&event).map_err(|e| internal(&e))?;
+    Ok(response::with_headers(headers, body))
+}
+
+fn extension<T: serde::de::DeserializeOwned>(event: &Event, name: &str) -> Result<Option<T>, Problem> {
+    ext::text(event, name)
+        .map(|text| unpack(&text).map_err(|error| malformed(format!("extension \"{name}\": {error}"))))
+        .transpose()
+}
+
+fn internal(error: &dyn std::error::Error) -> Problem {
+    Problem::new(ErrorCode::Internal, format!("the reply could not be written: {error}"))
+}

@@ -1,0 +1,217 @@
+//! gRPC on the same port: `imageflow.v1.FunctionService`, and `grpc.health.v1` beside it.
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures::{Stream, StreamExt};
+use imageflow_events::invocation::InvokedStep;
+use imageflow_events::trace::TraceParent;
+use imageflow_proto::v1::function_service_server::{FunctionService, FunctionServiceServer};
+use imageflow_proto::v1::process_response::Outcome;
+use imageflow_proto::v1::{ProcessError, ProcessRequest, ProcessResponse, ProcessResult, StepTiming};
+use imageflow_types::{ErrorCode, Problem};
+use serde_json::{Map, Value};
+use tonic::metadata::{MetadataMap, MetadataValue};
+use tonic::service::Routes;
+use tonic::{Code, Request, Response, Status, Streaming};
+use tonic_health::server::HealthReporter;
+use tracing::Instrument;
+
+use crate::admission::{Permit, Refusal};
+use crate::app::App;
+use crate::function::{Call, Content};
+use crate::{REFUSED_HEADER, response, telemetry};
+
+/// What a message holds beside the image.
+const ENVELOPE: usize = 1024 * 1024;
+
+type Health = FunctionServiceServer<Service>;
+
+/// The services, and the switch of the health service.
+pub(crate) fn routes(app: &Arc<App>) -> (Routes, HealthReporter) {
+    let largest = usize::try_from(app.config.max_bytes)
+        .unwrap_or(usize::MAX)
+        .saturating_add(ENVELOPE);
+    let service = FunctionServiceServer::new(Service { app: Arc::clone(app) })
+        .max_decoding_message_size(largest)
+        .max_encoding_message_size(largest);
+    let (reporter, health) = tonic_health::server::health_reporter();
+    (Routes::new(service).add_service(health).prepare(), reporter)
+}
+
+/// Tells the health service's watchers.
+pub(crate) async fn report(reporter: &HealthReporter, serving: bool) {
+    let status = if serving {
+        tonic_health::ServingStatus::Serving
+    } else {
+        tonic_health::ServingStatus::NotServing
+    };
+    reporter.set_service_status("", status).await;
+    if serving {
+        reporter.set_serving::<Health>().await;
+    } else {
+        reporter.set_not_serving::<Health>().await;
+    }
+}
+
+pub(crate) struct Service {
+    app: Arc<App>,
+}
+
+type Answers = Pin<Box<dyn Stream<Item = Result<ProcessResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl FunctionService for Service {
+    async fn process(&self, request: Request<ProcessRequest>) -> Result<Response<ProcessResponse>, Status> {
+        let permit = self.app.admission.try_admit().map_err(|refusal| {
+            self.app.metrics.refused(refusal.reason());
+            refused(refusal)
+        })?;
+        let trace = trace_of(request.metadata());
+        let message = request.into_inner();
+        let correlation_id = message.correlation_id.clone();
+        let result = process(&self.app, message, &permit, trace)
+            .await
+            .map_err(|problem| status(&problem))?;
+        Ok(Response::new(ProcessResponse {
+            correlation_id,
+            outcome: Some(Outcome::Result(result)),
+        }))
+    }
+
+    type ProcessStreamStream = Answers;
+
+    async fn process_stream(
+        &self,
+        request: Request<Streaming<ProcessRequest>>,
+    ) -> Result<Response<Self::ProcessStreamStream>, Status> {
+        let trace = trace_of(request.metadata());
+        let app = Arc::clone(&self.app);
+        let draining = Arc::clone(&self.app);
+        let answers = request
+            .into_inner()
+            // What is read is answered; a drain stops the reading.
+            .take_until(async move { draining.admission.drained().await })
+            .map(move |message| {
+                let app = Arc::clone(&app);
+                async move { Ok(answer(&app, message?, trace).await) }
+            })
+            .buffer_unordered(self.app.config.concurrency_limit as usize);
+        Ok(Response::new(Box::pin(answers)))
+    }
+}
+
+/// One answer of a stream. It waits for its turn: the stream's flow control holds its caller back.
+async fn answer(app: &App, message: ProcessRequest, trace: Option<TraceParent>) -> ProcessResponse {
+    let correlation_id = message.correlation_id.clone();
+    let outcome = match app.admission.admit().await {
+        Ok(permit) => process(app, message, &permit, trace).await,
+        Err(refusal) => Err(response::refusal_problem(refusal)),
+    };
+    let outcome = match outcome {
+        Ok(result) => Outcome::Result(result),
+        Err(problem) => Outcome::Error(ProcessError {
+            code: problem.code.slug().to_owned(),
+            message: problem.to_string(),
+            retryable: problem.code.retryable(),
+        }),
+    };
+    ProcessResponse {
+        correlation_id,
+        outcome: Some(outcome),
+    }
+}
+
+async fn process(
+    app: &App,
+    message: ProcessRequest,
+    permit: &Permit,
+    trace: Option<TraceParent>,
+) -> Result<ProcessResult, Problem> {
+    let started = Instant::now();
+    let span = telemetry::request_span(&app.config);
+    telemetry::continue_trace(&span, trace);
+    let outcome = match tokio::time::timeout(app.config.timeout, run(app, message, permit).instrument(span)).await {
+        Ok(outcome) => outcome,
+        Err(_) => Err(Problem::new(
+            ErrorCode::Timeout,
+            "the call took longer than its time limit",
+        )),
+    };
+    let name = outcome.as_ref().map_or_else(|problem| problem.code.slug(), |_| "ok");
+    app.metrics.ended(name, started.elapsed());
+    outcome
+}
+
+async fn run(app: &App, message: ProcessRequest, permit: &Permit) -> Result<ProcessResult, Problem> {
+    let params = object("params_json", &message.params_json)?;
+    let mut steps = Vec::with_capacity(message.steps.len());
+    for step in message.steps {
+        let params = object(&format!("params_json of step \"{}\"", step.name), &step.params_json)?;
+        steps.push(InvokedStep {
+            name: step.name,
+            operation: step.operation,
+            params,
+        });
+    }
+    let content_type = match message.content_type {
+        empty if empty.is_empty() => "application/octet-stream".to_owned(),
+        given => given,
+    };
+    let call = Call {
+        params: app.with_defaults(params),
+        steps,
+        input: Some(Content {
+            bytes: message.image,
+            content_type,
+        }),
+        event: None,
+        intermediate: message.intermediate,
+    };
+    let done = app.execute(call, permit).await?;
+    let service_ms = done.service_ms();
+    let (image, content_type) = done.reply.output.map(|o| (o.bytes, o.content_type)).unwrap_or_default();
+    let timing = |s: imageflow_events::invocation::StepTiming| StepTiming {
+        name: s.name,
+        ms: s.ms,
+        width: s.width,
+        height: s.height,
+    };
+    Ok(ProcessResult {
+        image,
+        content_type,
+        data_json: done.reply.data.to_string(),
+        service_ms,
+        steps: done.reply.steps.into_iter().map(timing).collect(),
+    })
+}
+
+fn object(what: &str, json: &str) -> Result<Map<String, Value>, Problem> {
+    if json.is_empty() {
+        return Ok(Map::new());
+    }
+    serde_json::from_str(json).map_err(|error| {
+        Problem::new(
+            ErrorCode::InvalidArgument,
+            format!("{what} is not a JSON object: {error}"),
+        )
+    })
+}
+
+fn trace_of(metadata: &MetadataMap) -> Option<TraceParent> {
+    TraceParent::parse(metadata.get("traceparent")?.to_str().ok()?)
+}
+
+fn status(problem: &Problem) -> Status {
+    let mut metadata = MetadataMap::new();
+    metadata.insert("imageflow-code", MetadataValue::from_static(problem.code.slug()));
+    Status::with_metadata(Code::from_i32(problem.code.grpc()), problem.to_string(), metadata)
+}
+
+fn refused(refusal: Refusal) -> Status {
+    let mut status = status(&response::refusal_problem(refusal));
+    status
+        .metadata_mut()
+        .insert(REFUSED_HEADER, MetadataValue::from_static(refusal.reason()));
+    status
+}

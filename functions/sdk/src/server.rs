@@ -1,0 +1,216 @@
+//! Listening, connections, and the end.
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::service::Routes;
+
+use crate::app::App;
+use crate::config::Config;
+use crate::error::SdkError;
+use crate::function::Function;
+use crate::{Env, grpc, route, telemetry};
+
+/// Most connections at once. Delivery and probes need a few; past it new ones wait in the kernel.
+const MAX_CONNECTIONS: usize = 1024;
+/// Closes connections that send nothing, well after every client's own idle limit, so that the client closes first.
+const IDLE: Duration = Duration::from_secs(300);
+/// Time for the last answers to leave after the work is done.
+const FLUSH: Duration = Duration::from_secs(5);
+/// Flow-control window of h2: the default of 64 KiB makes a photograph wait for many round trips.
+const WINDOW: u32 = 4 * 1024 * 1024;
+/// How often samples of metrics are folded into buckets.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// Serves `function` as the environment says until SIGTERM or SIGINT, then drains. Makes its own runtime, so it must not
+/// be called inside one.
+///
+/// # Errors
+/// [`SdkError`] when the environment is wrong or the address is taken.
+pub fn run(function: impl Function, env: Env<'_>) -> Result<(), SdkError> {
+    let config = Config::from_env(env)?;
+    // First of all: from here on a request waits in the kernel instead of being refused.
+    let bind = |source| SdkError::Bind {
+        addr: config.addr,
+        source,
+    };
+    let listener = std::net::TcpListener::bind(config.addr).map_err(bind)?;
+    listener.set_nonblocking(true).map_err(bind)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        // One thread a call, and two for looking up names and flushing spans.
+        .max_blocking_threads(config.concurrency_limit as usize + 2)
+        .build()
+        .map_err(SdkError::Runtime)?;
+    let served = runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate()).map_err(SdkError::Runtime)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(SdkError::Runtime)?;
+        let listener = TcpListener::from_std(listener).map_err(SdkError::Runtime)?;
+        let provider = telemetry::init(&config)?;
+        let app = Arc::new(App::new(Arc::new(function), config));
+        app.metrics.install();
+        serve_app(listener, app, async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        })
+        .await;
+        if let Some(provider) = provider {
+            let _ = tokio::task::spawn_blocking(move || telemetry::flush(&provider)).await;
+        }
+        Ok(())
+    });
+    // Work past its time limit cannot be stopped; the process ends without it.
+    runtime.shutdown_background();
+    served
+}
+
+/// Serves `function` on `listener` until `shutdown` ends, then drains: turns unready, refuses new work, finishes what it
+/// holds (for at most the time limit and a second), closes its connections. Sets neither subscriber nor signal handlers.
+pub async fn serve(listener: TcpListener, function: impl Function, config: Config, shutdown: impl Future<Output = ()>) {
+    serve_app(listener, Arc::new(App::new(Arc::new(function), config)), shutdown).await;
+}
+
+async fn serve_app(listener: TcpListener, app: Arc<App>, shutdown: impl Future<Output = ()>) {
+    let (routes, health) = grpc::routes(&app);
+    grpc::report(&health, true).await;
+    if let Ok(addr) = listener.local_addr() {
+        tracing::info!(%addr, function = app.config.function, revision = app.config.revision, "listening");
+    }
+    let server = Server::new(Arc::clone(&app), routes);
+    tokio::pin!(shutdown);
+    tokio::select! {
+        never = server.accept(&listener) => match never {},
+        () = upkeep(&app) => {}
+        () = &mut shutdown => {}
+    }
+
+    app.admission.drain();
+    grpc::report(&health, false).await;
+    let held = app.admission.in_flight();
+    tracing::info!(held, "draining");
+    let grace = app.config.timeout + Duration::from_secs(1);
+    // Still listening: who comes now is told to go elsewhere, which is quicker than a refused connection.
+    tokio::select! {
+        never = server.accept(&listener) => match never {},
+        () = app.admission.idle() => {}
+        () = tokio::time::sleep(grace) => {
+            tracing::warn!(held = app.admission.in_flight(), "work did not end in time and is given up");
+        }
+    }
+    drop(listener);
+    server.close().await;
+    tracing::info!("drained");
+}
+
+async fn upkeep(app: &App) {
+    let mut ticks = tokio::time::interval(UPKEEP);
+    loop {
+        ticks.tick().await;
+        app.metrics.upkeep();
+    }
+}
+
+/// Runs the tasks of h2 where the server can wait for them.
+#[derive(Clone)]
+struct Tracked(TaskTracker);
+
+impl<F> hyper::rt::Executor<F> for Tracked
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    fn execute(&self, future: F) {
+        self.0.spawn(future);
+    }
+}
+
+struct Server {
+    app: Arc<App>,
+    routes: Routes,
+    builder: auto::Builder<Tracked>,
+    tasks: TaskTracker,
+    graceful: GracefulShutdown,
+    give_up: CancellationToken,
+    room: Arc<Semaphore>,
+}
+
+impl Server {
+    fn new(app: Arc<App>, routes: Routes) -> Self {
+        let tasks = TaskTracker::new();
+        let mut builder = auto::Builder::new(Tracked(tasks.clone()));
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(IDLE);
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(256)
+            .initial_stream_window_size(WINDOW)
+            .initial_connection_window_size(WINDOW * 4);
+        Self {
+            app,
+            routes,
+            builder,
+            tasks,
+            graceful: GracefulShutdown::new(),
+            give_up: CancellationToken::new(),
+            room: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+        }
+    }
+
+    async fn accept(&self, listener: &TcpListener) -> std::convert::Infallible {
+        loop {
+            let room = Arc::clone(&self.room).acquire_owned().await;
+            match listener.accept().await {
+                Ok((stream, _)) => self.connection(stream, room.ok()),
+                Err(error) => {
+                    // Out of descriptors, mostly: the next try would fail at once too.
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            }
+        }
+    }
+
+    fn connection(&self, stream: TcpStream, room: Option<OwnedSemaphorePermit>) {
+        let _ = stream.set_nodelay(true);
+        let (app, routes) = (Arc::clone(&self.app), self.routes.clone());
+        let service = service_fn(move |request| route::route(Arc::clone(&app), routes.clone(), request));
+        let connection = self
+            .builder
+            .serve_connection(TokioIo::new(stream), service)
+            .into_owned();
+        let watcher: Watcher = self.graceful.watcher();
+        let give_up = self.give_up.clone();
+        self.tasks.spawn(async move {
+            let _room = room;
+            tokio::select! {
+                ended = watcher.watch(connection) => {
+                    if let Err(error) = ended {
+                        tracing::debug!(error, "a connection broke");
+                    }
+                }
+                () = give_up.cancelled() => {}
+            }
+        });
+    }
+
+    /// Lets the last answers leave, then cuts what is left.
+    async fn close(self) {
+        self.tasks.close();
+        if tokio::time::timeout(FLUSH, self.graceful.shutdown()).await.is_err() {
+            tracing::warn!("connections did not close in time and are cut");
+        }
+        self.give_up.cancel();
+        let _ = tokio::time::timeout(FLUSH, self.tasks.wait()).await;
+    }
+}

@@ -1,0 +1,105 @@
+//! Resident calls.
+use imageflow_proto::v1::ProcessRequest;
+use imageflow_proto::v1::function_service_client::FunctionServiceClient;
+use imageflow_proto::v1::process_response::Outcome;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
+
+use crate::support::Pod;
+
+async fn channel(pod: &Pod) -> Channel {
+    Channel::from_shared(pod.url("")).unwrap().connect().await.unwrap()
+}
+
+fn request(id: &str, image: impl Into<bytes::Bytes>, params: &str) -> ProcessRequest {
+    ProcessRequest {
+        correlation_id: id.into(),
+        image: image.into(),
+        content_type: "image/png".into(),
+        params_json: params.into(),
+        ..ProcessRequest::default()
+    }
+}
+
+#[tokio::test]
+async fn process_takes_large_images_and_tells_errors_by_status_and_code() {
+    let mut pod = Pod::start(&[("IMAGEFLOW_CONCURRENCY_LIMIT", "1")]).await;
+    let mut client = FunctionServiceClient::new(channel(&pod).await).max_decoding_message_size(16 << 20);
+    let large = vec![3_u8; 6 << 20];
+    let answer = client
+        .process(request("a", large.clone(), r#"{"width":3}"#))
+        .await
+        .unwrap()
+        .into_inner();
+    let Some(Outcome::Result(result)) = answer.outcome else {
+        panic!("no result")
+    };
+    assert_eq!((answer.correlation_id.as_str(), result.image.len()), ("a", large.len()));
+    assert_eq!(result.content_type, "image/png");
+    assert!(result.data_json.contains("\"width\":3"), "{}", result.data_json);
+
+    let refused = client
+        .process(request("b", "x", r#"{"mode":"refuse"}"#))
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+    assert_eq!(refused.metadata().get("imageflow-code").unwrap(), "unprocessable");
+    let malformed = client.process(request("c", "x", "[]")).await.unwrap_err();
+    assert!(malformed.message().contains("params_json"), "{malformed}");
+
+    let mut other = client.clone();
+    let held = tokio::spawn(async move { other.process(request("d", "x", r#"{"mode":"hold"}"#)).await });
+    pod.entered.recv().await.unwrap();
+    let busy = client.process(request("e", "x", "")).await.unwrap_err();
+    assert_eq!(busy.code(), tonic::Code::Unavailable);
+    assert_eq!(busy.metadata().get("imageflow-refused").unwrap(), "concurrency");
+    pod.gate.open();
+    held.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_failure_does_not_end_a_stream_but_a_drain_does() {
+    let pod = Pod::start(&[("IMAGEFLOW_CONCURRENCY_LIMIT", "2")]).await;
+    let mut client = FunctionServiceClient::new(channel(&pod).await);
+    let mut health = HealthClient::new(channel(&pod).await);
+    let check = HealthCheckRequest {
+        service: "imageflow.v1.FunctionService".into(),
+    };
+    let mut watch = health.watch(check).await.unwrap().into_inner();
+    assert_eq!(watch.message().await.unwrap().unwrap().status, 1, "serving");
+
+    let (sender, receiver) = mpsc::channel(8);
+    let mut answers = client
+        .process_stream(ReceiverStream::new(receiver))
+        .await
+        .unwrap()
+        .into_inner();
+    for (id, params) in [("1", ""), ("2", r#"{"mode":"refuse"}"#), ("3", ""), ("4", "")] {
+        sender.send(request(id, id.to_owned(), params)).await.unwrap();
+    }
+    let mut seen = Vec::new();
+    for _ in 0..4 {
+        let answer = answers.message().await.unwrap().unwrap();
+        let text = match answer.outcome.unwrap() {
+            Outcome::Result(result) => String::from_utf8(result.image.to_vec()).unwrap(),
+            Outcome::Error(error) => error.code,
+        };
+        seen.push((answer.correlation_id, text));
+    }
+    seen.sort();
+    let expected = [("1", "1"), ("2", "unprocessable"), ("3", "3"), ("4", "4")];
+    assert_eq!(seen, expected.map(|(a, b)| (a.to_owned(), b.to_owned())));
+
+    let served = pod.drain();
+    assert_eq!(watch.message().await.unwrap().unwrap().status, 2, "not serving");
+    drop(watch);
+    assert!(
+        answers.message().await.unwrap().is_none(),
+        "the pod ends the stream though its caller would go on"
+    );
+    served.await.unwrap();
+    drop(sender);
+}

@@ -1,0 +1,399 @@
+//! Slots: which pod takes the next request.
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use imageflow_pods::{PodHost, PodId, PodState, PodTable};
+use imageflow_types::{FunctionName, RevisionName};
+use tokio::sync::{broadcast, oneshot};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::error::DeliveryError;
+use crate::hold::{Class, Demand, Hold, Waiter};
+use crate::stats::RevisionStats;
+
+/// Settings of the delivery.
+#[derive(Debug, Clone)]
+pub struct DeliveryConfig {
+    /// Most interactive callers that wait for one function; more get 429.
+    pub max_held: usize,
+    /// Most bytes of an answer.
+    pub max_answer_bytes: usize,
+    /// After so many failed starts in a row, with no pod ready, waiting callers are told.
+    pub start_failures: u32,
+}
+
+impl Default for DeliveryConfig {
+    fn default() -> Self {
+        Self { max_held: 1_000, max_answer_bytes: 64 << 20, start_failures: 3 }
+    }
+}
+
+struct Endpoint {
+    revision: RevisionName,
+    addr: std::net::SocketAddr,
+    limit: u32,
+    in_flight: u32,
+    accepting: bool,
+}
+
+#[derive(Default)]
+struct Queue {
+    function: Option<FunctionName>,
+    hold: Hold,
+    /// Pods that are starting or ready: when none, a waiter pokes the autoscaler.
+    coming: u32,
+    failure: Option<String>,
+    completed: u64,
+    service: Duration,
+}
+
+#[derive(Default)]
+struct State {
+    endpoints: HashMap<PodId, Endpoint>,
+    queues: HashMap<RevisionName, Queue>,
+    closing: bool,
+}
+
+/// Delivers invocations to pods. Cheap to share.
+pub struct Delivery {
+    pub(crate) config: DeliveryConfig,
+    pub(crate) client: Client<HttpConnector, Full<Bytes>>,
+    host: Arc<dyn PodHost>,
+    state: Mutex<State>,
+    pokes: broadcast::Sender<FunctionName>,
+}
+
+/// A place at a pod, given back when dropped.
+pub struct Slot {
+    delivery: Weak<Delivery>,
+    pub(crate) pod: PodId,
+    pub(crate) addr: std::net::SocketAddr,
+    revision: RevisionName,
+    weight: u32,
+    cold: bool,
+}
+
+impl Slot {
+    /// Whether the caller had to wait for a pod to start.
+    #[must_use]
+    pub const fn cold(&self) -> bool {
+        self.cold
+    }
+
+    /// The pod.
+    #[must_use]
+    pub const fn pod(&self) -> &PodId {
+        &self.pod
+    }
+
+    /// The revision.
+    #[must_use]
+    pub const fn revision(&self) -> &RevisionName {
+        &self.revision
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        if let Some(delivery) = self.delivery.upgrade() {
+            delivery.release(&self.pod, &self.revision, self.weight);
+        }
+    }
+}
+
+impl Delivery {
+    /// Starts to follow the host's pods, in a task of `tasks` until `stop`.
+    pub fn start(
+        config: DeliveryConfig,
+        host: Arc<dyn PodHost>,
+        tasks: &TaskTracker,
+        stop: &CancellationToken,
+    ) -> Arc<Self> {
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        connector.set_connect_timeout(Some(Duration::from_secs(2)));
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(Duration::from_secs(20))
+            .build(connector);
+        let (pokes, _) = broadcast::channel(1024);
+        let delivery = Arc::new(Self { config, client, host, state: Mutex::default(), pokes });
+        let mut table = delivery.host.watch();
+        let (shared, stop) = (delivery.clone(), stop.clone());
+        tasks.spawn(async move {
+            loop {
+                let now = table.borrow_and_update().clone();
+                shared.follow(&now);
+                tokio::select! {
+                    () = stop.cancelled() => break,
+                    changed = table.changed() => if changed.is_err() { break },
+                }
+            }
+            shared.close();
+        });
+        delivery
+    }
+
+    /// Functions for which work met no pod: the autoscaler's poke.
+    #[must_use]
+    pub fn pokes(&self) -> broadcast::Receiver<FunctionName> {
+        self.pokes.subscribe()
+    }
+
+    /// Waits for a place at a pod of the revision.
+    ///
+    /// # Errors
+    /// `Overloaded`, `NoSlot` at the deadline, `StartFailed`, `Closing`.
+    pub async fn acquire(
+        self: &Arc<Self>,
+        function: &FunctionName,
+        revision: &RevisionName,
+        class: Class,
+        demand: Demand,
+        deadline: Instant,
+    ) -> Result<Slot, DeliveryError> {
+        let begun = Instant::now();
+        let receiver = {
+            let mut state = self.lock();
+            if state.closing {
+                return Err(DeliveryError::Closing);
+            }
+            let queue = state.queues.entry(revision.clone()).or_default();
+            queue.function = Some(function.clone());
+            if let Some(reason) = &queue.failure {
+                // Poke again: it is the autoscaler that keeps trying to start pods while there is work.
+                let _ = self.pokes.send(function.clone());
+                return Err(DeliveryError::StartFailed { function: function.clone(), reason: reason.clone() });
+            }
+            if class == Class::Interactive {
+                let held = queue.hold.waiting(Class::Interactive);
+                if held >= self.config.max_held {
+                    return Err(DeliveryError::Overloaded { function: function.clone(), held });
+                }
+            }
+            let first = queue.hold.is_empty();
+            if first && let Some(slot) = self.place(&mut state, revision, demand, false) {
+                return Ok(slot);
+            }
+            let (grant, receiver) = oneshot::channel();
+            let queue = state.queues.entry(revision.clone()).or_default();
+            queue.hold.push(class, Waiter { demand, grant });
+            if queue.coming == 0 {
+                // Nobody listens while the platform starts; the tick finds the waiter then.
+                let _ = self.pokes.send(function.clone());
+            }
+            receiver
+        };
+        match tokio::time::timeout_at(deadline, receiver).await {
+            Ok(Ok(slot)) => Ok(slot),
+            Ok(Err(_)) => {
+                let state = self.lock();
+                match state.queues.get(revision).and_then(|q| q.failure.clone()) {
+                    Some(reason) if !state.closing => {
+                        Err(DeliveryError::StartFailed { function: function.clone(), reason })
+                    }
+                    _ => Err(DeliveryError::Closing),
+                }
+            }
+            Err(_) => Err(DeliveryError::NoSlot { function: function.clone(), waited: begun.elapsed() }),
+        }
+    }
+
+    /// Numbers of every revision that has any, and starts the next period.
+    #[must_use]
+    pub fn collect(&self) -> Vec<RevisionStats> {
+        let mut state = self.lock();
+        let mut in_flight: HashMap<RevisionName, u32> = HashMap::new();
+        for endpoint in state.endpoints.values() {
+            *in_flight.entry(endpoint.revision.clone()).or_default() += endpoint.in_flight;
+        }
+        let mut all = Vec::new();
+        for (revision, queue) in &mut state.queues {
+            let Some(function) = &queue.function else { continue };
+            all.push(RevisionStats {
+                function: function.clone(),
+                revision: revision.clone(),
+                held: u32::try_from(queue.hold.waiting(Class::Interactive)).unwrap_or(u32::MAX),
+                held_batch: u32::try_from(queue.hold.waiting(Class::Batch)).unwrap_or(u32::MAX),
+                in_flight: in_flight.get(revision).copied().unwrap_or(0),
+                completed: std::mem::take(&mut queue.completed),
+                service: std::mem::take(&mut queue.service),
+            });
+        }
+        // A revision without pods, waiters or news is forgotten: thousands may come and go.
+        state.queues.retain(|revision, queue| {
+            queue.coming > 0 || !queue.hold.is_empty() || in_flight.get(revision).is_some_and(|n| *n > 0)
+        });
+        all
+    }
+
+    pub(crate) fn completed(&self, revision: &RevisionName, service: Duration) {
+        let mut state = self.lock();
+        let queue = state.queues.entry(revision.clone()).or_default();
+        queue.completed += 1;
+        queue.service += service;
+    }
+
+    /// How many other requests the pod holds now.
+    pub(crate) fn beside(&self, pod: &PodId, own_weight: u32) -> u32 {
+        self.lock().endpoints.get(pod).map_or(0, |e| e.in_flight.saturating_sub(own_weight))
+    }
+
+    pub(crate) const fn weight(slot: &Slot) -> u32 {
+        slot.weight
+    }
+
+    /// The pod is not to be asked again until the host says so.
+    pub(crate) fn distrust(&self, pod: &PodId) {
+        if let Some(endpoint) = self.lock().endpoints.get_mut(pod) {
+            endpoint.accepting = false;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing in here can panic half-way through a change of two fields that belong together.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place at the accepting pod with the fewest requests.
+    fn place(
+        self: &Arc<Self>,
+        state: &mut State,
+        revision: &RevisionName,
+        demand: Demand,
+        cold: bool,
+    ) -> Option<Slot> {
+        let (pod, endpoint) = state
+            .endpoints
+            .iter_mut()
+            .filter(|(_, e)| &e.revision == revision && fits(e, demand))
+            .min_by_key(|(_, e)| e.in_flight)?;
+        let weight = match demand {
+            Demand::One => 1,
+            Demand::Alone => endpoint.limit,
+        };
+        endpoint.in_flight += weight;
+        self.host.set_load(pod, endpoint.in_flight);
+        Some(Slot {
+            delivery: Arc::downgrade(self),
+            pod: pod.clone(),
+            addr: endpoint.addr,
+            revision: revision.clone(),
+            weight,
+            cold,
+        })
+    }
+
+    fn release(self: &Arc<Self>, pod: &PodId, revision: &RevisionName, weight: u32) {
+        let mut state = self.lock();
+        if let Some(endpoint) = state.endpoints.get_mut(pod) {
+            endpoint.in_flight = endpoint.in_flight.saturating_sub(weight);
+            self.host.set_load(pod, endpoint.in_flight);
+        }
+        self.grant(&mut state, revision, false);
+    }
+
+    /// Gives free places to those who wait.
+    fn grant(self: &Arc<Self>, state: &mut State, revision: &RevisionName, cold: bool) {
+        loop {
+            let free = |demand| state.endpoints.values().any(|e| &e.revision == revision && fits(e, demand));
+            let Some(queue) = state.queues.get_mut(revision) else { return };
+            let Some((_, waiter)) = queue.hold.next(free) else { return };
+            let Some(slot) = self.place(state, revision, waiter.demand, cold) else { return };
+            if let Err(mut slot) = waiter.grant.send(slot) {
+                // The caller went away in this moment. Undo by hand: its drop would lock again.
+                slot.delivery = Weak::new();
+                if let Some(endpoint) = state.endpoints.get_mut(&slot.pod) {
+                    endpoint.in_flight = endpoint.in_flight.saturating_sub(slot.weight);
+                }
+            }
+        }
+    }
+
+    /// Takes the host's pods over.
+    fn follow(self: &Arc<Self>, table: &PodTable) {
+        let mut state = self.lock();
+        let known: Vec<PodId> = state.endpoints.keys().cloned().collect();
+        for gone in known.iter().filter(|id| !table.pods.contains_key(*id)) {
+            state.endpoints.remove(gone);
+        }
+        let mut coming: HashMap<&RevisionName, u32> = HashMap::new();
+        let mut failures: HashMap<&RevisionName, &str> = HashMap::new();
+        let mut fresh: Vec<RevisionName> = Vec::new();
+        for (id, pod) in &table.pods {
+            let ready = matches!(pod.state, PodState::Ready);
+            match &pod.state {
+                PodState::Starting | PodState::Ready => *coming.entry(&pod.revision).or_default() += 1,
+                PodState::Failed { reason } => {
+                    failures.insert(&pod.revision, reason);
+                }
+                PodState::BackOff { reason, restarts, .. } => {
+                    *coming.entry(&pod.revision).or_default() += 1;
+                    if *restarts >= self.config.start_failures {
+                        failures.insert(&pod.revision, reason);
+                    }
+                }
+                PodState::Draining => {}
+            }
+            if !ready {
+                if let Some(endpoint) = state.endpoints.get_mut(id) {
+                    endpoint.accepting = false;
+                }
+                continue;
+            }
+            let endpoint = state.endpoints.entry(id.clone()).or_insert_with(|| Endpoint {
+                revision: pod.revision.clone(),
+                addr: pod.addr,
+                limit: pod.concurrency_limit.max(1),
+                in_flight: 0,
+                accepting: false,
+            });
+            endpoint.addr = pod.addr;
+            if !endpoint.accepting {
+                endpoint.accepting = true;
+                fresh.push(pod.revision.clone());
+            }
+        }
+        let ready: Vec<RevisionName> =
+            state.endpoints.values().filter(|e| e.accepting).map(|e| e.revision.clone()).collect();
+        for (revision, queue) in &mut state.queues {
+            queue.coming = coming.get(revision).copied().unwrap_or(0);
+            queue.failure = match failures.get(revision) {
+                Some(reason) if !ready.contains(revision) => Some((*reason).to_owned()),
+                _ => None,
+            };
+            if queue.failure.is_some() {
+                queue.hold.drain();
+            }
+        }
+        for revision in fresh {
+            self.grant(&mut state, &revision, true);
+        }
+    }
+
+    fn close(&self) {
+        let mut state = self.lock();
+        state.closing = true;
+        for queue in state.queues.values_mut() {
+            queue.hold.drain();
+        }
+    }
+}
+
+const fn fits(endpoint: &Endpoint, demand: Demand) -> bool {
+    match demand {
+        Demand::One => endpoint.accepting && endpoint.in_flight < endpoint.limit,
+        Demand::Alone => endpoint.accepting && endpoint.in_flight == 0,
+    }
+}
+
+#[cfg(test)]
+mod tests;

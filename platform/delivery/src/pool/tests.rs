@@ -1,0 +1,207 @@
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use http::{Request, Response};
+use hyper::service::service_fn;
+use imageflow_pods::{LogLine, LogQuery, Pod, PodError, PodSpec};
+use tokio::sync::watch;
+
+use super::*;
+
+struct FakeHost {
+    table: watch::Sender<Arc<PodTable>>,
+    logs: broadcast::Sender<LogLine>,
+}
+
+#[async_trait::async_trait]
+impl PodHost for FakeHost {
+    async fn apply(&self, _: PodSpec) -> Result<(), PodError> {
+        Ok(())
+    }
+    async fn scale(&self, _: &RevisionName, _: u32) -> Result<(), PodError> {
+        Ok(())
+    }
+    async fn remove(&self, _: &RevisionName) -> Result<(), PodError> {
+        Ok(())
+    }
+    fn set_load(&self, _: &PodId, _: u32) {}
+    fn watch(&self) -> watch::Receiver<Arc<PodTable>> {
+        self.table.subscribe()
+    }
+    async fn logs(&self, _: LogQuery) -> Result<Vec<LogLine>, PodError> {
+        Ok(Vec::new())
+    }
+    fn follow_logs(&self) -> broadcast::Receiver<LogLine> {
+        self.logs.subscribe()
+    }
+}
+
+fn names() -> (FunctionName, RevisionName) {
+    let function = FunctionName::new("resize").unwrap();
+    let revision = RevisionName::of(&function, 1);
+    (function, revision)
+}
+
+fn pod(id: &str, addr: std::net::SocketAddr, limit: u32, state: PodState) -> Pod {
+    let (function, revision) = names();
+    Pod::new(PodId::new(id), function, revision, addr, limit, state)
+}
+
+struct World {
+    delivery: Arc<Delivery>,
+    host: Arc<FakeHost>,
+    stop: CancellationToken,
+}
+
+impl World {
+    fn new(config: DeliveryConfig) -> Self {
+        let host = Arc::new(FakeHost {
+            table: watch::channel(Arc::new(PodTable::default())).0,
+            logs: broadcast::channel(1).0,
+        });
+        let stop = CancellationToken::new();
+        let delivery = Delivery::start(config, host.clone(), &TaskTracker::new(), &stop);
+        Self { delivery, host, stop }
+    }
+
+    fn pods(&self, pods: impl IntoIterator<Item = Pod>) {
+        let pods: BTreeMap<PodId, Pod> = pods.into_iter().map(|p| (p.id.clone(), p)).collect();
+        self.host.table.send_replace(Arc::new(PodTable { pods }));
+    }
+
+    async fn acquire(&self, class: Class, demand: Demand) -> Result<Slot, DeliveryError> {
+        let (function, revision) = names();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        self.delivery.acquire(&function, &revision, class, demand, deadline).await
+    }
+}
+
+const NOWHERE: std::net::SocketAddr =
+    std::net::SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 1);
+
+#[tokio::test(start_paused = true)]
+async fn a_request_is_held_until_a_pod_is_ready_and_pokes_once_there_is_none() {
+    let world = World::new(DeliveryConfig::default());
+    let mut pokes = world.delivery.pokes();
+    let waiting = tokio::spawn({
+        let delivery = world.delivery.clone();
+        async move {
+            let (function, revision) = names();
+            let deadline = Instant::now() + Duration::from_secs(5);
+            delivery.acquire(&function, &revision, Class::Interactive, Demand::One, deadline).await
+        }
+    });
+    assert_eq!(pokes.recv().await.unwrap(), names().0);
+    assert_eq!(world.delivery.collect()[0].held, 1);
+    world.pods([pod("a", NOWHERE, 1, PodState::Ready)]);
+    let slot = waiting.await.unwrap().unwrap();
+    assert!(slot.cold());
+    assert_eq!(world.delivery.collect()[0].in_flight, 1);
+    drop(slot);
+    assert_eq!(world.delivery.collect()[0].in_flight, 0);
+    assert!(!world.acquire(Class::Batch, Demand::One).await.unwrap().cold());
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_pod_in_time_and_too_many_waiting_are_told() {
+    let world = World::new(DeliveryConfig { max_held: 0, ..DeliveryConfig::default() });
+    let error = world.acquire(Class::Interactive, Demand::One).await.err().unwrap();
+    assert!(matches!(error, DeliveryError::Overloaded { .. }));
+    let error = world.acquire(Class::Batch, Demand::One).await.err().unwrap();
+    assert!(matches!(error, DeliveryError::NoSlot { .. }), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn alone_means_that_no_other_request_is_with_the_pod() {
+    let world = World::new(DeliveryConfig::default());
+    world.pods([pod("a", NOWHERE, 3, PodState::Ready)]);
+    let one = world.acquire(Class::Batch, Demand::One).await.unwrap();
+    let alone = world.acquire(Class::Batch, Demand::Alone);
+    tokio::pin!(alone);
+    assert!(tokio::time::timeout(Duration::from_millis(10), &mut alone).await.is_err());
+    drop(one);
+    let alone = alone.await.unwrap();
+    let another = world.acquire(Class::Batch, Demand::One);
+    tokio::pin!(another);
+    assert!(tokio::time::timeout(Duration::from_millis(10), &mut another).await.is_err());
+    drop(alone);
+    another.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn pods_that_never_start_fail_the_waiting_with_the_reason() {
+    let world = World::new(DeliveryConfig::default());
+    world.pods([pod("a", NOWHERE, 1, PodState::Starting)]);
+    let waiting = tokio::spawn({
+        let delivery = world.delivery.clone();
+        async move {
+            let (function, revision) = names();
+            let deadline = Instant::now() + Duration::from_secs(50);
+            delivery.acquire(&function, &revision, Class::Batch, Demand::One, deadline).await.err()
+        }
+    });
+    while world.delivery.collect().iter().all(|s| s.held_batch == 0) {
+        tokio::task::yield_now().await;
+    }
+    let state = PodState::BackOff { until_ms: 0, restarts: 3, reason: "no such program".into() };
+    world.pods([pod("a", NOWHERE, 1, state)]);
+    let error = waiting.await.unwrap().unwrap();
+    assert!(error.to_string().contains("no such program"), "{error}");
+    assert_eq!(error.code(), imageflow_types::ErrorCode::StartFailed);
+}
+
+/// A pod that refuses the first request and answers the second.
+async fn refusing_server() -> (std::net::SocketAddr, Arc<AtomicU32>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let seen = Arc::new(AtomicU32::new(0));
+    let counter = seen.clone();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let counter = counter.clone();
+            let service = service_fn(move |_: Request<hyper::body::Incoming>| {
+                let first = counter.fetch_add(1, Ordering::SeqCst) == 0;
+                async move {
+                    let response = Response::builder();
+                    let response = if first {
+                        response.status(503).header("imageflow-refused", "concurrency")
+                    } else {
+                        response.status(200)
+                    };
+                    Ok::<_, Infallible>(response.body(Full::new(Bytes::from_static(b"ok"))).unwrap())
+                }
+            });
+            tokio::spawn(
+                hyper::server::conn::http1::Builder::new()
+                    .serve_connection(hyper_util::rt::TokioIo::new(stream), service),
+            );
+        }
+    });
+    (addr, seen)
+}
+
+#[tokio::test]
+async fn a_refusal_is_no_attempt_and_is_tried_again() {
+    let world = World::new(DeliveryConfig::default());
+    let (addr, seen) = refusing_server().await;
+    world.pods([pod("a", addr, 2, PodState::Ready)]);
+    let (function, revision) = names();
+    let request = || Request::post("/x?y=1").body(Bytes::new()).unwrap();
+    let (answer, _) =
+        world.delivery.call(&function, &revision, Duration::from_secs(5), request).await.unwrap();
+    assert_eq!((answer.status().as_u16(), seen.load(Ordering::SeqCst)), (200, 2));
+    assert_eq!(world.delivery.collect()[0].completed, 1);
+    world.stop.cancel();
+}
+
+#[tokio::test]
+async fn a_pod_that_cannot_be_reached_is_no_attempt() {
+    let world = World::new(DeliveryConfig::default());
+    world.pods([pod("a", NOWHERE, 2, PodState::Ready)]);
+    let slot = world.acquire(Class::Batch, Demand::One).await.unwrap();
+    let request = Request::post("/").body(Bytes::new()).unwrap();
+    let error = world.delivery.send(&slot, request, Duration::from_secs(5)).await.err().unwrap();
+    assert!(!error.is_attempt(), "{error}");
+}

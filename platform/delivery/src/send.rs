@@ -1,0 +1,96 @@
+//! One request to one pod.
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{Request, Response, Uri};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use imageflow_types::{FunctionName, RevisionName};
+
+use crate::error::DeliveryError;
+use crate::hold::{Class, Demand};
+use crate::pool::{Delivery, Slot};
+
+/// The header by which a pod says that it did not take a request.
+const REFUSED: &str = "imageflow-refused";
+/// Refusals in a row after which an interactive caller is told rather than asked to wait longer.
+const MAX_REFUSALS: u32 = 20;
+
+impl Delivery {
+    /// Sends one request to the slot's pod; the URI's path and query are kept, its authority is the pod's.
+    ///
+    /// # Errors
+    /// `Refused` and `NotReached` are no attempts; `PodLost`, `Timeout` and `AnswerTooLarge` are.
+    pub async fn send(
+        self: &Arc<Self>,
+        slot: &Slot,
+        request: Request<Bytes>,
+        timeout: Duration,
+    ) -> Result<Response<Bytes>, DeliveryError> {
+        let (mut parts, body) = request.into_parts();
+        let path = parts.uri.path_and_query().map_or("/", |p| p.as_str());
+        parts.uri = Uri::builder()
+            .scheme("http")
+            .authority(slot.addr.to_string())
+            .path_and_query(path)
+            .build()
+            .map_err(|error| DeliveryError::PodLost { beside: 0, source: Box::new(error) })?;
+        let begun = Instant::now();
+        let call = async {
+            let response = self.client.request(Request::from_parts(parts, Full::new(body))).await.map_err(|error| {
+                if error.is_connect() {
+                    self.distrust(&slot.pod);
+                    return DeliveryError::NotReached(error);
+                }
+                let beside = self.beside(&slot.pod, Self::weight(slot));
+                DeliveryError::PodLost { beside, source: Box::new(error) }
+            })?;
+            let (head, body) = response.into_parts();
+            let body = Limited::new(body, self.config.max_answer_bytes).collect().await.map_err(|source| {
+                if source.downcast_ref::<LengthLimitError>().is_some() {
+                    return DeliveryError::AnswerTooLarge(self.config.max_answer_bytes);
+                }
+                DeliveryError::PodLost { beside: self.beside(&slot.pod, Self::weight(slot)), source }
+            })?;
+            Ok(Response::from_parts(head, body.to_bytes()))
+        };
+        let response = tokio::time::timeout(timeout, call).await.map_err(|_| DeliveryError::Timeout(timeout))??;
+        if let Some(why) = response.headers().get(REFUSED) {
+            return Err(DeliveryError::Refused { why: why.to_str().unwrap_or("unknown").to_owned() });
+        }
+        self.completed(slot.revision(), begun.elapsed());
+        Ok(response)
+    }
+
+    /// Acquires and sends for a caller who waits; what is no attempt is tried again within the deadline.
+    /// Returns the answer and whether a pod had to be started.
+    ///
+    /// # Errors
+    /// As [`acquire`](Self::acquire) and [`send`](Self::send).
+    pub async fn call(
+        self: &Arc<Self>,
+        function: &FunctionName,
+        revision: &RevisionName,
+        timeout: Duration,
+        request: impl Fn() -> Request<Bytes>,
+    ) -> Result<(Response<Bytes>, bool), DeliveryError> {
+        let deadline = tokio::time::Instant::now() + timeout;
+        let mut cold = false;
+        let mut refusals = 0;
+        loop {
+            let slot = self.acquire(function, revision, Class::Interactive, Demand::One, deadline).await?;
+            cold |= slot.cold();
+            let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+            match self.send(&slot, request(), left).await {
+                Ok(response) => return Ok((response, cold)),
+                Err(DeliveryError::Refused { .. } | DeliveryError::NotReached(_)) if refusals < MAX_REFUSALS => {
+                    refusals += 1;
+                    drop(slot);
+                    // The pod is busy with callers that are not ours, or just went: give it a moment.
+                    tokio::time::sleep(Duration::from_millis(u64::from(refusals) * 5)).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}

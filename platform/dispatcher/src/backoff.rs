@@ -1,0 +1,39 @@
+//! How long to wait before the next attempt.
+use std::time::Duration;
+
+use imageflow_types::function::{Backoff, Delivery};
+
+/// Longest wait between two attempts: the work holds its offset meanwhile.
+pub const LONGEST: Duration = Duration::from_secs(60);
+
+/// The wait after attempt `attempt` (from 1). `jitter` is a random number in 0..1: the wait is spread over its upper half,
+/// so that work that failed together does not come back together. What the function asked for by Retry-After is a minimum.
+#[must_use]
+pub fn wait(policy: &Delivery, attempt: u32, retry_after: Option<Duration>, jitter: f64) -> Duration {
+    let base = policy.backoff_delay.0;
+    let grown = match policy.backoff {
+        Backoff::Exponential => base.saturating_mul(1_u32.checked_shl(attempt.saturating_sub(1)).unwrap_or(u32::MAX)),
+        Backoff::Linear => base.saturating_mul(attempt),
+    };
+    let capped = grown.min(LONGEST);
+    let spread = capped.mul_f64(0.5 + 0.5 * jitter.clamp(0.0, 1.0));
+    retry_after.map_or(spread, |asked| spread.max(asked.min(LONGEST)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use imageflow_types::HumanDuration;
+
+    #[test]
+    fn waits_double_within_their_spread_up_to_the_longest() {
+        let policy = Delivery { backoff_delay: HumanDuration::from_millis(200), ..Delivery::default() };
+        assert_eq!(wait(&policy, 1, None, 1.0), Duration::from_millis(200));
+        assert_eq!(wait(&policy, 1, None, 0.0), Duration::from_millis(100));
+        assert_eq!(wait(&policy, 4, None, 1.0), Duration::from_millis(1600));
+        assert_eq!(wait(&policy, 40, None, 1.0), LONGEST);
+        assert_eq!(wait(&policy, 1, Some(Duration::from_secs(3)), 0.5), Duration::from_secs(3));
+        let linear = Delivery { backoff: Backoff::Linear, ..policy };
+        assert_eq!(wait(&linear, 3, None, 1.0), Duration::from_millis(600));
+    }
+}

@@ -1,0 +1,365 @@
+//! Where work leaves the log: one consumer over all work topics, a tracker for each partition, lazy commits.
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use imageflow_delivery::Delivery;
+use imageflow_eventlog::{
+    Assignment, Consumer, ConsumerConfig, ConsumerEvent, EventLog, LogError, OffsetCommit, Record, TopicPartition,
+    Topics,
+};
+use imageflow_objects::ObjectStore;
+use imageflow_resources::ResourceStore;
+use imageflow_types::function::Ordering;
+use imageflow_types::{FunctionName, StepRequest, topics};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::backlog::Backlogs;
+use crate::tracker::Tracker;
+use crate::work::{self, Context};
+
+/// Object metadata by which the platform marks what it wrote: the run.
+pub const METADATA_RUN: &str = "imageflow-run";
+
+/// Settings of a dispatcher.
+#[derive(Debug, Clone)]
+pub struct DispatcherConfig {
+    /// Name in the consumer group, stable over a restart.
+    pub member: String,
+    /// Records of one partition that may be open at a time; at this many the partition is paused.
+    pub window: usize,
+    /// Longest time that something done stays uncommitted.
+    pub commit_every: Duration,
+}
+
+impl Default for DispatcherConfig {
+    fn default() -> Self {
+        Self { member: "dispatcher-0".to_owned(), window: 128, commit_every: Duration::from_millis(200) }
+    }
+}
+
+/// What a dispatcher is made of.
+pub struct Dispatcher {
+    /// Settings.
+    pub config: DispatcherConfig,
+    /// The event log.
+    pub log: Arc<dyn EventLog>,
+    /// The object store.
+    pub objects: Arc<dyn ObjectStore>,
+    /// The resources.
+    pub resources: Arc<ResourceStore>,
+    /// The way to pods.
+    pub delivery: Arc<Delivery>,
+    /// Where backlogs are kept for others to read.
+    pub backlogs: Arc<Backlogs>,
+    /// Now, ms since 1970.
+    pub clock: fn() -> i64,
+}
+
+/// Why a dispatcher ended.
+#[derive(Debug, thiserror::Error)]
+pub enum DispatcherError {
+    /// The log failed in a way that does not pass.
+    #[error("the dispatcher cannot go on: {0}")]
+    Log(#[from] LogError),
+}
+
+struct Partition {
+    tracker: Tracker,
+    function: FunctionName,
+    stop: CancellationToken,
+    paused: bool,
+    /// Ordered delivery: keys with work, and what waits behind them.
+    keys: HashSet<bytes::Bytes>,
+    behind: VecDeque<(Record, StepRequest)>,
+}
+
+struct Finished {
+    at: TopicPartition,
+    offset: i64,
+    key: Option<bytes::Bytes>,
+    step: StepId,
+    done: bool,
+}
+
+/// What the backlog needs to forget a step.
+struct StepId {
+    function: FunctionName,
+    requested_ms: i64,
+}
+
+struct Intake {
+    context: Arc<Context>,
+    config: DispatcherConfig,
+    partitions: HashMap<TopicPartition, Partition>,
+    tasks: JoinSet<Finished>,
+    dirty: bool,
+}
+
+impl Dispatcher {
+    /// Works until `stop`. What is done by then is committed; what is not is left for the next one.
+    ///
+    /// # Errors
+    /// [`DispatcherError`] when the log fails for good.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), DispatcherError> {
+        let topics = Topics::Pattern(topics::WORK_PREFIX.to_owned());
+        let group = ConsumerConfig::new(topics::GROUP_DISPATCHER, self.config.member.clone(), topics);
+        let mut consumer = self.log.consumer(group).await?;
+        let context = Context {
+            log: self.log,
+            objects: self.objects,
+            resources: self.resources,
+            delivery: self.delivery,
+            backlogs: self.backlogs,
+            clock: self.clock,
+        };
+        let mut intake = Intake {
+            context: Arc::new(context),
+            config: self.config,
+            partitions: HashMap::new(),
+            tasks: JoinSet::new(),
+            dirty: false,
+        };
+        let result = intake.run(consumer.as_mut(), &stop).await;
+        for partition in intake.partitions.values() {
+            partition.stop.cancel();
+        }
+        while let Some(finished) = intake.tasks.join_next().await {
+            intake.settle(finished);
+        }
+        intake.commit(consumer.as_mut()).await?;
+        consumer.close().await?;
+        result
+    }
+}
+
+impl Intake {
+    async fn run(&mut self, consumer: &mut dyn Consumer, stop: &CancellationToken) -> Result<(), DispatcherError> {
+        const BATCH: usize = 256;
+        let mut commit_at: Option<Instant> = None;
+        let mut refresh = tokio::time::interval(Duration::from_millis(500));
+        refresh.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let due = commit_at.unwrap_or_else(Instant::now);
+            let paused = self.partitions.values().any(|p| p.paused);
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                Some(finished) = self.tasks.join_next(), if !self.tasks.is_empty() => {
+                    self.settle(finished);
+                    self.resume(consumer);
+                }
+                () = tokio::time::sleep_until(due), if commit_at.is_some() => {
+                    self.commit(consumer).await?;
+                    commit_at = None;
+                }
+                _ = refresh.tick(), if paused => self.count_unread(consumer).await?,
+                events = consumer.poll(BATCH) => {
+                    for event in events? {
+                        match event {
+                            ConsumerEvent::Assigned(assigned) => self.assign(assigned),
+                            ConsumerEvent::Revoked(revoked) => self.revoke(consumer, &revoked).await?,
+                            ConsumerEvent::Records(records) => self.take(consumer, records),
+                        }
+                    }
+                }
+            }
+            if self.dirty && commit_at.is_none() {
+                commit_at = Some(Instant::now() + self.config.commit_every);
+            }
+        }
+    }
+
+    fn assign(&mut self, assigned: Vec<Assignment>) {
+        for assignment in assigned {
+            let Some(function) = topics::function_of_work(&assignment.topic) else { continue };
+            let (start, metadata) = assignment.committed.map_or((0, String::new()), |c| (c.offset, c.metadata));
+            let partition = Partition {
+                tracker: Tracker::new(start, &metadata),
+                function,
+                stop: CancellationToken::new(),
+                paused: false,
+                keys: HashSet::new(),
+                behind: VecDeque::new(),
+            };
+            self.partitions.insert(TopicPartition::new(assignment.topic, assignment.partition), partition);
+        }
+    }
+
+    /// Gives partitions back: their work is given up, what is done is committed, before the next poll.
+    async fn revoke(&mut self, consumer: &mut dyn Consumer, revoked: &[TopicPartition]) -> Result<(), DispatcherError> {
+        let mut open = 0;
+        for at in revoked {
+            if let Some(partition) = self.partitions.get_mut(at) {
+                partition.stop.cancel();
+                for (_, step) in partition.behind.drain(..) {
+                    self.context.backlogs.finished(&partition.function, step.requested_ms);
+                }
+                open += partition.tracker.open();
+            }
+        }
+        while open > 0 {
+            let Some(finished) = self.tasks.join_next().await else { break };
+            if finished.as_ref().is_ok_and(|f| revoked.contains(&f.at)) {
+                open -= 1;
+            }
+            self.settle(finished);
+        }
+        self.commit(consumer).await?;
+        for at in revoked {
+            self.partitions.remove(at);
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, consumer: &mut dyn Consumer, records: Vec<Record>) {
+        for record in records {
+            let at = TopicPartition::new(record.topic.clone(), record.partition);
+            let Some(partition) = self.partitions.get_mut(&at) else { continue };
+            self.dirty = true;
+            if !partition.tracker.take(record.offset) {
+                continue;
+            }
+            let step = record.value.as_ref().map(|value| serde_json::from_slice::<StepRequest>(value));
+            let Some(Ok(step)) = step else {
+                // Only the router writes here. What it cannot have written is kept for people and passed by.
+                tracing::error!(topic = record.topic, offset = record.offset, "a work record cannot be read");
+                metrics::counter!("imageflow_function_unreadable_total").increment(1);
+                partition.tracker.done(record.offset);
+                continue;
+            };
+            self.context.backlogs.taken(&partition.function, step.requested_ms);
+            let ordered = is_ordered(&self.context, &partition.function);
+            if ordered && record.key.as_ref().is_some_and(|key| !partition.keys.insert(key.clone())) {
+                partition.behind.push_back((record, step));
+            } else {
+                start(&mut self.tasks, &self.context, partition, at.clone(), record, step);
+            }
+            if partition.tracker.open() >= self.config.window && !partition.paused {
+                partition.paused = true;
+                consumer.pause(&at.topic, at.partition);
+            }
+        }
+    }
+
+    fn settle(&mut self, finished: Result<Finished, tokio::task::JoinError>) {
+        let finished = match finished {
+            Ok(finished) => finished,
+            Err(error) => {
+                // A panic: the record stays open, so it is done again after a restart and never lost.
+                tracing::error!(%error, "the work on a step ended unexpectedly");
+                return;
+            }
+        };
+        self.context.backlogs.finished(&finished.step.function, finished.step.requested_ms);
+        let Some(partition) = self.partitions.get_mut(&finished.at) else { return };
+        if finished.done {
+            partition.tracker.done(finished.offset);
+            self.dirty = true;
+        }
+        let Some(key) = finished.key else { return };
+        partition.keys.remove(&key);
+        let next = partition.behind.iter().position(|(record, _)| record.key.as_ref() == Some(&key));
+        if finished.done
+            && let Some((record, step)) = next.and_then(|i| partition.behind.remove(i))
+        {
+            partition.keys.insert(key);
+            start(&mut self.tasks, &self.context, partition, finished.at, record, step);
+        }
+    }
+
+    fn resume(&mut self, consumer: &mut dyn Consumer) {
+        for (at, partition) in self.partitions.iter_mut().filter(|(_, p)| p.paused) {
+            if partition.tracker.open() <= self.config.window / 2 {
+                partition.paused = false;
+                consumer.resume(&at.topic, at.partition);
+            }
+        }
+        if self.partitions.values().all(|p| !p.paused) {
+            for partition in self.partitions.values() {
+                self.context.backlogs.unread(&partition.function, 0);
+            }
+        }
+    }
+
+    /// What paused partitions still hold in the log. Others are read to their end at once.
+    async fn count_unread(&self, consumer: &dyn Consumer) -> Result<(), DispatcherError> {
+        let mut unread: HashMap<&FunctionName, u64> = HashMap::new();
+        let mut seen: HashSet<&str> = HashSet::new();
+        for (at, partition) in self.partitions.iter().filter(|(_, p)| p.paused) {
+            if !seen.insert(&at.topic) {
+                continue;
+            }
+            for marks in self.context.log.watermarks(&at.topic).await? {
+                let position = consumer.position(&at.topic, marks.partition).unwrap_or(marks.high);
+                let rest = u64::try_from(marks.high - position.max(marks.low)).unwrap_or(0);
+                *unread.entry(&partition.function).or_default() += rest;
+            }
+        }
+        for (function, unread) in unread {
+            self.context.backlogs.unread(function, unread);
+        }
+        Ok(())
+    }
+
+    async fn commit(&mut self, consumer: &mut dyn Consumer) -> Result<(), DispatcherError> {
+        let mut commits = Vec::new();
+        for (at, partition) in &self.partitions {
+            let position = consumer.position(&at.topic, at.partition);
+            if let Some(commit) = partition.tracker.commit(position) {
+                if commit.truncated {
+                    metrics::counter!("imageflow_function_plain_commits_total").increment(1);
+                }
+                commits.push((at.clone(), commit));
+            }
+        }
+        self.dirty = false;
+        if commits.is_empty() {
+            return Ok(());
+        }
+        let offsets = commits
+            .iter()
+            .map(|(at, c)| OffsetCommit::new(&at.topic, at.partition, c.offset).metadata(&c.metadata))
+            .collect();
+        match consumer.commit(offsets).await {
+            Ok(()) => {}
+            // The assignment changed meanwhile: the next poll tells, and what is not committed is redone harmlessly.
+            Err(LogError::NotAssigned { .. }) => return Ok(()),
+            Err(error) if error.is_retryable() => {
+                tracing::warn!(%error, "commit failed, it is tried again");
+                self.dirty = true;
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        }
+        for (at, commit) in commits {
+            if let Some(partition) = self.partitions.get_mut(&at) {
+                partition.tracker.committed(&commit);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_ordered(context: &Context, function: &FunctionName) -> bool {
+    let catalog = context.resources.snapshot();
+    catalog.functions.get(function).is_some_and(|f| f.spec().delivery.ordering == Ordering::Key)
+}
+
+fn start(
+    tasks: &mut JoinSet<Finished>,
+    context: &Arc<Context>,
+    partition: &Partition,
+    at: TopicPartition,
+    record: Record,
+    step: StepRequest,
+) {
+    let (context, stop) = (context.clone(), partition.stop.clone());
+    let id = StepId { function: partition.function.clone(), requested_ms: step.requested_ms };
+    tasks.spawn(async move {
+        let done = work::perform(&context, step, &stop).await.is_ok();
+        Finished { at, offset: record.offset, key: record.key, step: id, done }
+    });
+}

@@ -1,0 +1,19 @@
+//! Takes work off the log, brings it to pods, and reports what came of it to the router, which alone ends a step.
+//!
+//! ```text
+//! imageflow.work.*  ──► intake (tracker per partition) ──► work (attempts, retries) ──► delivery ──► pod
+//!        ▲                    │ commit, lazily                    │
+//!        └────────────────────┘                                   └──► imageflow.run-events, durable before done
+//! ```
+//! Shutdown: the intake stops taking, work under way is given up (its offsets stay uncommitted), what is done is committed.
+
+pub mod backlog;
+pub mod backoff;
+mod intake;
+mod outcome;
+mod request;
+pub mod tracker;
+mod work;
+
+pub use backlog::Backlogs;
+pub use intake::{Dispatcher, DispatcherConfig, DispatcherError};

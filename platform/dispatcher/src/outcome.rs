@@ -1,0 +1,172 @@
+//! What a pod's answer means.
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Response;
+use http::header::{CONTENT_TYPE, RETRY_AFTER};
+use imageflow_events::invocation::StepReply;
+use imageflow_events::{AttributesReader, ext};
+use imageflow_types::error::http_status_retries;
+use imageflow_types::names::StepName;
+use imageflow_types::work::StepError;
+use imageflow_types::{ErrorCode, Problem};
+use serde_json::Value;
+
+/// What became of one attempt.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// The pod did the whole of it, result stored.
+    Replied(StepReply),
+    /// A foreign function gave data only.
+    Data(Value),
+    /// A foreign function answered with the result itself: it is to be stored.
+    Body {
+        /// The result.
+        body: Bytes,
+        /// Its media type.
+        content_type: String,
+    },
+    /// It failed.
+    Failed {
+        /// Why.
+        error: StepError,
+        /// Whether another attempt may succeed.
+        retry: bool,
+        /// What the function asked for.
+        retry_after: Option<Duration>,
+    },
+}
+
+/// Longest message that is kept of a function's error.
+const LONGEST_MESSAGE: usize = 1024;
+
+/// Reads an answer by the contract and, for errors, the Knative status table.
+#[must_use]
+pub fn read(response: Response<Bytes>) -> Outcome {
+    let status = response.status();
+    if !status.is_success() {
+        return failure(&response);
+    }
+    let (parts, body) = response.into_parts();
+    if imageflow_events::http::mode(&parts.headers).is_some() {
+        return match imageflow_events::http::read(&parts.headers, &body) {
+            Ok(events) => match events.into_iter().next() {
+                Some(event) => replied(&event),
+                None => Outcome::Data(Value::Null),
+            },
+            Err(error) => failed(ErrorCode::FunctionFailed, format!("its answer is no event: {error}"), false),
+        };
+    }
+    if body.is_empty() {
+        return Outcome::Data(Value::Null);
+    }
+    let content_type = parts
+        .headers
+        .get(CONTENT_TYPE)
+        .and_then(|v| v.to_str().ok())
+        .unwrap_or("application/octet-stream")
+        .to_owned();
+    Outcome::Body { body, content_type }
+}
+
+fn replied(event: &imageflow_events::Event) -> Outcome {
+    let data = imageflow_events::json_data(event).unwrap_or(Value::Null);
+    if event.ty() != ext::TYPE_STEP_COMPLETED {
+        return Outcome::Data(data);
+    }
+    match serde_json::from_value(data) {
+        Ok(reply) => Outcome::Replied(reply),
+        Err(error) => failed(ErrorCode::FunctionFailed, format!("its answer cannot be read: {error}"), false),
+    }
+}
+
+fn failed(code: ErrorCode, message: String, retry: bool) -> Outcome {
+    Outcome::Failed { error: StepError { code, message, status: None, step: None }, retry, retry_after: None }
+}
+
+fn failure(response: &Response<Bytes>) -> Outcome {
+    let status = response.status().as_u16();
+    let problem: Option<Problem> = serde_json::from_slice(response.body()).ok();
+    let step = problem_step(response.body());
+    let (code, message) = match problem {
+        Some(problem) => (problem.code, problem.to_string()),
+        None => {
+            let text = String::from_utf8_lossy(response.body());
+            let text = text.trim();
+            let said = if text.is_empty() { String::new() } else { format!(": {text}") };
+            (code_of(status), format!("the function answered {status}{said}"))
+        }
+    };
+    let message = match message.char_indices().nth(LONGEST_MESSAGE) {
+        Some((at, _)) => format!("{}...", &message[..at]),
+        None => message,
+    };
+    Outcome::Failed {
+        error: StepError { code, message, status: Some(status), step },
+        retry: http_status_retries(status),
+        retry_after: retry_after(response),
+    }
+}
+
+/// A catalogue pod names the step of a fused stage that failed.
+fn problem_step(body: &Bytes) -> Option<StepName> {
+    let value: Value = serde_json::from_slice(body).ok()?;
+    StepName::new(value.get("step")?.as_str()?).ok()
+}
+
+const fn code_of(status: u16) -> ErrorCode {
+    match status {
+        401 => ErrorCode::Unauthenticated,
+        403 => ErrorCode::Forbidden,
+        404 => ErrorCode::NotFound,
+        408 | 504 => ErrorCode::Timeout,
+        409 => ErrorCode::Conflict,
+        413 => ErrorCode::TooLarge,
+        415 => ErrorCode::UnsupportedFormat,
+        422 => ErrorCode::Unprocessable,
+        429 => ErrorCode::Overloaded,
+        400..=499 => ErrorCode::InvalidArgument,
+        _ => ErrorCode::FunctionFailed,
+    }
+}
+
+/// Seconds only: the date form is not sent by functions that we know of.
+fn retry_after(response: &Response<Bytes>) -> Option<Duration> {
+    let seconds: u64 = response.headers().get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds.min(3600)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(status: u16, content_type: &str, body: &str) -> Response<Bytes> {
+        Response::builder()
+            .status(status)
+            .header(CONTENT_TYPE, content_type)
+            .header(RETRY_AFTER, "7")
+            .body(Bytes::copy_from_slice(body.as_bytes()))
+            .unwrap()
+    }
+
+    #[test]
+    fn a_server_error_retries_and_a_bad_picture_does_not() {
+        let Outcome::Failed { error, retry, retry_after } = read(answer(503, "text/plain", "busy")) else { panic!() };
+        assert!(retry && error.message.contains("503: busy") && retry_after == Some(Duration::from_secs(7)));
+        let problem = serde_json::to_string(&Problem::new(ErrorCode::Unprocessable, "the JPEG is truncated")).unwrap();
+        let Outcome::Failed { error, retry, .. } = read(answer(422, "application/problem+json", &problem)) else {
+            panic!()
+        };
+        assert!(!retry && error.code == ErrorCode::Unprocessable && error.message == "the JPEG is truncated");
+    }
+
+    #[test]
+    fn foreign_answers_are_understood() {
+        assert_eq!(read(answer(202, "text/plain", "")), Outcome::Data(Value::Null));
+        assert!(matches!(read(answer(200, "image/png", "x")), Outcome::Body { .. }));
+        let event = r#"{"specversion":"1.0","id":"1","source":"urn:x","type":"com.example.done","data":{"n":1}}"#;
+        let data = read(answer(200, "application/cloudevents+json", event));
+        assert_eq!(data, Outcome::Data(serde_json::json!({"n": 1})));
+        assert!(matches!(read(answer(200, "application/cloudevents+json", "{")), Outcome::Failed { retry: false, .. }));
+    }
+}

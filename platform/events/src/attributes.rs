@@ -1,0 +1,113 @@
+//! Attributes by name, for filters and headers.
+use cloudevents::event::ExtensionValue;
+use cloudevents::{AttributesReader, AttributesWriter, Event};
+
+use crate::EventError;
+
+/// The value of an attribute or extension as filters see it.
+#[must_use]
+pub fn get(event: &Event, name: &str) -> Option<String> {
+    if name == "specversion" {
+        return Some(event.specversion().to_string());
+    }
+    if let Some((_, value)) = event.iter_attributes().find(|(n, _)| *n == name) {
+        return Some(value.to_string());
+    }
+    crate::ext::text(event, name)
+}
+
+/// Checks what the SDK does not: non-empty required attributes and the length and letters of names.
+///
+/// # Errors
+/// [`EventError::Attribute`] naming the attribute and the rule.
+pub fn check(event: &Event) -> Result<(), EventError> {
+    const LONGEST_NAME: usize = 20;
+    const LONGEST_VALUE: usize = 8 * 1024;
+    let fault = |name: &str, why| EventError::Attribute { name: name.chars().take(40).collect(), why };
+    for (name, value) in [("id", event.id()), ("type", event.ty()), ("source", &event.source().to_string())] {
+        if value.is_empty() {
+            return Err(fault(name, "is empty"));
+        }
+    }
+    for (name, value) in event.iter() {
+        if value.to_string().len() > LONGEST_VALUE {
+            return Err(fault(name, "is longer than 8192 bytes"));
+        }
+    }
+    for (name, _) in event.iter_extensions() {
+        if name.is_empty() || name.len() > LONGEST_NAME {
+            return Err(fault(name, "has a name that is not 1 to 20 characters long"));
+        }
+        if !name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()) {
+            return Err(fault(name, "has a name with other characters than a-z and 0-9"));
+        }
+    }
+    Ok(())
+}
+
+/// Undoes the percent-encoding that the HTTP binding prescribes for header values.
+pub(crate) fn decode_percent(event: &mut Event) {
+    let id = decode(event.id());
+    event.set_id(id);
+    let ty = decode(event.ty());
+    event.set_type(ty);
+    if let Some(subject) = event.subject().map(decode) {
+        event.set_subject(Some(subject));
+    }
+    let encoded: Vec<(String, String)> = event
+        .iter_extensions()
+        .filter_map(|(name, value)| match value {
+            ExtensionValue::String(text) if text.contains('%') => Some((name.to_owned(), decode(text))),
+            _ => None,
+        })
+        .collect();
+    for (name, value) in encoded {
+        event.set_extension(&name, value);
+    }
+}
+
+/// Percent-encodes what a header value may not hold: controls, space, `"`, `%` and all beyond ASCII.
+pub(crate) fn encode(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if matches!(byte, 0x21 | 0x23 | 0x24 | 0x26..=0x7e) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
+fn decode(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut i = 0;
+    while i < bytes.len() {
+        let hex = (bytes[i] == b'%').then(|| text.get(i + 1..i + 3)).flatten();
+        match hex.and_then(|h| u8::from_str_radix(h, 16).ok()) {
+            Some(byte) => {
+                out.push(byte);
+                i += 3;
+            }
+            None => {
+                out.push(bytes[i]);
+                i += 1;
+            }
+        }
+    }
+    String::from_utf8(out).unwrap_or_else(|_| text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn header_values_survive_encoding() {
+        for text in ["raw-images/a b.jpg", "Grüße \"x\" 100%", "http://h/p?X=a%2Fb", "%zz", "plain"] {
+            assert_eq!(decode(&encode(text)), text);
+            assert!(encode(text).is_ascii());
+        }
+    }
+}

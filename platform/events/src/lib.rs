@@ -1,0 +1,71 @@
+//! The CloudEvent as ImageFlow uses it: HTTP and Kafka protocol bindings on the CloudEvents SDK, our extensions,
+//! W3C trace context, and what the platform says to a function pod. Light, because every pod links it.
+
+pub mod attributes;
+pub mod ext;
+pub mod http;
+pub mod invocation;
+pub mod object;
+pub mod record;
+pub mod trace;
+
+pub use cloudevents::{AttributesReader, AttributesWriter, Data, Event, EventBuilder, EventBuilderV10};
+
+/// Most bytes of one event, attributes and data (the size of a Kafka record by default).
+pub const MAX_EVENT_BYTES: usize = 1024 * 1024;
+
+/// Why something is not a CloudEvent that we take.
+#[derive(Debug, thiserror::Error)]
+pub enum EventError {
+    /// The SDK refused it.
+    #[error("not a valid CloudEvent: {0}")]
+    Invalid(#[source] cloudevents::message::Error),
+    /// A header or attribute breaks a rule.
+    #[error("not a valid CloudEvent: attribute \"{name}\" {why}")]
+    Attribute {
+        /// The attribute.
+        name: String,
+        /// The rule.
+        why: &'static str,
+    },
+    /// The body is not the JSON that it should be.
+    #[error("not a valid CloudEvent: the body is not {expected}: {source}")]
+    Json {
+        /// What it should be.
+        expected: &'static str,
+        /// Where it breaks.
+        source: serde_json::Error,
+    },
+    /// Neither `ce-` headers nor a CloudEvents media type.
+    #[error(
+        "not a CloudEvent: send ce-specversion, ce-id, ce-source and ce-type headers (binary), or content-type application/cloudevents+json (structured) or application/cloudevents-batch+json (batch)"
+    )]
+    NoEvent,
+    /// Over [`MAX_EVENT_BYTES`].
+    #[error("the event has {bytes} bytes, more than {MAX_EVENT_BYTES}: put the data into a bucket and refer to it")]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+    },
+}
+
+/// The data of an event as JSON, when it is JSON.
+#[must_use]
+pub fn json_data(event: &Event) -> Option<serde_json::Value> {
+    match event.data()? {
+        Data::Json(value) => Some(value.clone()),
+        Data::Binary(bytes) => serde_json::from_slice(bytes).ok(),
+        Data::String(text) => serde_json::from_str(text).ok(),
+    }
+}
+
+/// The data of an event as bytes; JSON is written out.
+#[must_use]
+pub fn data_bytes(event: &Event) -> Vec<u8> {
+    match event.data() {
+        None => Vec::new(),
+        Some(Data::Binary(bytes)) => bytes.clone(),
+        Some(Data::String(text)) => text.clone().into_bytes(),
+        Some(Data::Json(value)) => value.to_string().into_bytes(),
+    }
+}

@@ -1,0 +1,15 @@
+//! The object store. [`ObjectStore`] is the contract, [`S3Store`] speaks to any S3 server, [`EmbeddedS3`] is one in this
+//! process. What is put through the embedded one is durable before its listener hears of it, and the listener is done
+//! before the client gets its 200.
+
+mod embedded;
+mod error;
+mod s3;
+mod signed;
+mod store;
+
+pub use embedded::{ChangeKind, EmbeddedS3, EmbeddedS3Config, ListenerError, ObjectChange, ObjectListener};
+pub use error::ObjectError;
+pub use s3::{S3Config, S3Store};
+pub use signed::SignedUrl;
+pub use store::{ObjectInfo, ObjectStore, PutOptions, check_key};

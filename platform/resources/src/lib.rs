@@ -1,0 +1,10 @@
+//! Where Functions, Flows, Triggers and Revisions are kept and watched: the compacted topic `imageflow.resources`
+//! is the truth, [`Catalog`] is what it says now. [`TableView`] is the same for any compacted topic.
+
+mod catalog;
+mod store;
+mod view;
+
+pub use catalog::{Catalog, FunctionEntry, Operations, Route};
+pub use store::{Applied, Outcome, ResourceStore};
+pub use view::{Table, TableView, ViewError};

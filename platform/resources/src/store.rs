@@ -1,0 +1,378 @@
+//! Applying, deleting and watching resources.
+use std::sync::Arc;
+
+use imageflow_eventlog::{EventLog, NewRecord, Record, TopicSpec};
+use imageflow_types::function::{FunctionSpec, TrafficTarget};
+use imageflow_types::manifest::{Document, Kind, Resource};
+use imageflow_types::names::{FlowName, FunctionName, RevisionName, TriggerName};
+use imageflow_types::{ErrorCode, FieldError, FieldErrors, Problem, Revision, schema, topics};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Mutex, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::catalog::{Catalog, FunctionEntry, Operations};
+use crate::view::{Table, TableView, ViewError};
+
+/// Version of the records' shape.
+const SCHEMA: u32 = 1;
+/// Revisions kept of a function beside those that have traffic: enough to roll back, small enough for one record.
+const KEPT_REVISIONS: usize = 20;
+
+/// What an apply did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Outcome {
+    /// It was not there before.
+    Created,
+    /// It changed.
+    Configured,
+    /// It was like that already.
+    Unchanged,
+}
+
+/// The answer to an apply.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Applied {
+    /// What was done.
+    pub outcome: Outcome,
+    /// The resource as kept.
+    pub resource: Resource,
+    /// The latest revision, of a function.
+    pub revision: Option<RevisionName>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    schema: u32,
+    resource: Resource,
+    #[serde(default)]
+    revisions: Vec<Revision>,
+}
+
+struct CatalogTable {
+    current: Catalog,
+    sender: watch::Sender<Arc<Catalog>>,
+}
+
+impl Table for CatalogTable {
+    fn apply(&mut self, record: &Record) {
+        let Some(key) = record.key.as_ref().and_then(|k| std::str::from_utf8(k).ok()) else { return };
+        let Some(value) = &record.value else {
+            remove(&mut self.current, key);
+            return;
+        };
+        match serde_json::from_slice::<Kept>(value) {
+            Ok(kept) if kept.schema <= SCHEMA => insert(&mut self.current, kept),
+            Ok(kept) => tracing::error!(key, schema = kept.schema, "a resource was written by a newer version"),
+            Err(error) => tracing::error!(key, %error, "a resource cannot be read"),
+        }
+    }
+
+    fn applied(&mut self) {
+        self.sender.send_replace(Arc::new(self.current.clone()));
+    }
+}
+
+fn insert(catalog: &mut Catalog, kept: Kept) {
+    match kept.resource {
+        Resource::Function(document) => {
+            let entry = FunctionEntry { document, revisions: kept.revisions };
+            catalog.functions.insert(entry.document.metadata.name.clone(), Arc::new(entry));
+        }
+        Resource::Flow(document) => {
+            catalog.flows.insert(document.metadata.name.clone(), Arc::new(document));
+        }
+        Resource::Trigger(document) => {
+            catalog.triggers.insert(document.metadata.name.clone(), Arc::new(document));
+        }
+    }
+}
+
+fn remove(catalog: &mut Catalog, key: &str) {
+    let Some((kind, name)) = key.split_once('/') else { return };
+    if kind == Kind::Function.as_str() {
+        catalog.functions.retain(|n, _| n.as_str() != name);
+    } else if kind == Kind::Flow.as_str() {
+        catalog.flows.retain(|n, _| n.as_str() != name);
+    } else {
+        catalog.triggers.retain(|n, _| n.as_str() != name);
+    }
+}
+
+fn key(kind: Kind, name: &str) -> String {
+    format!("{kind}/{name}")
+}
+
+/// The resources of one platform.
+pub struct ResourceStore {
+    log: Arc<dyn EventLog>,
+    view: TableView<CatalogTable>,
+    catalog: watch::Receiver<Arc<Catalog>>,
+    /// One change at a time: each is checked against what is there.
+    changing: Mutex<()>,
+    clock: fn() -> i64,
+}
+
+impl ResourceStore {
+    /// Opens the store on its topic and reads what is there.
+    ///
+    /// # Errors
+    /// When the event log fails.
+    pub async fn open(
+        log: Arc<dyn EventLog>,
+        operations: Operations,
+        clock: fn() -> i64,
+        tasks: &TaskTracker,
+        stop: &CancellationToken,
+    ) -> Result<Arc<Self>, ViewError> {
+        let topic = topics::RESOURCES;
+        log.ensure_topics(&[TopicSpec::compacted(topic, topics::PARTITIONS)])
+            .await
+            .map_err(|source| ViewError::Log { topic: topic.to_owned(), source })?;
+        let empty = Catalog { operations, ..Catalog::default() };
+        let (sender, catalog) = watch::channel(Arc::new(empty.clone()));
+        let table = CatalogTable { current: empty, sender };
+        let view = TableView::open(&log, topic, table, tasks, stop).await?;
+        Ok(Arc::new(Self { log, view, catalog, changing: Mutex::new(()), clock }))
+    }
+
+    /// The resources now.
+    #[must_use]
+    pub fn snapshot(&self) -> Arc<Catalog> {
+        self.catalog.borrow().clone()
+    }
+
+    /// The resources now and after each change.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<Arc<Catalog>> {
+        self.catalog.clone()
+    }
+
+    /// Checks a resource against what is there, without keeping it.
+    ///
+    /// # Errors
+    /// A problem with every fault found.
+    pub fn check(&self, resource: &Resource, catalog: &Catalog) -> Result<(), Problem> {
+        match resource {
+            Resource::Function(document) => {
+                document.spec.validate(&catalog.operations.names())?;
+                check_params(catalog, &document.spec)?;
+                check_traffic(catalog, document)?;
+                Ok(())
+            }
+            Resource::Flow(document) => Ok(imageflow_flow::check(&document.spec, catalog)?),
+            Resource::Trigger(document) => {
+                document.spec.validate()?;
+                if let Some(flow) = &document.spec.flow {
+                    catalog.flow(flow.as_str()).map_err(|p| under("spec.flow", &p))?;
+                }
+                if let Some(function) = &document.spec.function {
+                    catalog.function(function.as_str()).map_err(|p| under("spec.function", &p))?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Checks and keeps a resource. A changed function gets a new revision.
+    ///
+    /// # Errors
+    /// A problem with every fault found, or that the log is full or down.
+    pub async fn apply(&self, resource: Resource) -> Result<Applied, Problem> {
+        let _one = self.changing.lock().await;
+        let catalog = self.snapshot();
+        self.check(&resource, &catalog)?;
+        let (kept, outcome) = merge(&catalog, resource, (self.clock)());
+        let applied = Applied {
+            outcome,
+            revision: kept.revisions.last().map(|r| r.name.clone()),
+            resource: kept.resource.clone(),
+        };
+        if outcome != Outcome::Unchanged {
+            if let Resource::Function(document) = &kept.resource {
+                let topic = topics::work(&document.metadata.name);
+                self.log.ensure_topics(&[TopicSpec::new(topic, topics::WORK_PARTITIONS)]).await.map_err(log_problem)?;
+            }
+            self.keep(&kept).await?;
+        }
+        Ok(applied)
+    }
+
+    /// Deletes a resource that nothing refers to.
+    ///
+    /// # Errors
+    /// Not found, or a conflict naming what refers to it.
+    pub async fn delete(&self, kind: Kind, name: &str) -> Result<(), Problem> {
+        let _one = self.changing.lock().await;
+        let catalog = self.snapshot();
+        let users = match kind {
+            Kind::Function => {
+                let entry = catalog.function(name)?;
+                catalog.users_of_function(&entry.document.metadata.name)
+            }
+            Kind::Flow => {
+                let flow = catalog.flow(name)?;
+                catalog.users_of_flow(&flow.metadata.name)
+            }
+            Kind::Trigger => {
+                if !catalog.triggers.keys().any(|n| n.as_str() == name) {
+                    let names = catalog.triggers.keys().map(TriggerName::as_str);
+                    return Err(Problem::not_found("trigger", name, names));
+                }
+                Vec::new()
+            }
+        };
+        if !users.is_empty() {
+            let who = users.join(", ");
+            return Err(Problem::new(
+                ErrorCode::Conflict,
+                format!("{kind} {name} is used by {who}; delete or change that first"),
+            ));
+        }
+        let record = NewRecord::tombstone(topics::RESOURCES, key(kind, name));
+        let positions = self.log.produce(vec![record]).await.map_err(log_problem)?;
+        self.view.reached(&positions).await.map_err(|e| view_problem(&e))
+    }
+
+    /// Gives all traffic to an earlier revision: the one named, else the one before the one that has most traffic now.
+    ///
+    /// # Errors
+    /// Not found, or a conflict when there is no earlier one.
+    pub async fn rollback(&self, function: &FunctionName, to: Option<&RevisionName>) -> Result<Applied, Problem> {
+        let catalog = self.snapshot();
+        let entry = catalog.function(function.as_str())?;
+        let revision = match to {
+            Some(name) => entry.revision(name).ok_or_else(|| {
+                Problem::not_found("revision", name.as_str(), entry.revisions.iter().map(|r| r.name.as_str()))
+            })?,
+            None => {
+                let routes = entry.routes();
+                let now = routes.iter().max_by_key(|r| r.percent).map_or(0, |r| r.revision.number);
+                entry.revisions.iter().rev().find(|r| r.number < now).ok_or_else(|| {
+                    Problem::new(ErrorCode::Conflict, format!("function {function} has no revision before the current"))
+                })?
+            }
+        };
+        let mut document = entry.document.clone();
+        document.spec.traffic = vec![TrafficTarget { revision: Some(revision.name.clone()), percent: 100, tag: None }];
+        self.apply(Resource::Function(document)).await
+    }
+
+    async fn keep(&self, kept: &Kept) -> Result<(), Problem> {
+        let value = serde_json::to_vec(kept)
+            .map_err(|e| Problem::new(ErrorCode::Internal, format!("the resource cannot be written: {e}")))?;
+        let key = key(kept.resource.kind(), kept.resource.name());
+        let record = NewRecord::new(topics::RESOURCES).key(key).value(value);
+        let positions = self.log.produce(vec![record]).await.map_err(log_problem)?;
+        self.view.reached(&positions).await.map_err(|e| view_problem(&e))
+    }
+}
+
+/// Error of the log as callers see it.
+fn log_problem(error: imageflow_eventlog::LogError) -> Problem {
+    let code = match &error {
+        imageflow_eventlog::LogError::Full { .. } => ErrorCode::StorageFull,
+        imageflow_eventlog::LogError::RecordTooLarge { .. } => ErrorCode::TooLarge,
+        _ => ErrorCode::Unavailable,
+    };
+    Problem::new(code, error.to_string())
+}
+
+fn view_problem(error: &ViewError) -> Problem {
+    Problem::new(ErrorCode::Unavailable, error.to_string())
+}
+
+fn under(field: &str, problem: &Problem) -> Problem {
+    FieldErrors::from(FieldError::new(field, problem.detail.clone())).into()
+}
+
+/// The default parameters of a function must be valid, though not complete: steps add theirs.
+fn check_params(catalog: &Catalog, spec: &FunctionSpec) -> Result<(), FieldErrors> {
+    let Some(mut parameters) = catalog.parameters(spec) else {
+        return Ok(());
+    };
+    if let Some(object) = parameters.as_object_mut() {
+        object.remove("required");
+        object.remove("anyOf");
+    }
+    let value = serde_json::Value::Object(spec.params.clone());
+    let faults = schema::check(&parameters, &value).into_iter().map(|f| f.under("spec.params")).collect();
+    FieldErrors(faults).into_result()
+}
+
+fn check_traffic(catalog: &Catalog, document: &Document<FunctionName, FunctionSpec>) -> Result<(), FieldErrors> {
+    let entry = catalog.functions.get(&document.metadata.name);
+    let known: Vec<&str> =
+        entry.map(|e| e.revisions.iter().map(|r| r.name.as_str()).collect()).unwrap_or_default();
+    let mut faults = Vec::new();
+    for (i, name) in document.spec.traffic.iter().enumerate().filter_map(|(i, t)| Some((i, t.revision.as_ref()?))) {
+        if !known.contains(&name.as_str()) {
+            let remedy = if known.is_empty() {
+                "apply the function once without traffic first".to_owned()
+            } else {
+                format!("known are {}", known.join(", "))
+            };
+            let field = format!("spec.traffic[{i}].revision");
+            faults.push(FieldError::new(field, format!("there is no revision \"{name}\"")).remedy(remedy));
+        }
+    }
+    FieldErrors(faults).into_result()
+}
+
+fn merge(catalog: &Catalog, resource: Resource, now_ms: i64) -> (Kept, Outcome) {
+    match resource {
+        Resource::Function(document) => merge_function(catalog, document, now_ms),
+        Resource::Flow(mut document) => {
+            let before = catalog.flows.get::<FlowName>(&document.metadata.name);
+            let outcome = settle(before.map(|b| &**b), &mut document);
+            (Kept { schema: SCHEMA, resource: Resource::Flow(document), revisions: Vec::new() }, outcome)
+        }
+        Resource::Trigger(mut document) => {
+            let before = catalog.triggers.get::<TriggerName>(&document.metadata.name);
+            let outcome = settle(before.map(|b| &**b), &mut document);
+            (Kept { schema: SCHEMA, resource: Resource::Trigger(document), revisions: Vec::new() }, outcome)
+        }
+    }
+}
+
+/// Sets the generation and says what changes.
+fn settle<N: PartialEq, S: PartialEq>(before: Option<&Document<N, S>>, document: &mut Document<N, S>) -> Outcome {
+    document.metadata.generation = before.map_or(1, |b| b.metadata.generation);
+    match before {
+        None => Outcome::Created,
+        Some(before) if before == document => Outcome::Unchanged,
+        Some(before) => {
+            if before.spec != document.spec {
+                document.metadata.generation += 1;
+            }
+            Outcome::Configured
+        }
+    }
+}
+
+fn merge_function(
+    catalog: &Catalog,
+    mut document: Document<FunctionName, FunctionSpec>,
+    now_ms: i64,
+) -> (Kept, Outcome) {
+    let before = catalog.functions.get(&document.metadata.name);
+    let outcome = settle(before.map(|b| &b.document), &mut document);
+    let mut revisions = before.map(|b| b.revisions.clone()).unwrap_or_default();
+    let next = revisions.last().map_or(1, |r| r.number + 1);
+    let candidate = Revision::new(&document.metadata.name, next, &document.spec, now_ms);
+    if revisions.last().is_none_or(|latest| latest.digest != candidate.digest) {
+        revisions.push(candidate);
+    }
+    let surplus = revisions.len().saturating_sub(KEPT_REVISIONS);
+    let routed: Vec<&RevisionName> = document.spec.traffic.iter().filter_map(|t| t.revision.as_ref()).collect();
+    let mut index = 0;
+    revisions.retain(|r| {
+        index += 1;
+        index > surplus || routed.contains(&&r.name)
+    });
+    (Kept { schema: SCHEMA, resource: Resource::Function(document), revisions }, outcome)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,102 @@
+use super::*;
+use imageflow_eventlog::{Embedded, EmbeddedConfig};
+use imageflow_types::manifest::Resource;
+
+fn clock() -> i64 {
+    1_000
+}
+
+fn operations() -> Operations {
+    let schema = serde_json::json!({"type":"object","additionalProperties":false,"properties":{"width":{"type":"integer","minimum":1}}});
+    Operations::new([("resize".to_owned(), schema)])
+}
+
+fn function(extra: &str) -> Resource {
+    let text = format!("apiVersion: imageflow.dev/v1alpha1\nkind: Function\nmetadata: {{ name: resize }}\nspec:\n  operation: resize\n{extra}");
+    Resource::from_yaml(&text).unwrap().remove(0)
+}
+
+async fn store(dir: &std::path::Path) -> (Arc<ResourceStore>, Arc<Embedded>, CancellationToken) {
+    let log = Embedded::open(EmbeddedConfig::new(dir)).await.unwrap();
+    let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+    let store = ResourceStore::open(log.clone(), operations(), clock, &tasks, &stop).await.unwrap();
+    (store, log, stop)
+}
+
+#[tokio::test]
+async fn a_changed_function_gets_a_revision_and_survives_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let (kept, log, stop) = store(dir.path()).await;
+    let first = kept.apply(function("")).await.unwrap();
+    assert_eq!((first.outcome, first.revision.unwrap().as_str().to_owned()), (Outcome::Created, "resize-00001".into()));
+    assert_eq!(kept.apply(function("")).await.unwrap().outcome, Outcome::Unchanged);
+    let second = kept.apply(function("  timeout: 5s\n")).await.unwrap();
+    assert_eq!(second.revision.unwrap().as_str(), "resize-00002");
+    let scaled = kept.apply(function("  timeout: 5s\n  scale: { max: 3 }\n")).await.unwrap();
+    assert_eq!((scaled.outcome, scaled.revision.unwrap().as_str().to_owned()), (Outcome::Configured, "resize-00002".into()));
+    stop.cancel();
+    drop(kept);
+    log.close().await.unwrap();
+    drop(log);
+    let (again, ..) = store(dir.path()).await;
+    let catalog = again.snapshot();
+    assert_eq!(catalog.function("resize").unwrap().revisions.len(), 2);
+    assert_eq!(catalog.function("resize").unwrap().document.metadata.generation, 3);
+}
+
+#[tokio::test]
+async fn rollback_gives_the_traffic_to_the_revision_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _log, _stop) = store(dir.path()).await;
+    store.apply(function("")).await.unwrap();
+    store.apply(function("  timeout: 5s\n")).await.unwrap();
+    let name = FunctionName::new("resize").unwrap();
+    store.rollback(&name, None).await.unwrap();
+    let entry = store.snapshot().function("resize").unwrap().clone();
+    assert_eq!(entry.route(None, 77).unwrap().number, 1);
+    assert_eq!(store.rollback(&name, None).await.unwrap_err().code, ErrorCode::Conflict);
+}
+
+#[tokio::test]
+async fn traffic_is_shared_by_percent_and_reached_by_tag() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _log, _stop) = store(dir.path()).await;
+    store.apply(function("")).await.unwrap();
+    store.apply(function("  timeout: 5s\n")).await.unwrap();
+    let split = "  timeout: 5s\n  traffic: [ { revision: resize-00001, percent: 90 }, { percent: 10, tag: canary } ]\n";
+    store.apply(function(split)).await.unwrap();
+    let entry = store.snapshot().function("resize").unwrap().clone();
+    let first = (0..100).filter(|n| entry.route(None, *n).unwrap().number == 1).count();
+    assert_eq!(first, 90);
+    assert_eq!(entry.route(Some("canary"), 0).unwrap().number, 2);
+    assert!(entry.route(Some("canry"), 0).unwrap_err().detail.contains("did you mean \"canary\""));
+}
+
+#[tokio::test]
+async fn references_are_checked_and_kept_from_dangling() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _log, _stop) = store(dir.path()).await;
+    let flow = "apiVersion: imageflow.dev/v1alpha1\nkind: Flow\nmetadata: { name: f }\nspec: { steps: [ { name: a, function: resise } ] }\n";
+    let flow = Resource::from_yaml(flow).unwrap().remove(0);
+    store.apply(function("")).await.unwrap();
+    let error = store.apply(flow.clone()).await.unwrap_err();
+    assert!(error.detail.contains("did you mean \"resize\""), "{error}");
+    let Resource::Flow(mut document) = flow else { panic!("not a flow") };
+    document.spec.steps[0].function = FunctionName::new("resize").unwrap();
+    store.apply(Resource::Flow(document)).await.unwrap();
+    let error = store.delete(Kind::Function, "resize").await.unwrap_err();
+    assert!(error.detail.contains("Flow f"), "{error}");
+    store.delete(Kind::Flow, "f").await.unwrap();
+    store.delete(Kind::Function, "resize").await.unwrap();
+    assert_eq!(store.delete(Kind::Function, "resize").await.unwrap_err().code, ErrorCode::NotFound);
+}
+
+#[tokio::test]
+async fn default_parameters_are_checked_by_the_schema_of_the_operation() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _log, _stop) = store(dir.path()).await;
+    let error = store.apply(function("  params: { widht: 3 }\n")).await.unwrap_err();
+    assert!(error.detail.contains("spec.params.widht") && error.detail.contains("\"width\""), "{error}");
+    let error = store.apply(function("  traffic: [ { revision: resize-00009, percent: 100 } ]\n")).await.unwrap_err();
+    assert!(error.detail.contains("spec.traffic[0].revision"), "{error}");
+}

@@ -1,0 +1,209 @@
+//! The loop: poll, work out, one transaction, go on.
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use imageflow_eventlog::{
+    Consumer, ConsumerConfig, ConsumerEvent, EventLog, LogError, OffsetCommit, Record, TopicPartition, TopicSpec,
+    Topics, Transaction, TransactionalProducer,
+};
+use imageflow_objects::ObjectStore;
+use imageflow_resources::ResourceStore;
+use imageflow_types::work::RunEvent;
+use imageflow_types::topics;
+use tokio_util::sync::CancellationToken;
+
+use crate::batch::{Batch, read_run_event};
+use crate::runs::Runs;
+use crate::triggers::{self, Match};
+
+/// Settings of a router.
+#[derive(Debug, Clone)]
+pub struct RouterConfig {
+    /// Name in the consumer group and transactional id, stable over a restart.
+    pub member: String,
+    /// Whether adjacent catalogue steps become one stage.
+    pub fuse: bool,
+    /// Ended runs kept in the changelog; older ones are deleted from it.
+    pub keep_runs: usize,
+    /// Most records of one transaction.
+    pub batch: usize,
+}
+
+impl Default for RouterConfig {
+    fn default() -> Self {
+        Self { member: "router-0".to_owned(), fuse: true, keep_runs: 50_000, batch: 500 }
+    }
+}
+
+/// What a router is made of.
+pub struct Router {
+    /// Settings.
+    pub config: RouterConfig,
+    /// The event log.
+    pub log: Arc<dyn EventLog>,
+    /// The object store, to pin what outside events refer to.
+    pub objects: Arc<dyn ObjectStore>,
+    /// The resources.
+    pub resources: Arc<ResourceStore>,
+    /// Now, ms since 1970.
+    pub clock: fn() -> i64,
+}
+
+/// Why a router ended.
+#[derive(Debug, thiserror::Error)]
+pub enum RouterError {
+    /// The log failed in a way that does not pass, or another router took over.
+    #[error("the router cannot go on: {0}")]
+    Log(#[from] LogError),
+}
+
+/// Pause before a batch that could not be written is written again.
+const PAUSE: Duration = Duration::from_millis(500);
+
+impl Router {
+    /// Topics that a router reads and writes.
+    #[must_use]
+    pub fn topics() -> Vec<TopicSpec> {
+        vec![
+            TopicSpec::new(topics::EVENTS, topics::PARTITIONS).retention(Duration::from_secs(7 * 24 * 3600)),
+            TopicSpec::new(topics::RUN_EVENTS, topics::PARTITIONS).retention(Duration::from_secs(24 * 3600)),
+            TopicSpec::compacted(topics::RUNS, topics::PARTITIONS),
+            TopicSpec::new(topics::DEAD_LETTERS, topics::PARTITIONS),
+        ]
+    }
+
+    /// Works until `stop`.
+    ///
+    /// # Errors
+    /// [`RouterError`] when the log fails for good or another router of the same name took over.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), RouterError> {
+        self.log.ensure_topics(&Self::topics()).await?;
+        // Taking the id over first ends an older router's transactions before the state is read.
+        let mut producer = self.log.transactional(&self.config.member).await?;
+        let mut runs = Runs::load(&self.log).await?;
+        tracing::info!(live = runs.live_count(), "router has read its runs");
+        let names = vec![topics::EVENTS.to_owned(), topics::RUN_EVENTS.to_owned()];
+        let group = ConsumerConfig::new(topics::GROUP_ROUTER, self.config.member.clone(), Topics::Names(names));
+        let mut consumer = self.log.consumer(group).await?;
+        loop {
+            let events = tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                events = consumer.poll(self.config.batch) => events?,
+            };
+            // All that one poll returned is one batch: the consumer's position is past the whole of it. It is
+            // committed before the next poll, so a revoked partition has nothing open.
+            let records: Vec<Record> = events
+                .into_iter()
+                .flat_map(|event| match event {
+                    ConsumerEvent::Records(records) => records,
+                    ConsumerEvent::Assigned(_) | ConsumerEvent::Revoked(_) => Vec::new(),
+                })
+                .collect();
+            if !records.is_empty()
+                && !self.process(&mut runs, producer.as_mut(), consumer.as_mut(), &records, &stop).await?
+            {
+                break;
+            }
+        }
+        consumer.close().await?;
+        Ok(())
+    }
+
+    /// Writes what the records change, with their offsets. False when it was stopped before that.
+    async fn process(
+        &self,
+        runs: &mut Runs,
+        producer: &mut dyn TransactionalProducer,
+        consumer: &mut dyn Consumer,
+        records: &[Record],
+        stop: &CancellationToken,
+    ) -> Result<bool, RouterError> {
+        loop {
+            match self.work_out(runs, records).await {
+                Ok((batch, surplus)) => {
+                    let transaction = Transaction {
+                        records: batch.records(),
+                        offsets: offsets(records, consumer),
+                        group: topics::GROUP_ROUTER.to_owned(),
+                        member: self.config.member.clone(),
+                    };
+                    match producer.commit(transaction).await {
+                        Ok(_) => {
+                            metrics::counter!("imageflow_flow_runs_started_total").increment(batch.started);
+                            batch.apply(runs);
+                            runs.forget(&surplus);
+                            metrics::gauge!("imageflow_flow_runs_live").set(runs.live_count() as f64);
+                            return Ok(true);
+                        }
+                        Err(error) if error.is_retryable() => {
+                            tracing::warn!(%error, "a batch cannot be written yet");
+                        }
+                        Err(error) => return Err(error.into()),
+                    }
+                }
+                Err(error) => tracing::warn!(%error, "a batch cannot be worked out yet"),
+            }
+            tokio::select! {
+                () = stop.cancelled() => return Ok(false),
+                () = tokio::time::sleep(PAUSE) => {}
+            }
+        }
+    }
+
+    async fn work_out(
+        &self,
+        runs: &Runs,
+        records: &[Record],
+    ) -> Result<(Batch, Vec<imageflow_types::RunId>), triggers::LookupFailed> {
+        let catalog = self.resources.snapshot();
+        let now_ms = (self.clock)();
+        let mut batch = Batch::default();
+        for record in records {
+            if record.topic == topics::RUN_EVENTS {
+                match read_run_event(record) {
+                    Some(RunEvent::Requested(request)) => {
+                        batch.request(runs, &catalog, &request, self.config.fuse, now_ms);
+                    }
+                    Some(event) => batch.advance(runs, &event, now_ms),
+                    None => {}
+                }
+                continue;
+            }
+            let event = match imageflow_events::record::read(&record.headers, record.value.as_ref()) {
+                Ok(event) => event,
+                Err(error) => {
+                    tracing::warn!(partition = record.partition, offset = record.offset, %error, "not an event");
+                    metrics::counter!("imageflow_flow_unreadable_total").increment(1);
+                    continue;
+                }
+            };
+            for found in triggers::matches(&catalog, self.objects.as_ref(), &event, now_ms).await? {
+                match found {
+                    Match::Run(request) => batch.request(runs, &catalog, &request, self.config.fuse, now_ms),
+                    Match::Refused(letter) => batch.dead_letter(&letter),
+                }
+            }
+        }
+        let surplus = runs.surplus(self.config.keep_runs, self.config.batch);
+        batch.delete(&surplus);
+        Ok((batch, surplus))
+    }
+}
+
+/// The next offset of each partition of a batch; the last records of what was polled commit past trailing markers.
+fn offsets(records: &[Record], consumer: &dyn Consumer) -> Vec<OffsetCommit> {
+    let mut next: HashMap<TopicPartition, i64> = HashMap::new();
+    for record in records {
+        let at = TopicPartition::new(record.topic.clone(), record.partition);
+        let offset = next.entry(at).or_insert(0);
+        *offset = (*offset).max(record.offset + 1);
+    }
+    next.into_iter()
+        .map(|(at, offset)| {
+            let position = consumer.position(&at.topic, at.partition).unwrap_or(offset);
+            OffsetCommit::new(&at.topic, at.partition, offset.max(position))
+        })
+        .collect()
+}

@@ -1,0 +1,426 @@
+//! The Function resource: what runs, how much of it, and how work is delivered to it.
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::duration::HumanDuration;
+use crate::field::{FieldError, FieldErrors};
+use crate::names::RevisionName;
+use crate::quantity::{Cpu, Memory};
+
+/// What a Function says. Exactly one of `operation`, `image` and `command` names the program.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct FunctionSpec {
+    /// A catalogue operation, run by the stock program.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operation: Option<String>,
+    /// A container image that serves CloudEvents on $PORT (Kubernetes only).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// A local program and its arguments that serves CloudEvents on $PORT (`imageflow up` only).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<Vec<String>>,
+    /// Parameters that every step of this function has unless it sets them itself.
+    #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
+    pub params: serde_json::Map<String, serde_json::Value>,
+    /// JSON Schema of the parameters of an `image` or `command` function.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parameters: Option<serde_json::Map<String, serde_json::Value>>,
+    /// What one pod may use.
+    #[serde(default)]
+    pub resources: Resources,
+    /// How many requests one pod works on at a time.
+    #[serde(default)]
+    pub concurrency: Concurrency,
+    /// Dynamic batching, for functions that profit from it.
+    #[serde(default)]
+    pub batch: Batch,
+    /// How many pods there are.
+    #[serde(default)]
+    pub scale: Scale,
+    /// Environment of the program.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub env: Vec<EnvVar>,
+    /// Longest time for one request.
+    #[serde(default = "default_timeout")]
+    pub timeout: HumanDuration,
+    /// Retries and ordering.
+    #[serde(default)]
+    pub delivery: Delivery,
+    /// Which revisions get how much of the traffic; empty means all to the latest.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub traffic: Vec<TrafficTarget>,
+}
+
+/// What one pod may use.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Resources {
+    /// CPU, such as 500m.
+    pub cpu: Cpu,
+    /// Memory, such as 256Mi.
+    pub memory: Memory,
+    /// Whole GPUs.
+    #[schemars(range(max = 16))]
+    pub gpu: u32,
+}
+
+impl Default for Resources {
+    fn default() -> Self {
+        Self { cpu: Cpu { millis: 1000 }, memory: Memory { bytes: 512 << 20 }, gpu: 0 }
+    }
+}
+
+/// How many requests one pod works on at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Concurrency {
+    /// What the autoscaler aims at, per pod.
+    #[schemars(range(min = 1, max = 1000))]
+    pub target: u32,
+    /// What a pod takes at most.
+    #[schemars(range(min = 1, max = 1000))]
+    pub limit: u32,
+}
+
+impl Default for Concurrency {
+    fn default() -> Self {
+        Self { target: 2, limit: 4 }
+    }
+}
+
+/// Dynamic batching.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Batch {
+    /// Largest batch; 1 means none.
+    #[schemars(range(min = 1, max = 256))]
+    pub max: u32,
+    /// Longest wait for a batch to fill.
+    pub wait: HumanDuration,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Self { max: 1, wait: HumanDuration::default() }
+    }
+}
+
+/// How many pods there are.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Scale {
+    /// Never fewer pods than this.
+    #[schemars(range(max = 1000))]
+    pub min: u32,
+    /// Never more pods than this.
+    #[schemars(range(min = 1, max = 1000))]
+    pub max: u32,
+    /// Pins the number of pods; unset gives control back to the autoscaler.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 1000))]
+    pub replicas: Option<u32>,
+    /// In what time a backlog should be worked off.
+    pub drain_target: HumanDuration,
+    /// How long the last pods are kept without work.
+    pub keep_warm: KeepWarm,
+    /// Which law decides.
+    pub policy: Policy,
+}
+
+impl Default for Scale {
+    fn default() -> Self {
+        Self {
+            min: 0,
+            max: 20,
+            replicas: None,
+            drain_target: HumanDuration::from_secs(10),
+            keep_warm: KeepWarm::default(),
+            policy: Policy::default(),
+        }
+    }
+}
+
+/// How long the last pods are kept without work: learned between these bounds.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct KeepWarm {
+    /// At least.
+    pub min: HumanDuration,
+    /// At most.
+    pub max: HumanDuration,
+}
+
+impl Default for KeepWarm {
+    fn default() -> Self {
+        Self { min: HumanDuration::from_secs(10), max: HumanDuration::from_secs(600) }
+    }
+}
+
+/// Which law decides the number of pods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Policy {
+    /// Lag, held requests, in-flight work and service time in one law.
+    #[default]
+    Imageflow,
+}
+
+/// One variable of the program's environment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct EnvVar {
+    /// Its name.
+    #[schemars(regex(pattern = "^[A-Za-z_][A-Za-z0-9_]*$"))]
+    pub name: String,
+    /// Its value.
+    #[serde(default)]
+    pub value: String,
+}
+
+/// Retries and ordering of work.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Delivery {
+    /// Attempts after the first.
+    #[schemars(range(max = 50))]
+    pub retry: u32,
+    /// How the delay grows.
+    pub backoff: Backoff,
+    /// The first delay.
+    pub backoff_delay: HumanDuration,
+    /// Whether requests of one key wait for each other.
+    pub ordering: Ordering,
+}
+
+impl Default for Delivery {
+    fn default() -> Self {
+        Self {
+            retry: 5,
+            backoff: Backoff::Exponential,
+            backoff_delay: HumanDuration::from_millis(200),
+            ordering: Ordering::Unordered,
+        }
+    }
+}
+
+/// How the delay between attempts grows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Backoff {
+    /// Doubles each time.
+    #[default]
+    Exponential,
+    /// Grows by the first delay each time.
+    Linear,
+}
+
+/// Whether requests of one key wait for each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Ordering {
+    /// All at once, as slots allow.
+    #[default]
+    Unordered,
+    /// One after another for each key.
+    Key,
+}
+
+/// A share of the traffic for one revision.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TrafficTarget {
+    /// The revision; unset means the latest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<RevisionName>,
+    /// Share in percent; all shares add up to 100.
+    #[serde(default)]
+    #[schemars(range(max = 100))]
+    pub percent: u32,
+    /// A name under which callers reach this revision whatever its share.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = "^[a-z]([-a-z0-9]*[a-z0-9])?$"))]
+    pub tag: Option<String>,
+}
+
+/// Which program a function runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Program<'a> {
+    /// A catalogue operation on the stock program.
+    Operation(&'a str),
+    /// A container image.
+    Image(&'a str),
+    /// A local program and its arguments.
+    Command(&'a [String]),
+}
+
+const fn default_timeout() -> HumanDuration {
+    HumanDuration::from_secs(30)
+}
+
+impl FunctionSpec {
+    /// A function of a catalogue operation with every default.
+    #[must_use]
+    pub fn of_operation(operation: impl Into<String>) -> Self {
+        Self {
+            operation: Some(operation.into()),
+            image: None,
+            command: None,
+            params: serde_json::Map::new(),
+            parameters: None,
+            resources: Resources::default(),
+            concurrency: Concurrency::default(),
+            batch: Batch::default(),
+            scale: Scale::default(),
+            env: Vec::new(),
+            timeout: default_timeout(),
+            delivery: Delivery::default(),
+            traffic: Vec::new(),
+        }
+    }
+
+    /// The program, once [`validate`](Self::validate) has passed; `None` when none or several are named.
+    #[must_use]
+    pub fn program(&self) -> Option<Program<'_>> {
+        match (&self.operation, &self.image, &self.command) {
+            (Some(operation), None, None) => Some(Program::Operation(operation)),
+            (None, Some(image), None) => Some(Program::Image(image)),
+            (None, None, Some(command)) if !command.is_empty() => Some(Program::Command(command)),
+            _ => None,
+        }
+    }
+
+    /// The part that makes a revision: what the pod is, not how many there are nor who gets the traffic.
+    #[must_use]
+    pub fn template(&self) -> Self {
+        Self { scale: Scale::default(), delivery: Delivery::default(), traffic: Vec::new(), ..self.clone() }
+    }
+
+    /// Checks what the schema cannot say. `operations` is the catalogue, to name the nearest.
+    ///
+    /// # Errors
+    /// Every fault found, each with its field.
+    pub fn validate(&self, operations: &[&str]) -> Result<(), FieldErrors> {
+        let mut faults = Vec::new();
+        if self.program().is_none() {
+            faults.push(
+                FieldError::new("spec", "name exactly one program")
+                    .remedy("set one of operation, image or command (a list with at least the program)"),
+            );
+        }
+        if let Some(operation) = &self.operation
+            && !operations.contains(&operation.as_str())
+        {
+            let fault =
+                FieldError::new("spec.operation", format!("there is no operation \"{operation}\" in the catalogue"));
+            faults.push(match crate::names::nearest(operation, operations.iter().copied()) {
+                Some(near) => fault.remedy(format!("did you mean \"{near}\"?")),
+                None => fault.remedy(format!("the catalogue has {}", operations.join(", "))),
+            });
+        }
+        if self.operation.is_some() && self.parameters.is_some() {
+            faults.push(FieldError::new("spec.parameters", "a catalogue operation brings its own schema"));
+        }
+        if self.concurrency.target > self.concurrency.limit {
+            faults.push(
+                FieldError::new(
+                    "spec.concurrency.target",
+                    format!("{} is over the limit of {}", self.concurrency.target, self.concurrency.limit),
+                )
+                .remedy("lower target or raise limit"),
+            );
+        }
+        if self.scale.min > self.scale.max {
+            faults.push(
+                FieldError::new("spec.scale.min", format!("{} is over max {}", self.scale.min, self.scale.max))
+                    .remedy("lower min or raise max"),
+            );
+        }
+        if self.scale.keep_warm.min > self.scale.keep_warm.max {
+            faults.push(
+                FieldError::new("spec.scale.keepWarm.min", "is longer than keepWarm.max")
+                    .remedy("lower min or raise max"),
+            );
+        }
+        if self.timeout.as_millis() < 10 || self.timeout > HumanDuration::from_secs(3600) {
+            faults.push(FieldError::new("spec.timeout", format!("{} is not between 10ms and 1h", self.timeout)));
+        }
+        self.validate_traffic(&mut faults);
+        let mut seen = BTreeMap::new();
+        for (i, var) in self.env.iter().enumerate() {
+            if let Some(first) = seen.insert(&var.name, i) {
+                faults.push(FieldError::new(
+                    format!("spec.env[{i}].name"),
+                    format!("{} is set by env[{first}] already", var.name),
+                ));
+            }
+            if var.name == "PORT" || var.name.starts_with("IMAGEFLOW_") {
+                faults.push(FieldError::new(
+                    format!("spec.env[{i}].name"),
+                    format!("{} is set by the platform", var.name),
+                ));
+            }
+        }
+        FieldErrors(faults).into_result()
+    }
+
+    fn validate_traffic(&self, faults: &mut Vec<FieldError>) {
+        if self.traffic.is_empty() {
+            return;
+        }
+        let total: u32 = self.traffic.iter().map(|t| t.percent).sum();
+        if total != 100 {
+            faults.push(
+                FieldError::new("spec.traffic", format!("the percents add up to {total}"))
+                    .remedy("let them add up to 100"),
+            );
+        }
+        let mut tags: Vec<&str> = Vec::new();
+        for (i, tag) in self.traffic.iter().enumerate().filter_map(|(i, t)| Some((i, t.tag.as_deref()?))) {
+            if tags.contains(&tag) {
+                faults.push(FieldError::new(format!("spec.traffic[{i}].tag"), format!("\"{tag}\" is used twice")));
+            }
+            tags.push(tag);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_operation_names_the_nearest() {
+        let faults = FunctionSpec::of_operation("resise").validate(&["resize", "crop"]).unwrap_err();
+        assert!(faults.to_string().contains("did you mean \"resize\"?"), "{faults}");
+    }
+
+    #[test]
+    fn two_programs_are_refused() {
+        let mut spec = FunctionSpec::of_operation("resize");
+        spec.command = Some(vec!["./x".into()]);
+        assert!(spec.validate(&["resize"]).is_err());
+    }
+
+    #[test]
+    fn traffic_that_does_not_add_up_is_refused() {
+        let mut spec = FunctionSpec::of_operation("resize");
+        spec.traffic = vec![TrafficTarget { revision: None, percent: 90, tag: Some("a".into()) }];
+        let faults = spec.validate(&["resize"]).unwrap_err();
+        assert!(faults.to_string().contains("90"), "{faults}");
+        spec.traffic.push(TrafficTarget { revision: None, percent: 10, tag: None });
+        assert!(spec.validate(&["resize"]).is_ok());
+    }
+
+    #[test]
+    fn scale_and_traffic_make_no_revision() {
+        let spec = FunctionSpec::of_operation("resize");
+        let mut other = spec.clone();
+        other.scale.max = 3;
+        assert_eq!(spec.template(), other.template());
+        other.timeout = HumanDuration::from_secs(3);
+        assert_ne!(spec.template(), other.template());
+    }
+}

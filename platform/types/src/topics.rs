@@ -1,0 +1,46 @@
+//! Names of topics, consumer groups and buckets. One place, so that no two services spell them differently.
+use crate::names::FunctionName;
+
+/// CloudEvents from outside.
+pub const EVENTS: &str = "imageflow.events";
+/// The router's input: run requested, step completed or failed, cancel.
+pub const RUN_EVENTS: &str = "imageflow.run-events";
+/// State of each run after each transaction (compacted).
+pub const RUNS: &str = "imageflow.runs";
+/// Resources as applied (compacted).
+pub const RESOURCES: &str = "imageflow.resources";
+/// Learned sketches and last decisions (compacted).
+pub const SCALING: &str = "imageflow.scaling";
+/// Work that could not be done.
+pub const DEAD_LETTERS: &str = "imageflow.dead-letters";
+/// Prefix of every work topic.
+pub const WORK_PREFIX: &str = "imageflow.work.";
+
+/// The group of all dispatchers.
+pub const GROUP_DISPATCHER: &str = "imageflow-dispatcher";
+/// The group of all routers.
+pub const GROUP_ROUTER: &str = "imageflow-router";
+
+/// Where images arrive.
+pub const BUCKET_RAW: &str = "raw-images";
+/// Where results land.
+pub const BUCKET_PROCESSED: &str = "processed-images";
+/// Logs and archives.
+pub const BUCKET_LOGS: &str = "system-logs";
+
+/// Partitions of the platform's own topics.
+pub const PARTITIONS: u32 = 12;
+/// Partitions of a work topic.
+pub const WORK_PARTITIONS: u32 = 6;
+
+/// The work topic of a function.
+#[must_use]
+pub fn work(function: &FunctionName) -> String {
+    format!("{WORK_PREFIX}{function}")
+}
+
+/// The function whose work topic it is.
+#[must_use]
+pub fn function_of_work(topic: &str) -> Option<FunctionName> {
+    FunctionName::new(topic.strip_prefix(WORK_PREFIX)?).ok()
+}

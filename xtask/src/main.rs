@@ -1,0 +1,48 @@
+//! `cargo xtask`: see `HELP`.
+mod layers;
+mod map;
+mod setup;
+mod sizes;
+mod test;
+mod tool;
+mod up;
+
+use std::process::ExitCode;
+
+const HELP: &str = "\
+cargo xtask COMMAND
+
+  up [--once] [ARGS]   build in release, start the platform, process the sample photos; stays up (not with --once)
+  test [TIER...]       everything that CI checks; tiers: lint unit docs peers (default: all)
+  layers               no crate depends on a layer above it or beside it
+  map                  the README's question-to-file table is true
+  sizes                no file is over 600 lines before its tests, no main.rs over 60
+  bench NAME           figures as JSON lines: platform
+  soak [MINUTES]       the kill test, again and again
+";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let rest = args.get(1..).unwrap_or_default();
+    let result = match args.first().map(String::as_str) {
+        Some("up") => up::up(rest),
+        Some("bench") => up::bench(rest),
+        Some("soak") => up::soak(rest),
+        Some("test") => test::run(rest),
+        Some("layers") => layers::check(),
+        Some("map") => map::check(),
+        Some("sizes") => sizes::check(),
+        None | Some("help" | "--help" | "-h") => {
+            print!("{HELP}");
+            return ExitCode::SUCCESS;
+        }
+        Some(other) => Err(format!("there is no command \"{other}\"\n\n{HELP}")),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("xtask: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! Everything that CI checks, in tiers.
+use crate::tool::{self, Outcome, cargo, run as step};
+use crate::{layers, map, setup, sizes};
+
+const TIERS: [&str; 4] = ["lint", "unit", "docs", "peers"];
+
+/// Runs the tiers named, else all.
+pub fn run_tiers(tiers: &[&str]) -> Outcome {
+    setup::packages()?;
+    for tier in tiers {
+        match *tier {
+            "lint" => lint()?,
+            "unit" => unit()?,
+            "docs" => docs()?,
+            _ => peers()?,
+        }
+    }
+    Ok(())
+}
+
+/// `cargo xtask test [TIER...]`.
+pub fn run_args(args: &[String]) -> Outcome {
+    let mut tiers = Vec::new();
+    for arg in args {
+        match TIERS.iter().find(|t| *t == arg) {
+            Some(tier) => tiers.push(*tier),
+            None => return Err(format!("there is no tier \"{arg}\": the tiers are {}", TIERS.join(", "))),
+        }
+    }
+    run_tiers(if tiers.is_empty() { &TIERS } else { &tiers })
+}
+
+fn lint() -> Outcome {
+    step("format", &mut cargo(&["fmt", "--all", "--check"]))?;
+    layers::check()?;
+    map::check()?;
+    sizes::check()?;
+    step("clippy", &mut cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))
+}
+
+fn unit() -> Outcome {
+    // The whole-system tests start the real binary.
+    step("build", &mut cargo(&["build", "--workspace", "--bins", "--locked"]))?;
+    step("tests", &mut cargo(&["test", "--workspace", "--locked", "--no-fail-fast"]))
+}
+
+fn docs() -> Outcome {
+    let mut doc = cargo(&["doc", "--workspace", "--no-deps", "--locked"]);
+    step("documentation", doc.env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+fn peers() -> Outcome {
+    match setup::python_clients() {
+        Ok(python) => {
+            let mut test = cargo(&["test", "-p", "imageflow-tests", "--test", "peers", "--locked", "--", "--nocapture"]);
+            step("peers", test.env("IMAGEFLOW_PEERS_PYTHON", python))
+        }
+        Err(reason) => {
+            println!("peers: skipped, {reason}");
+            Ok(())
+        }
+    }
+}
+
+
+/// `cargo xtask test`.
+pub fn run(args: &[String]) -> Outcome {
+    println!("building in {}", tool::target().display());
+    run_args(args)
+}

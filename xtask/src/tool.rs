@@ -1,0 +1,64 @@
+//! Running other programs, from the repository's root.
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+/// What every chore returns: nothing, or what to tell.
+pub type Outcome = Result<(), String>;
+
+/// The repository's root: the folder above this crate.
+pub fn root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here).to_path_buf()
+}
+
+/// Where heavy things are kept between checkouts.
+pub fn cache() -> PathBuf {
+    let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(|| {
+        let home = std::env::var_os("HOME")?;
+        Some(PathBuf::from(home).join(".cache"))
+    });
+    base.unwrap_or_else(std::env::temp_dir).join("imageflow")
+}
+
+/// Where cargo builds: shared by all checkouts, unless the caller chose a place.
+pub fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| cache().join("target"), PathBuf::from)
+}
+
+/// A cargo call with our target folder.
+pub fn cargo(args: &[&str]) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(args).current_dir(root()).env("CARGO_TARGET_DIR", target());
+    command
+}
+
+/// Runs a command and says what it is and how long it took.
+pub fn run(what: &str, command: &mut Command) -> Outcome {
+    println!("==> {what}");
+    let begun = Instant::now();
+    let status = command.status().map_err(|e| format!("{what}: {:?} cannot be started: {e}", command.get_program()))?;
+    if status.success() {
+        println!("    {what}: {:.1} s", begun.elapsed().as_secs_f64());
+        return Ok(());
+    }
+    Err(format!("{what} failed ({status})"))
+}
+
+/// What a command prints.
+pub fn output(command: &mut Command) -> Result<String, String> {
+    let program = format!("{:?}", command.get_program());
+    let output = command.output().map_err(|e| format!("{program} cannot be started: {e}"))?;
+    if !output.status.success() {
+        return Err(format!("{program} failed: {}", String::from_utf8_lossy(&output.stderr)));
+    }
+    String::from_utf8(output.stdout).map_err(|e| format!("{program} printed something that is not text: {e}"))
+}
+
+/// All Rust sources that git knows or would take.
+pub fn sources() -> Result<Vec<PathBuf>, String> {
+    let mut git = Command::new("git");
+    git.args(["ls-files", "--cached", "--others", "--exclude-standard", "*.rs"]).current_dir(root());
+    let list = output(&mut git)?;
+    Ok(list.lines().map(|line| root().join(line)).filter(|path| path.exists()).collect())
+}
