@@ -1,25 +1,35 @@
-//! An S3 server in this process.
+//! An S3 server in this process, on a folder. Any S3 client can use it.
 use std::error::Error;
+use std::fmt;
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::GracefulShutdown;
 use s3s::auth::SimpleAuth;
 use s3s::service::S3ServiceBuilder;
 use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
+use tokio::sync::Semaphore;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
 
-use crate::error::ObjectError;
 use crate::store::ObjectInfo;
 
+mod access;
 mod disk;
+mod intake;
+mod listing;
 mod service;
+mod shared;
+mod staging;
+#[cfg(test)]
+mod tests;
 mod uploads;
 
 /// What happened to an object.
@@ -36,8 +46,10 @@ pub enum ChangeKind {
 pub struct ObjectChange {
     /// What happened.
     pub kind: ChangeKind,
-    /// The object.
+    /// The object as it is, or as it was before it was removed.
     pub info: ObjectInfo,
+    /// Rises with each change that this server process tells; changes of one key are told in their order.
+    pub sequence: u64,
 }
 
 /// Why a listener could not take a change: the client is told 503 and repeats.
@@ -49,85 +61,108 @@ pub trait ObjectListener: Send + Sync + 'static {
     /// Takes a change.
     ///
     /// # Errors
-    /// Anything: then the client gets 503 and the object stays.
+    /// Anything: then the client gets 503 and the object stays as it is. When the client repeats a put it is told again.
     async fn on_durable(&self, change: ObjectChange) -> Result<(), ListenerError>;
 }
 
 /// Settings of the embedded server.
 pub struct EmbeddedS3Config {
-    /// Folder of the objects.
+    /// Folder of the objects; made when it is not there.
     pub root: PathBuf,
-    /// Where to listen.
+    /// Where to listen; port 0 takes a free one.
     pub listen: SocketAddr,
     /// Access key and secret key.
     pub credentials: (String, String),
-    /// Most bytes of all objects together.
+    /// Most bytes of all objects together; `None` leaves it to the disk.
     pub limit_bytes: Option<u64>,
-    /// Most bytes of one put or part.
+    /// Most bytes of one object.
     pub max_object_bytes: u64,
     /// Hears of changes.
-    pub listener: Arc<dyn ObjectListener>,
+    pub on_durable: Arc<dyn ObjectListener>,
 }
 
-/// A running server.
+/// Why the embedded server did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum EmbeddedS3Error {
+    /// The folder of the objects cannot be used.
+    #[error("the objects in {} cannot be read", root.display())]
+    Folder {
+        /// The folder.
+        root: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// The address cannot be listened on.
+    #[error("the S3 server cannot listen on {addr}")]
+    Listen {
+        /// The address.
+        addr: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A running server. It stops when this is dropped; `shutdown` waits for what is under way.
 pub struct EmbeddedS3 {
     addr: SocketAddr,
-    stop: CancellationToken,
+    credentials: (String, String),
+    stop: DropGuard,
     task: JoinHandle<()>,
+}
+
+impl fmt::Debug for EmbeddedS3 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EmbeddedS3")
+            .field("addr", &self.addr)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Longest that shutdown waits for requests under way.
 const DRAIN: Duration = Duration::from_secs(10);
+/// Most connections at a time; more wait in the backlog of the socket.
+const CONNECTIONS: usize = 1024;
+/// A connection that does not finish its request's head in this time is closed.
+const HEAD: Duration = Duration::from_secs(30);
 
 impl EmbeddedS3 {
     /// Reads the folder and listens.
     ///
     /// # Errors
-    /// `Unavailable` when the folder cannot be read or the address is taken.
-    pub async fn start(config: EmbeddedS3Config) -> Result<Self, ObjectError> {
+    /// When the folder cannot be read or another process has it, or the address is taken.
+    pub async fn start(config: EmbeddedS3Config) -> Result<Self, EmbeddedS3Error> {
         let (root, limit) = (config.root.clone(), config.limit_bytes);
-        let disk = tokio::task::spawn_blocking(move || disk::Disk::open(&root, limit));
-        let disk = disk.await.map_err(ObjectError::unavailable)?.map_err(ObjectError::unavailable)?;
-        let service = service::Service::new(Arc::new(disk), config.listener, config.max_object_bytes);
+        let folder = |source| EmbeddedS3Error::Folder {
+            root: config.root.clone(),
+            source,
+        };
+        let disk = tokio::task::spawn_blocking(move || disk::Disk::open(&root, limit)).await;
+        let disk = disk.map_err(|e| folder(e.into()))?.map_err(|e| folder(e.into()))?;
+        let writes = TaskTracker::new();
+        let service = service::Service::new(disk, config.on_durable, config.max_object_bytes, writes.clone());
         let mut builder = S3ServiceBuilder::new(service);
-        builder.set_auth(SimpleAuth::from_single(config.credentials.0, config.credentials.1));
+        builder.set_auth(SimpleAuth::from_single(
+            config.credentials.0.clone(),
+            config.credentials.1.clone(),
+        ));
+        builder.set_access(access::SignedHeaders);
         let service = builder.build();
-        let listener = TcpListener::bind(config.listen).await.map_err(|e| {
-            ObjectError::unavailable(format!("the S3 server cannot listen on {}: {e}", config.listen))
-        })?;
-        let addr = listener.local_addr().map_err(ObjectError::unavailable)?;
+        let listen = |source| EmbeddedS3Error::Listen {
+            addr: config.listen,
+            source,
+        };
+        let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
+        let addr = listener.local_addr().map_err(listen)?;
         let stop = CancellationToken::new();
-        let token = stop.clone();
-        let task = tokio::spawn(async move {
-            let http = Builder::new(TokioExecutor::new());
-            let graceful = GracefulShutdown::new();
-            let mut connections = tokio::task::JoinSet::new();
-            loop {
-                let stream = tokio::select! {
-                    () = token.cancelled() => break,
-                    accepted = listener.accept() => match accepted {
-                        Ok((stream, _)) => stream,
-                        Err(error) => {
-                            tracing::warn!(%error, "a connection could not be accepted");
-                            tokio::time::sleep(Duration::from_millis(50)).await;
-                            continue;
-                        }
-                    },
-                    Some(_) = connections.join_next(), if !connections.is_empty() => continue,
-                };
-                let _ = stream.set_nodelay(true);
-                let connection = http.serve_connection(TokioIo::new(stream), service.clone()).into_owned();
-                let connection = graceful.watch(connection);
-                connections.spawn(async move {
-                    if let Err(error) = connection.await {
-                        tracing::debug!(%error, "a connection ended badly");
-                    }
-                });
-            }
-            drop(listener);
-            let _ = tokio::time::timeout(DRAIN, graceful.shutdown()).await;
-        });
-        Ok(Self { addr, stop, task })
+        let task = tokio::spawn(serve(listener, service, writes, stop.clone()));
+        Ok(Self {
+            addr,
+            credentials: config.credentials,
+            stop: stop.drop_guard(),
+            task,
+        })
     }
 
     /// Where it listens.
@@ -136,11 +171,69 @@ impl EmbeddedS3 {
         self.addr
     }
 
-    /// Takes no new requests, finishes those under way, ends.
+    /// Access key and secret key.
+    #[must_use]
+    pub const fn credentials(&self) -> &(String, String) {
+        &self.credentials
+    }
+
+    /// Takes no new requests, finishes those under way (at most 10 s), ends.
     pub async fn shutdown(self) {
-        self.stop.cancel();
+        drop(self.stop);
         if let Err(error) = self.task.await {
             tracing::error!(%error, "the S3 server ended unexpectedly");
         }
     }
+}
+
+async fn serve(listener: TcpListener, service: s3s::service::S3Service, writes: TaskTracker, stop: CancellationToken) {
+    let mut http = Builder::new(TokioExecutor::new());
+    http.http1().timer(TokioTimer::new()).header_read_timeout(HEAD);
+    http.http2().timer(TokioTimer::new());
+    let graceful = GracefulShutdown::new();
+    let free = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut connections = JoinSet::new();
+    while let Some(accepted) = stop.run_until_cancelled(accept(&listener, &free)).await {
+        while connections.try_join_next().is_some() {}
+        let (stream, permit) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of file descriptors, most likely: trying again at once would spin.
+                tracing::warn!(%error, "a connection could not be accepted");
+                stop.run_until_cancelled(tokio::time::sleep(Duration::from_millis(50)))
+                    .await;
+                continue;
+            }
+        };
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "a connection keeps its delay");
+        }
+        let connection = http
+            .serve_connection(TokioIo::new(stream), service.clone())
+            .into_owned();
+        let connection = graceful.watch(connection);
+        connections.spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection ended badly");
+            }
+            drop(permit);
+        });
+    }
+    drop(listener);
+    writes.close();
+    let drained = tokio::time::timeout(DRAIN, async {
+        graceful.shutdown().await;
+        writes.wait().await;
+    });
+    if drained.await.is_err() {
+        tracing::warn!("requests to the S3 server were cut off at shutdown");
+    }
+}
+
+async fn accept(
+    listener: &TcpListener,
+    free: &Arc<Semaphore>,
+) -> io::Result<(tokio::net::TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+    let permit = free.clone().acquire_owned().await.map_err(io::Error::other)?;
+    Ok((listener.accept().await?.0, permit))
 }

@@ -46,8 +46,8 @@ pub enum ObjectError {
     /// No space is left.
     #[error("the object store is full")]
     Full,
-    /// The object is over the limit.
-    #[error("the object is larger than the store allows")]
+    /// The object is over the limit of the store, or of this client.
+    #[error("the object is larger than is allowed")]
     TooLarge,
     /// A name breaks a rule.
     #[error("\"{name}\" {why}")]

@@ -2,14 +2,18 @@
 //! process. What is put through the embedded one is durable before its listener hears of it, and the listener is done
 //! before the client gets its 200.
 
+#[cfg(feature = "test-util")]
+pub mod conformance;
 mod embedded;
 mod error;
 mod s3;
 mod signed;
 mod store;
 
-pub use embedded::{ChangeKind, EmbeddedS3, EmbeddedS3Config, ListenerError, ObjectChange, ObjectListener};
+pub use embedded::{
+    ChangeKind, EmbeddedS3, EmbeddedS3Config, EmbeddedS3Error, ListenerError, ObjectChange, ObjectListener,
+};
 pub use error::ObjectError;
 pub use s3::{S3Config, S3Store};
 pub use signed::SignedUrl;
-pub use store::{ObjectInfo, ObjectStore, PutOptions, check_key};
+pub use store::{ObjectInfo, ObjectStore, PutOptions, check_bucket, check_key};

@@ -1,7 +1,8 @@
 //! Any S3 server, through aws-sdk-s3.
 use std::collections::BTreeMap;
 use std::fmt;
-use std::time::Duration;
+use std::ops::RangeInclusive;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use aws_sdk_s3 as sdk;
@@ -16,7 +17,7 @@ use sdk::primitives::ByteStream;
 
 use crate::error::ObjectError;
 use crate::signed::SignedUrl;
-use crate::store::{ObjectInfo, ObjectStore, PutOptions, check_key};
+use crate::store::{ObjectInfo, ObjectStore, PutOptions, check_bucket, check_key};
 
 /// Where an S3 server is and who we are there. Its debug text hides the secret.
 #[derive(Clone)]
@@ -29,30 +30,40 @@ pub struct S3Config {
     pub access_key: String,
     /// Secret key.
     pub secret_key: String,
+    /// Whether the bucket stands in the path (as most servers other than AWS's want it) and not in the host name.
+    pub path_style: bool,
+    /// Objects larger than this are not read: `get` holds them in memory.
+    pub max_get_bytes: u64,
 }
 
 impl S3Config {
-    /// A server in the default region.
+    /// A server in the region `us-east-1`, path style, objects of up to 256 MiB.
     pub fn new(endpoint: impl Into<String>, access_key: impl Into<String>, secret_key: impl Into<String>) -> Self {
         Self {
             endpoint: endpoint.into(),
             region: "us-east-1".to_owned(),
             access_key: access_key.into(),
             secret_key: secret_key.into(),
+            path_style: true,
+            max_get_bytes: 256 << 20,
         }
     }
 }
 
 impl fmt::Debug for S3Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("S3Config").field("endpoint", &self.endpoint).field("region", &self.region).finish_non_exhaustive()
+        f.debug_struct("S3Config")
+            .field("endpoint", &self.endpoint)
+            .field("region", &self.region)
+            .finish_non_exhaustive()
     }
 }
 
 /// An S3 server.
 #[derive(Debug, Clone)]
 pub struct S3Store {
-    client: sdk::Client,
+    pub(crate) client: sdk::Client,
+    max_get_bytes: u64,
 }
 
 impl S3Store {
@@ -61,7 +72,8 @@ impl S3Store {
     pub fn new(config: S3Config) -> Self {
         let http = aws_smithy_http_client::Builder::new();
         let http = if config.endpoint.starts_with("https://") {
-            http.tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring)).build_https()
+            http.tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring))
+                .build_https()
         } else {
             http.build_http()
         };
@@ -75,15 +87,24 @@ impl S3Store {
             .http_client(http)
             .endpoint_url(config.endpoint)
             .region(Region::new(config.region))
-            .force_path_style(true)
+            .force_path_style(config.path_style)
             // Servers that are not AWS's know only the old integrity headers; the ETag covers single puts.
             .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
             .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
             .retry_config(RetryConfig::standard().with_max_attempts(3))
             .timeout_config(timeouts)
-            .credentials_provider(Credentials::new(config.access_key, config.secret_key, None, None, "imageflow"))
+            .credentials_provider(Credentials::new(
+                config.access_key,
+                config.secret_key,
+                None,
+                None,
+                "imageflow",
+            ))
             .build();
-        Self { client: sdk::Client::from_conf(conf) }
+        Self {
+            client: sdk::Client::from_conf(conf),
+            max_get_bytes: config.max_get_bytes,
+        }
     }
 }
 
@@ -97,10 +118,14 @@ where
         (Some("NoSuchBucket"), _) => ObjectError::NoSuchBucket { bucket },
         (Some("NoSuchKey" | "NotFound"), _) | (None, Some(404)) => ObjectError::NoSuchKey { bucket, key },
         (Some("PreconditionFailed"), _) | (_, Some(412)) => match expected {
-            Some(expected) => ObjectError::PreconditionFailed { bucket, key, expected: expected.to_owned() },
+            Some(expected) => ObjectError::PreconditionFailed {
+                bucket,
+                key,
+                expected: expected.to_owned(),
+            },
             None => ObjectError::AlreadyExists { bucket, key },
         },
-        (Some("EntityTooLarge"), _) => ObjectError::TooLarge,
+        (Some("EntityTooLarge"), _) | (_, Some(413)) => ObjectError::TooLarge,
         (Some("StorageFull" | "XMinioStorageFull" | "InsufficientCapacity"), _) | (_, Some(507)) => ObjectError::Full,
         (Some("AccessDenied" | "SignatureDoesNotMatch" | "InvalidAccessKeyId"), _) | (_, Some(401 | 403)) => {
             ObjectError::AccessDenied { bucket }
@@ -119,20 +144,78 @@ fn millis(time: Option<&sdk::primitives::DateTime>) -> i64 {
 
 fn signed(request: &PresignedRequest) -> SignedUrl {
     let headers = request.headers().filter(|(name, _)| *name != "host");
-    let headers = headers.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    let headers = headers
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect();
     SignedUrl::new(request.uri().to_owned(), request.method().to_owned(), headers)
 }
 
-fn presigning(life: Duration) -> Result<PresigningConfig, ObjectError> {
-    PresigningConfig::expires_in(life).map_err(ObjectError::unavailable)
+/// What S3 allows a signature to live.
+const LIFE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(7 * 24 * 3600);
+
+fn presigning(now: SystemTime, life: Duration) -> Result<PresigningConfig, ObjectError> {
+    let life = life.clamp(*LIFE.start(), *LIFE.end());
+    PresigningConfig::builder()
+        .start_time(now)
+        .expires_in(life)
+        .build()
+        .map_err(ObjectError::unavailable)
+}
+
+fn check(bucket: &str, key: &str) -> Result<(), ObjectError> {
+    check_bucket(bucket)?;
+    check_key(key)
+}
+
+impl S3Store {
+    pub(crate) async fn sign_get_at(
+        &self,
+        (bucket, key): (&str, &str),
+        if_match: Option<&str>,
+        now: SystemTime,
+        life: Duration,
+    ) -> Result<SignedUrl, ObjectError> {
+        check(bucket, key)?;
+        let quoted = if_match.map(|etag| format!("\"{etag}\""));
+        let request = self.client.get_object().bucket(bucket).key(key).set_if_match(quoted);
+        let request = request
+            .presigned(presigning(now, life)?)
+            .await
+            .map_err(|e| fault(e, bucket, key, None))?;
+        Ok(signed(&request))
+    }
+
+    pub(crate) async fn sign_put_at(
+        &self,
+        (bucket, key): (&str, &str),
+        metadata: &BTreeMap<String, String>,
+        now: SystemTime,
+        life: Duration,
+    ) -> Result<SignedUrl, ObjectError> {
+        check(bucket, key)?;
+        let mut request = self.client.put_object().bucket(bucket).key(key).if_none_match("*");
+        for (name, value) in metadata {
+            request = request.metadata(name, value);
+        }
+        let request = request
+            .presigned(presigning(now, life)?)
+            .await
+            .map_err(|e| fault(e, bucket, key, None))?;
+        Ok(signed(&request))
+    }
 }
 
 #[async_trait]
 impl ObjectStore for S3Store {
     async fn put(&self, bucket: &str, key: &str, body: Bytes, options: PutOptions) -> Result<ObjectInfo, ObjectError> {
-        check_key(key)?;
+        check(bucket, key)?;
         let size = body.len() as u64;
-        let mut request = self.client.put_object().bucket(bucket).key(key).body(ByteStream::from(body));
+        let mut request = self
+            .client
+            .put_object()
+            .bucket(bucket)
+            .key(key)
+            .body(ByteStream::from(body));
         request = request.set_content_type(options.content_type.clone());
         for (name, value) in &options.metadata {
             request = request.metadata(name, value);
@@ -147,13 +230,14 @@ impl ObjectStore for S3Store {
             etag: bare(answer.e_tag()),
             size,
             content_type: options.content_type,
+            version: answer.version_id().map(str::to_owned),
             metadata: options.metadata,
             last_modified_ms: 0,
         })
     }
 
     async fn get(&self, bucket: &str, key: &str, if_match: Option<&str>) -> Result<(ObjectInfo, Bytes), ObjectError> {
-        check_key(key)?;
+        check(bucket, key)?;
         let quoted = if_match.map(|etag| format!("\"{etag}\""));
         let request = self.client.get_object().bucket(bucket).key(key).set_if_match(quoted);
         let answer = request.send().await.map_err(|e| fault(e, bucket, key, if_match))?;
@@ -163,15 +247,24 @@ impl ObjectStore for S3Store {
             etag: bare(answer.e_tag()),
             size: answer.content_length().and_then(|n| u64::try_from(n).ok()).unwrap_or(0),
             content_type: answer.content_type().map(str::to_owned),
+            version: answer.version_id().map(str::to_owned),
             metadata: answer.metadata().cloned().unwrap_or_default().into_iter().collect(),
             last_modified_ms: millis(answer.last_modified()),
         };
-        let body = answer.body.collect().await.map_err(ObjectError::unavailable)?.into_bytes();
+        if info.size > self.max_get_bytes {
+            return Err(ObjectError::TooLarge);
+        }
+        let body = answer
+            .body
+            .collect()
+            .await
+            .map_err(ObjectError::unavailable)?
+            .into_bytes();
         Ok((info, body))
     }
 
     async fn head(&self, bucket: &str, key: &str) -> Result<Option<ObjectInfo>, ObjectError> {
-        check_key(key)?;
+        check(bucket, key)?;
         let answer = match self.client.head_object().bucket(bucket).key(key).send().await {
             Ok(answer) => answer,
             Err(error) => {
@@ -187,13 +280,14 @@ impl ObjectStore for S3Store {
             etag: bare(answer.e_tag()),
             size: answer.content_length().and_then(|n| u64::try_from(n).ok()).unwrap_or(0),
             content_type: answer.content_type().map(str::to_owned),
+            version: answer.version_id().map(str::to_owned),
             metadata: answer.metadata().cloned().unwrap_or_default().into_iter().collect(),
             last_modified_ms: millis(answer.last_modified()),
         }))
     }
 
     async fn delete(&self, bucket: &str, key: &str) -> Result<(), ObjectError> {
-        check_key(key)?;
+        check(bucket, key)?;
         match self.client.delete_object().bucket(bucket).key(key).send().await {
             Ok(_) => Ok(()),
             Err(error) => match fault(error, bucket, key, None) {
@@ -211,7 +305,13 @@ impl ObjectStore for S3Store {
         max: usize,
     ) -> Result<Vec<ObjectInfo>, ObjectError> {
         let max = i32::try_from(max.clamp(1, 1000)).unwrap_or(1000);
-        let request = self.client.list_objects_v2().bucket(bucket).prefix(prefix).max_keys(max);
+        check_bucket(bucket)?;
+        let request = self
+            .client
+            .list_objects_v2()
+            .bucket(bucket)
+            .prefix(prefix)
+            .max_keys(max);
         let request = request.set_start_after(start_after.map(str::to_owned));
         let answer = request.send().await.map_err(|e| fault(e, bucket, "", None))?;
         let objects = answer.contents().iter().filter_map(|object| {
@@ -221,6 +321,7 @@ impl ObjectStore for S3Store {
                 etag: bare(object.e_tag()),
                 size: object.size().and_then(|n| u64::try_from(n).ok()).unwrap_or(0),
                 content_type: None,
+                version: None,
                 metadata: BTreeMap::new(),
                 last_modified_ms: millis(object.last_modified()),
             })
@@ -229,6 +330,7 @@ impl ObjectStore for S3Store {
     }
 
     async fn ensure_bucket(&self, bucket: &str) -> Result<(), ObjectError> {
+        check_bucket(bucket)?;
         match self.client.create_bucket().bucket(bucket).send().await {
             Ok(_) => Ok(()),
             Err(error) if matches!(error.code(), Some("BucketAlreadyExists" | "BucketAlreadyOwnedByYou")) => Ok(()),
@@ -243,11 +345,7 @@ impl ObjectStore for S3Store {
         if_match: Option<&str>,
         life: Duration,
     ) -> Result<SignedUrl, ObjectError> {
-        check_key(key)?;
-        let quoted = if_match.map(|etag| format!("\"{etag}\""));
-        let request = self.client.get_object().bucket(bucket).key(key).set_if_match(quoted);
-        let request = request.presigned(presigning(life)?).await.map_err(|e| fault(e, bucket, key, None))?;
-        Ok(signed(&request))
+        self.sign_get_at((bucket, key), if_match, SystemTime::now(), life).await
     }
 
     async fn sign_put(
@@ -257,12 +355,6 @@ impl ObjectStore for S3Store {
         metadata: &BTreeMap<String, String>,
         life: Duration,
     ) -> Result<SignedUrl, ObjectError> {
-        check_key(key)?;
-        let mut request = self.client.put_object().bucket(bucket).key(key).if_none_match("*");
-        for (name, value) in metadata {
-            request = request.metadata(name, value);
-        }
-        let request = request.presigned(presigning(life)?).await.map_err(|e| fault(e, bucket, key, None))?;
-        Ok(signed(&request))
+        self.sign_put_at((bucket, key), metadata, SystemTime::now(), life).await
     }
 }

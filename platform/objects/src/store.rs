@@ -24,10 +24,13 @@ pub struct ObjectInfo {
     /// Media type; not known from a listing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content_type: Option<String>,
+    /// Version id, where the bucket keeps versions; not known from a listing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
     /// User metadata (`x-amz-meta-*` without the prefix); not known from a listing.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,
-    /// When it was written, ms since 1970.
+    /// When it was written, ms since 1970, by the store's clock; 0 in the answer to a put, whose store does not say.
     pub last_modified_ms: i64,
 }
 
@@ -53,12 +56,13 @@ pub trait ObjectStore: Send + Sync + 'static {
     /// Reads an object whole.
     ///
     /// # Errors
-    /// `NoSuchKey`; `PreconditionFailed` when its ETag is not `if_match`.
+    /// `NoSuchKey`, `NoSuchBucket`; `PreconditionFailed` when its ETag is not `if_match`; `TooLarge` when the client was
+    /// told to take no object of that size.
     async fn get(&self, bucket: &str, key: &str, if_match: Option<&str>) -> Result<(ObjectInfo, Bytes), ObjectError>;
-    /// An object without its bytes; `None` when it is not there.
+    /// An object without its bytes; `None` when it is not there, or its bucket is not (S3 does not tell which).
     ///
     /// # Errors
-    /// `NoSuchBucket`, `Unavailable`.
+    /// `AccessDenied`, `Unavailable`.
     async fn head(&self, bucket: &str, key: &str) -> Result<Option<ObjectInfo>, ObjectError>;
     /// Removes an object; one that is not there is removed already.
     ///
@@ -81,7 +85,8 @@ pub trait ObjectStore: Send + Sync + 'static {
     /// # Errors
     /// `InvalidName`, `AccessDenied`, `Unavailable`.
     async fn ensure_bucket(&self, bucket: &str) -> Result<(), ObjectError>;
-    /// A GET that somebody without credentials may make for `life`, of these bytes only when `if_match` is given.
+    /// A GET that somebody without credentials may make for `life` (1 s to 7 days), of these bytes only when `if_match` is
+    /// given. The `headers` of the result must be sent, and no `x-amz-` header besides.
     ///
     /// # Errors
     /// `InvalidName`.
@@ -92,7 +97,8 @@ pub trait ObjectStore: Send + Sync + 'static {
         if_match: Option<&str>,
         life: Duration,
     ) -> Result<SignedUrl, ObjectError>;
-    /// A PUT that somebody without credentials may make for `life`, of this key when it is not there yet. The media type is free.
+    /// A PUT that somebody without credentials may make for `life` (1 s to 7 days), of this key when it is not there yet,
+    /// with this metadata. The media type is free. The `headers` of the result must be sent, and no `x-amz-` header besides.
     ///
     /// # Errors
     /// `InvalidName`.
@@ -105,20 +111,85 @@ pub trait ObjectStore: Send + Sync + 'static {
     ) -> Result<SignedUrl, ObjectError>;
 }
 
-/// Checks a key by the rules of S3: 1 to 1,024 bytes, no control characters, no `.` or `..` between slashes.
+/// Checks a bucket's name by the rules of S3: 3 to 63 of `a-z`, `0-9`, `-`, `.`, a letter or digit at both ends, no `..`,
+/// not an IP address.
+///
+/// # Errors
+/// `InvalidName` with the rule.
+pub fn check_bucket(bucket: &str) -> Result<(), ObjectError> {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let why = if !(3..=63).contains(&bucket.len()) {
+        "is not 3 to 63 characters long"
+    } else if !bucket.bytes().all(|b| plain(b) || b == b'-' || b == b'.') {
+        "has characters other than a-z, 0-9, - and ."
+    } else if !bucket.starts_with(|c: char| c.is_ascii_alphanumeric())
+        || !bucket.ends_with(|c: char| c.is_ascii_alphanumeric())
+    {
+        "does not start and end with a letter or digit"
+    } else if bucket.contains("..") {
+        "has two dots in a row"
+    } else if bucket.parse::<std::net::IpAddr>().is_ok() {
+        "is an IP address"
+    } else {
+        return Ok(());
+    };
+    Err(invalid(bucket, why))
+}
+
+/// Checks a key: 1 to 1,024 bytes as S3 has it, and no control characters and no `.` or `..` between slashes, which S3
+/// allows but HTTP clients and listings mangle.
 ///
 /// # Errors
 /// `InvalidName` with the rule.
 pub fn check_key(key: &str) -> Result<(), ObjectError> {
-    let fault = |why| ObjectError::InvalidName { name: key.chars().take(80).collect(), why };
     if key.is_empty() || key.len() > 1024 {
-        return Err(fault("is not 1 to 1024 bytes long"));
+        return Err(invalid(key, "is not 1 to 1024 bytes long"));
     }
     if key.chars().any(char::is_control) {
-        return Err(fault("has control characters"));
+        return Err(invalid(key, "has control characters"));
     }
     if key.split('/').any(|part| part == "." || part == "..") {
-        return Err(fault("has a part that is . or .."));
+        return Err(invalid(key, "has a part that is . or .."));
     }
     Ok(())
+}
+
+fn invalid(name: &str, why: &'static str) -> ObjectError {
+    ObjectError::InvalidName {
+        name: name.chars().take(80).collect(),
+        why,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_reach_outside_or_break_clients_are_refused() {
+        let long = "x".repeat(1025);
+        for bad in ["", "..", "../x", "a/../b", "a/.", "a\0b", "a\nb", &long] {
+            assert!(check_key(bad).is_err(), "{bad:?}");
+        }
+        for good in [
+            "a",
+            "a/b",
+            "a..b",
+            ".inputs/x.png",
+            "Grüße 1%.png",
+            "a//b",
+            &long[..1024],
+        ] {
+            assert!(check_key(good).is_ok(), "{good:?}");
+        }
+        let long = "x".repeat(64);
+        for bad in [
+            "", "ab", "..", ".ab", "ab-", "a..b", "a/b", "Abc", "a_b", "10.0.0.1", &long,
+        ] {
+            assert!(check_bucket(bad).is_err(), "{bad:?}");
+        }
+        for good in ["raw-images", "a.b", "0ab", &long[..63]] {
+            assert!(check_bucket(good).is_ok(), "{good:?}");
+        }
+    }
 }

@@ -1,23 +1,21 @@
-//! The embedded server as S3 clients see it: through aws-sdk-s3 over loopback.
-use std::collections::BTreeMap;
+//! The embedded server as its users see it: through [`S3Store`] over loopback.
+#![expect(clippy::unwrap_used, reason = "test code outside of test functions")]
+
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use bytes::Bytes;
-use http::Request;
-use http_body_util::Full;
-use hyper_util::client::legacy::Client;
-use hyper_util::rt::TokioExecutor;
 use imageflow_objects::{
-    ChangeKind, EmbeddedS3, EmbeddedS3Config, ListenerError, ObjectChange, ObjectError, ObjectListener, ObjectStore,
-    PutOptions, S3Config, S3Store, SignedUrl,
+    ChangeKind, EmbeddedS3, EmbeddedS3Config, EmbeddedS3Error, ListenerError, ObjectChange, ObjectError,
+    ObjectListener, ObjectStore, PutOptions, S3Config, S3Store, conformance,
 };
+
+const BUCKET: &str = "raw-images";
 
 #[derive(Default)]
 struct Heard {
-    changes: Mutex<Vec<(ChangeKind, String)>>,
+    changes: Mutex<Vec<ObjectChange>>,
     deaf: AtomicBool,
 }
 
@@ -27,149 +25,225 @@ impl ObjectListener for Heard {
         if self.deaf.load(Ordering::SeqCst) {
             return Err("deaf".into());
         }
-        self.changes.lock().unwrap().push((change.kind, change.info.key));
+        self.changes.lock().unwrap().push(change);
         Ok(())
     }
 }
 
-struct World {
-    server: EmbeddedS3,
-    store: Arc<S3Store>,
-    heard: Arc<Heard>,
+impl Heard {
+    fn names(&self) -> Vec<(ChangeKind, String)> {
+        self.changes
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|c| (c.kind, c.info.key.clone()))
+            .collect()
+    }
 }
 
-async fn start(root: &Path, limit: Option<u64>) -> World {
-    let heard = Arc::new(Heard::default());
-    let config = EmbeddedS3Config {
+fn config(root: &Path, limit: Option<u64>, on_durable: Arc<dyn ObjectListener>) -> EmbeddedS3Config {
+    EmbeddedS3Config {
         root: root.to_owned(),
         listen: "127.0.0.1:0".parse().unwrap(),
         credentials: ("key".into(), "secret".into()),
         limit_bytes: limit,
-        max_object_bytes: 8 << 20,
-        listener: heard.clone(),
-    };
-    let server = EmbeddedS3::start(config).await.unwrap();
-    let store = Arc::new(S3Store::new(S3Config::new(format!("http://{}", server.addr()), "key", "secret")));
-    store.ensure_bucket("raw-images").await.unwrap();
-    World { server, store, heard }
-}
-
-fn only_new() -> PutOptions {
-    PutOptions { if_none_match: true, ..PutOptions::default() }
-}
-
-async fn send(signed: &SignedUrl, method: &str, body: &'static [u8], headers: bool) -> u16 {
-    let client = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
-    let mut request = Request::builder().method(method).uri(signed.expose());
-    for (name, value) in signed.headers.iter().filter(|_| headers) {
-        request = request.header(name, value);
+        max_object_bytes: 1 << 20,
+        on_durable,
     }
-    client.request(request.body(Full::new(Bytes::from_static(body))).unwrap()).await.unwrap().status().as_u16()
 }
 
-#[tokio::test]
-async fn objects_keep_their_bytes_and_metadata_over_a_restart() {
-    let dir = tempfile::tempdir().unwrap();
-    let world = start(dir.path(), None).await;
-    let metadata: BTreeMap<String, String> = [("imageflow-run".to_owned(), "run-1".to_owned())].into();
-    let options = PutOptions { content_type: Some("image/png".into()), metadata: metadata.clone(), ..PutOptions::default() };
-    for key in ["a/b/Grüße 1%.png", "a/b", "a"] {
-        world.store.put("raw-images", key, Bytes::from_static(b"hello"), options.clone()).await.unwrap();
-    }
-    world.server.shutdown().await;
-    let world = start(dir.path(), None).await;
-    let (info, body) = world.store.get("raw-images", "a/b/Grüße 1%.png", None).await.unwrap();
-    assert_eq!(body, "hello");
-    assert_eq!(info.etag, "5d41402abc4b2a76b9719d911017c592");
-    assert_eq!((info.content_type.as_deref(), info.metadata), (Some("image/png"), metadata));
-    let keys: Vec<String> =
-        world.store.list("raw-images", "a", None, 2).await.unwrap().into_iter().map(|o| o.key).collect();
-    assert_eq!(keys, ["a", "a/b"]);
-    let rest = world.store.list("raw-images", "a", Some("a/b"), 10).await.unwrap();
-    assert_eq!(rest.len(), 1);
-    world.store.delete("raw-images", "a").await.unwrap();
-    assert!(world.store.head("raw-images", "a").await.unwrap().is_none());
-    assert!(matches!(world.store.get("raw-images", "a", None).await, Err(ObjectError::NoSuchKey { .. })));
-    assert!(matches!(world.store.list("nowhere", "", None, 1).await, Err(ObjectError::NoSuchBucket { .. })));
+fn store(server: &EmbeddedS3) -> Arc<S3Store> {
+    let (key, secret) = server.credentials().clone();
+    Arc::new(S3Store::new(S3Config::new(
+        format!("http://{}", server.addr()),
+        key,
+        secret,
+    )))
+}
+
+async fn start(root: &Path, limit: Option<u64>) -> (EmbeddedS3, Arc<S3Store>, Arc<Heard>) {
+    let heard = Arc::new(Heard::default());
+    let server = EmbeddedS3::start(config(root, limit, heard.clone())).await.unwrap();
+    let store = store(&server);
+    store.ensure_bucket(BUCKET).await.unwrap();
+    (server, store, heard)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_sixteen_who_write_only_when_new_exactly_one_wins() {
+async fn it_conforms() {
     let dir = tempfile::tempdir().unwrap();
-    let world = start(dir.path(), None).await;
-    let won = Arc::new(AtomicUsize::new(0));
-    let mut tasks = tokio::task::JoinSet::new();
-    for n in 0..16_u8 {
-        let (store, won) = (world.store.clone(), won.clone());
-        tasks.spawn(async move {
-            match store.put("raw-images", "k", vec![n; 1000].into(), only_new()).await {
-                Ok(_) => drop(won.fetch_add(1, Ordering::SeqCst)),
-                Err(error) => assert!(matches!(error, ObjectError::AlreadyExists { .. }), "{error}"),
-            }
-        });
-    }
-    while let Some(done) = tasks.join_next().await {
-        done.unwrap();
-    }
-    assert_eq!(won.load(Ordering::SeqCst), 1);
-    let wrong = world.store.get("raw-images", "k", Some("0123")).await;
-    assert!(matches!(wrong, Err(ObjectError::PreconditionFailed { .. })));
+    let (_server, store, _) = start(dir.path(), None).await;
+    conformance::all(store, BUCKET).await;
 }
 
 #[tokio::test]
-async fn signed_urls_do_what_they_were_signed_for_and_nothing_else() {
+async fn a_restart_keeps_everything_and_a_key_may_be_the_folder_of_another() {
     let dir = tempfile::tempdir().unwrap();
-    let world = start(dir.path(), None).await;
-    let etag = world.store.put("raw-images", "in 1.png", Bytes::from_static(b"x"), PutOptions::default()).await.unwrap().etag;
-    let life = Duration::from_secs(60);
-    let get = world.store.sign_get("raw-images", "in 1.png", Some(&etag), life).await.unwrap();
-    assert_eq!(send(&get, "GET", b"", true).await, 200);
-    assert_eq!(send(&get, "GET", b"", false).await, 403, "the If-Match header was signed");
-    assert_eq!(send(&get, "PUT", b"y", true).await, 403);
-    world.store.put("raw-images", "in 1.png", Bytes::from_static(b"changed"), PutOptions::default()).await.unwrap();
-    assert_eq!(send(&get, "GET", b"", true).await, 412, "the input changed");
-    let metadata = [("imageflow-run".to_owned(), "run-1".to_owned())].into();
-    let put = world.store.sign_put("raw-images", "out.png", &metadata, life).await.unwrap();
-    assert_eq!(send(&put, "PUT", b"result", true).await, 200);
-    assert_eq!(send(&put, "PUT", b"result", true).await, 412, "written once");
-    assert_eq!(world.store.head("raw-images", "out.png").await.unwrap().unwrap().metadata, metadata);
-    let tampered = put.expose().replace("out.png", "other.png");
-    let client = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
-    let request = Request::put(tampered).body(Full::new(Bytes::new())).unwrap();
-    assert_eq!(client.request(request).await.unwrap().status(), 403);
-    assert!(!format!("{put:?}").contains("Signature"));
+    let (server, objects, _) = start(dir.path(), None).await;
+    let metadata = [("run".to_owned(), "1".to_owned())].into();
+    let options = PutOptions {
+        content_type: Some("image/png".into()),
+        metadata,
+        ..PutOptions::default()
+    };
+    let keys = ["a", "a/b", "a/b/Grüße 1%.png"];
+    for key in keys {
+        objects.put(BUCKET, key, key.into(), options.clone()).await.unwrap();
+    }
+    let before = (
+        objects.list(BUCKET, "", None, 10).await.unwrap(),
+        objects.head(BUCKET, "a/b").await.unwrap(),
+    );
+    server.shutdown().await;
+    let (_server, objects, heard) = start(dir.path(), None).await;
+    let after = (
+        objects.list(BUCKET, "", None, 10).await.unwrap(),
+        objects.head(BUCKET, "a/b").await.unwrap(),
+    );
+    assert_eq!(before, after);
+    for key in keys {
+        assert_eq!(objects.get(BUCKET, key, None).await.unwrap().1, key);
+    }
+    assert!(heard.names().is_empty(), "what was told is not told again");
+}
+
+/// Looks, when it is told, whether a second server on a copy of the folder would have the object: that is, whether it is durable.
+struct Looker {
+    root: std::path::PathBuf,
+    found: Mutex<Vec<bool>>,
+}
+
+#[async_trait::async_trait]
+impl ObjectListener for Looker {
+    async fn on_durable(&self, change: ObjectChange) -> Result<(), ListenerError> {
+        let copy = tempfile::tempdir()?;
+        let bucket = copy.path().join(BUCKET);
+        std::fs::create_dir(&bucket)?;
+        for file in std::fs::read_dir(self.root.join(BUCKET))? {
+            let file = file?;
+            std::fs::copy(file.path(), bucket.join(file.file_name()))?;
+        }
+        let server = EmbeddedS3::start(config(copy.path(), None, Arc::new(Heard::default()))).await?;
+        let there = store(&server).head(BUCKET, &change.info.key).await?;
+        self.found
+            .lock()
+            .unwrap()
+            .push(there.is_some_and(|info| info.etag == change.info.etag));
+        Ok(())
+    }
 }
 
 #[tokio::test]
-async fn a_change_that_cannot_be_told_is_no_success() {
+async fn the_object_is_on_disk_before_the_listener_hears_of_it() {
     let dir = tempfile::tempdir().unwrap();
-    let world = start(dir.path(), None).await;
-    world.heard.deaf.store(true, Ordering::SeqCst);
+    let looker = Arc::new(Looker {
+        root: dir.path().to_owned(),
+        found: Mutex::default(),
+    });
+    let server = EmbeddedS3::start(config(dir.path(), None, looker.clone()))
+        .await
+        .unwrap();
+    let objects = store(&server);
+    objects.ensure_bucket(BUCKET).await.unwrap();
+    objects
+        .put(BUCKET, "k", Bytes::from_static(b"x"), PutOptions::default())
+        .await
+        .unwrap();
+    assert_eq!(
+        *looker.found.lock().unwrap(),
+        [true],
+        "and it was told before the answer came"
+    );
+}
+
+#[tokio::test]
+async fn a_change_that_cannot_be_told_is_no_success_and_is_told_when_the_put_is_repeated() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_server, objects, heard) = start(dir.path(), None).await;
     let body = Bytes::from_static(b"x");
-    let refused = world.store.put("raw-images", "k", body.clone(), PutOptions::default()).await;
-    assert!(refused.as_ref().is_err_and(ObjectError::is_retryable), "{refused:?}");
-    world.heard.deaf.store(false, Ordering::SeqCst);
-    world.store.put("raw-images", "k", body, PutOptions::default()).await.unwrap();
-    world.store.delete("raw-images", "k").await.unwrap();
-    let heard = world.heard.changes.lock().unwrap().clone();
-    assert_eq!(heard, [(ChangeKind::Created, "k".to_owned()), (ChangeKind::Removed, "k".to_owned())]);
+    let only_new = PutOptions {
+        if_none_match: true,
+        ..PutOptions::default()
+    };
+    heard.deaf.store(true, Ordering::SeqCst);
+    for (key, options) in [("plain", PutOptions::default()), ("once", only_new.clone())] {
+        let refused = objects.put(BUCKET, key, body.clone(), options).await;
+        assert!(refused.as_ref().is_err_and(ObjectError::is_retryable), "{refused:?}");
+    }
+    heard.deaf.store(false, Ordering::SeqCst);
+    objects
+        .put(BUCKET, "plain", body.clone(), PutOptions::default())
+        .await
+        .unwrap();
+    for _ in 0..2 {
+        let there = objects.put(BUCKET, "once", body.clone(), only_new.clone()).await;
+        assert!(matches!(there, Err(ObjectError::AlreadyExists { .. })), "{there:?}");
+    }
+    objects.delete(BUCKET, "plain").await.unwrap();
+    let created = |key: &str| (ChangeKind::Created, key.to_owned());
+    assert_eq!(
+        heard.names(),
+        [
+            created("plain"),
+            created("once"),
+            (ChangeKind::Removed, "plain".to_owned())
+        ]
+    );
+    let changes = heard.changes.lock().unwrap();
+    assert!(changes.is_sorted_by(|a, b| a.sequence < b.sequence));
 }
 
 #[tokio::test]
 async fn limits_are_kept_and_leave_nothing_behind() {
     let dir = tempfile::tempdir().unwrap();
-    let world = start(dir.path(), Some(10 << 10)).await;
-    let put = |key: &'static str, size: usize| {
-        let store = world.store.clone();
-        async move { store.put("raw-images", key, vec![1; size].into(), PutOptions::default()).await }
+    let (_server, objects, heard) = start(dir.path(), Some(1536 << 10)).await;
+    let put = async |key: &str, kib: usize| {
+        objects
+            .put(BUCKET, key, vec![1; kib << 10].into(), PutOptions::default())
+            .await
     };
-    put("a", 8 << 10).await.unwrap();
-    assert!(matches!(put("b", 4 << 10).await, Err(ObjectError::Full)));
-    assert!(matches!(put("c", 9 << 20).await, Err(ObjectError::TooLarge)));
-    assert!(world.store.head("raw-images", "b").await.unwrap().is_none());
-    world.store.delete("raw-images", "a").await.unwrap();
-    put("b", 4 << 10).await.unwrap();
-    for bad in ["../x", "a/../b", "a\nb"] {
-        assert!(matches!(world.store.head("raw-images", bad).await, Err(ObjectError::InvalidName { .. })), "{bad}");
-    }
+    put("a", 1024).await.unwrap();
+    assert!(matches!(put("b", 1000).await, Err(ObjectError::Full)));
+    assert!(matches!(put("c", 1025).await, Err(ObjectError::TooLarge)));
+    assert!(objects.head(BUCKET, "b").await.unwrap().is_none());
+    assert_eq!(std::fs::read_dir(dir.path().join(".writing")).unwrap().count(), 0);
+    put("a", 512).await.unwrap();
+    put("b", 1000).await.unwrap();
+    objects.delete(BUCKET, "b").await.unwrap();
+    put("b", 1024).await.unwrap();
+    assert_eq!(heard.names().len(), 5, "what was refused was not told");
+}
+
+#[tokio::test]
+async fn a_folder_or_address_in_use_is_told_at_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let (server, _, _) = start(dir.path(), None).await;
+    let again = EmbeddedS3::start(config(dir.path(), None, Arc::new(Heard::default()))).await;
+    assert!(matches!(again, Err(EmbeddedS3Error::Folder { .. })), "{again:?}");
+    let other = tempfile::tempdir().unwrap();
+    let taken = EmbeddedS3Config {
+        listen: server.addr(),
+        ..config(other.path(), None, Arc::new(Heard::default()))
+    };
+    assert!(matches!(
+        EmbeddedS3::start(taken).await,
+        Err(EmbeddedS3Error::Listen { .. })
+    ));
+}
+
+#[tokio::test]
+async fn wrong_credentials_are_denied_and_an_absent_server_is_worth_a_retry() {
+    let dir = tempfile::tempdir().unwrap();
+    let (server, objects, _) = start(dir.path(), None).await;
+    let url = format!("http://{}", server.addr());
+    let thief = S3Store::new(S3Config::new(&url, "key", "guess"));
+    let denied = thief.list(BUCKET, "", None, 1).await;
+    assert!(matches!(denied, Err(ObjectError::AccessDenied { .. })), "{denied:?}");
+    assert_eq!(
+        conformance::send(&format!("{url}/{BUCKET}/k"), "GET", &[], b"").await.0,
+        403
+    );
+    server.shutdown().await;
+    let gone = objects.head(BUCKET, "k").await;
+    assert!(gone.as_ref().is_err_and(ObjectError::is_retryable), "{gone:?}");
 }

@@ -26,7 +26,7 @@ mod run;
 pub struct LocalHostConfig {
     /// Folder for what must survive us: the id by which leftovers are found.
     pub state_dir: PathBuf,
-    /// Program and arguments of the warden; the platform's id is added.
+    /// Program and arguments of the warden; the platform's id is added. It calls `warden_main`.
     pub warden: Vec<String>,
     /// Lines kept of each function.
     pub kept_lines: usize,

@@ -1,4 +1,6 @@
 //! Local pods with real processes: a small HTTP server in Python stands for any program.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests: a panic is the failure of a test")]
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,1 +1,7 @@
-//! imageflow-process
+//! The shell of every service: logs to standard error, spans to OTLP when asked for, metrics as Prometheus text, signals.
+
+mod signals;
+mod telemetry;
+
+pub use signals::{Stop, on_signals};
+pub use telemetry::{LogFormat, Telemetry, TelemetryConfig, TelemetryError};

@@ -112,10 +112,12 @@ pub struct ResourceStore {
     /// One change at a time: each is checked against what is there.
     changing: Mutex<()>,
     clock: fn() -> i64,
+    /// Whether the pods of this platform can be container images.
+    images: bool,
 }
 
 impl ResourceStore {
-    /// Opens the store on its topic and reads what is there.
+    /// Opens the store on its topic and reads what is there. `images` says whether pods can be container images here.
     ///
     /// # Errors
     /// When the event log fails.
@@ -123,6 +125,7 @@ impl ResourceStore {
         log: Arc<dyn EventLog>,
         operations: Operations,
         clock: fn() -> i64,
+        images: bool,
         tasks: &TaskTracker,
         stop: &CancellationToken,
     ) -> Result<Arc<Self>, ViewError> {
@@ -134,7 +137,7 @@ impl ResourceStore {
         let (sender, catalog) = watch::channel(Arc::new(empty.clone()));
         let table = CatalogTable { current: empty, sender };
         let view = TableView::open(&log, topic, table, tasks, stop).await?;
-        Ok(Arc::new(Self { log, view, catalog, changing: Mutex::new(()), clock }))
+        Ok(Arc::new(Self { log, view, catalog, changing: Mutex::new(()), clock, images }))
     }
 
     /// The resources now.
@@ -157,6 +160,10 @@ impl ResourceStore {
         match resource {
             Resource::Function(document) => {
                 document.spec.validate(&catalog.operations.names())?;
+                if document.spec.image.is_some() && !self.images {
+                    let fault = FieldError::new("spec.image", "this platform runs local processes, not images");
+                    return Err(FieldErrors::from(fault.remedy("set command to a program of this machine, or use Kubernetes")).into());
+                }
                 check_params(catalog, &document.spec)?;
                 check_traffic(catalog, document)?;
                 Ok(())

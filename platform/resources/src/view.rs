@@ -59,11 +59,8 @@ impl<T: Table> TableView<T> {
         let mut follower = log.follow(topic, Start::Earliest).await.map_err(fail)?;
         let table = Arc::new(Mutex::new(table));
         let (sender, progress) = watch::channel(HashMap::new());
-        loop {
-            match follower.next().await.map_err(fail)? {
-                FollowEvent::Records(records) => take(&table, &sender, &records),
-                FollowEvent::CaughtUp => break,
-            }
+        while let FollowEvent::Records(records) = follower.next().await.map_err(fail)? {
+            take(&table, &sender, &records);
         }
         lock(&table).applied();
         let (shared, stop, name) = (table.clone(), stop.clone(), topic.to_owned());

@@ -85,6 +85,7 @@ impl<N> Metadata<N> {
 /// A resource: one document.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind")]
+#[expect(clippy::large_enum_variant, reason = "resources are few; a box would show in every match")]
 pub enum Resource {
     /// A function.
     Function(Document<FunctionName, FunctionSpec>),

@@ -10,7 +10,6 @@ use std::io::{self, Write};
 use std::ops::Bound;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -123,7 +122,9 @@ impl Disk {
         let mut used = 0;
         for entry in fs::read_dir(root)? {
             let entry = entry?;
-            let Ok(name) = entry.file_name().into_string() else { continue };
+            let Ok(name) = entry.file_name().into_string() else {
+                continue;
+            };
             if check_bucket(&name).is_ok() && entry.file_type()?.is_dir() {
                 let bucket = read_bucket(&entry.path(), &name)?;
                 used += bucket.values().map(|e| e.size).sum::<u64>();
@@ -167,8 +168,16 @@ impl Disk {
         Ok(true)
     }
 
-    pub fn buckets(&self) -> Vec<String> {
-        self.lock().keys().cloned().collect()
+    /// The buckets and when they were made, where the file system knows.
+    pub fn buckets(&self) -> Vec<(String, SystemTime)> {
+        let names: Vec<String> = self.lock().keys().cloned().collect();
+        let made =
+            |name: &String| fs::metadata(self.root.join(name)).and_then(|m| m.created().or_else(|_| m.modified()));
+        let with_time = |name: String| {
+            let at = made(&name).unwrap_or(UNIX_EPOCH);
+            (name, at)
+        };
+        names.into_iter().map(with_time).collect()
     }
 
     pub fn has_bucket(&self, bucket: &str) -> bool {
@@ -248,8 +257,15 @@ impl Disk {
         staged.rename(&path)?;
         // In the index whatever the sync says: the file is in its place now, and a reader may as well have it.
         let synced = sync_dir(&self.root.join(&draft.bucket));
-        let entry = Entry { etag: etag.as_str().into(), size, modified_ms };
-        let before = self.lock().get_mut(&draft.bucket).and_then(|b| b.insert(draft.key.clone(), entry));
+        let entry = Entry {
+            etag: etag.as_str().into(),
+            size,
+            modified_ms,
+        };
+        let before = self
+            .lock()
+            .get_mut(&draft.bucket)
+            .and_then(|b| b.insert(draft.key.clone(), entry));
         self.staging.give_back(before.map_or(0, |e| e.size));
         synced?;
         Ok(ObjectInfo {
@@ -266,13 +282,19 @@ impl Disk {
 
     /// Refuses a draft that is only for a new key when the key is there: before its bytes are synced for nothing.
     pub fn refuse_existing(&self, draft: &Draft) -> Result<(), DiskError> {
-        if self.has(&draft.bucket, &draft.key)? && draft.only_new { Err(DiskError::Exists) } else { Ok(()) }
+        if self.has(&draft.bucket, &draft.key)? && draft.only_new {
+            Err(DiskError::Exists)
+        } else {
+            Ok(())
+        }
     }
 
     /// Removes an object; `None` when it was not there. The caller holds the key's lock.
     pub fn delete(&self, bucket: &str, key: &str) -> Result<Option<ObjectInfo>, DiskError> {
         let _shared = self.gate.read().unwrap_or_else(PoisonError::into_inner);
-        let Some((info, _)) = self.read(bucket, key)? else { return Ok(None) };
+        let Some((info, _)) = self.read(bucket, key)? else {
+            return Ok(None);
+        };
         fs::remove_file(self.path(bucket, key))?;
         let before = self.lock().get_mut(bucket).and_then(|b| b.remove(key));
         self.staging.give_back(before.map_or(0, |e| e.size));
@@ -303,7 +325,11 @@ fn read_bucket(path: &Path, name: &str) -> Result<Bucket, DiskError> {
         let path = file?.path();
         match read_file(&path, name) {
             Ok((info, _)) => {
-                let entry = Entry { etag: info.etag.into(), size: info.size, modified_ms: info.last_modified_ms };
+                let entry = Entry {
+                    etag: info.etag.into(),
+                    size: info.size,
+                    modified_ms: info.last_modified_ms,
+                };
                 bucket.insert(info.key, entry);
             }
             // No crash of ours makes one. The others are worth more than a server that does not start.
@@ -323,7 +349,9 @@ fn read_file(path: &Path, bucket: &str) -> io::Result<(ObjectInfo, File)> {
         Ok(tail)
     };
     let mut tail = read(length.min(TAIL))?;
-    let Some((front, [a, b, c, d, magic @ ..])) = tail.split_last_chunk::<8>() else { return Err(damaged()) };
+    let Some((front, [a, b, c, d, magic @ ..])) = tail.split_last_chunk::<8>() else {
+        return Err(damaged());
+    };
     let meta_length = u64::from(u32::from_be_bytes([*a, *b, *c, *d]));
     if magic != MAGIC || meta_length > LONGEST_META || meta_length + FOOT > length {
         return Err(damaged());
@@ -376,7 +404,13 @@ mod tests {
     fn put(disk: &Disk, key: &str, bytes: &[u8], metadata: BTreeMap<String, String>) -> ObjectInfo {
         let mut staged = disk.stage().unwrap();
         staged.append(bytes).unwrap();
-        let draft = Draft { bucket: "b-1".into(), key: key.into(), content_type: None, metadata, only_new: false };
+        let draft = Draft {
+            bucket: "b-1".into(),
+            key: key.into(),
+            content_type: None,
+            metadata,
+            only_new: false,
+        };
         let etag = staged.md5_hex();
         disk.commit(staged, &draft, etag).unwrap()
     }
@@ -397,7 +431,10 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path().join(".writing")).unwrap().count(), 0);
         let mut seven = disk.stage().unwrap();
         seven.append(b"1234567").unwrap();
-        assert!(matches!(seven.append(b"8"), Err(DiskError::Full)), "the dead one's bytes count no more, the old one's do");
+        assert!(
+            matches!(seven.append(b"8"), Err(DiskError::Full)),
+            "the dead one's bytes count no more, the old one's do"
+        );
     }
 
     #[test]
@@ -424,7 +461,11 @@ mod tests {
         disk.create_bucket("b-1").unwrap();
         put(&disk, "good", b"x", BTreeMap::new());
         drop(disk);
-        for (name, bytes) in [("empty", &b""[..]), ("short", b"IFO1"), ("lies", b"\xff\xff\xff\xffIFO1")] {
+        for (name, bytes) in [
+            ("empty", &b""[..]),
+            ("short", b"IFO1"),
+            ("lies", b"\xff\xff\xff\xffIFO1"),
+        ] {
             fs::write(dir.path().join("b-1").join(name), bytes).unwrap();
         }
         let disk = Disk::open(dir.path(), None).unwrap();

@@ -9,11 +9,10 @@ use futures::TryStreamExt;
 use http::HeaderMap;
 use s3s::checksum::ChecksumHasher;
 use s3s::dto::{Checksum, StreamingBlob};
-use s3s::protocol::TrailingHeaders;
-use s3s::{S3Error, S3ErrorCode, S3Request, S3Result, s3_error};
+use s3s::{S3Error, S3ErrorCode, S3Request, S3Result, TrailingHeaders, s3_error};
 
 use super::disk::{Disk, DiskError};
-use super::service::Shared;
+use super::shared::Shared;
 use super::staging::Staged;
 
 /// Bytes gathered before they go to disk: enough that a photograph's thumbnail takes one trip, few enough for many clients.
@@ -41,13 +40,19 @@ impl Received {
             return Err(too_large(limit));
         }
         let digests = Digests::announced(&request.headers, request.trailing_headers.clone());
-        let mut received = Self { staged: None, gathered: Vec::new(), digests };
+        let mut received = Self {
+            staged: None,
+            gathered: Vec::new(),
+            digests,
+        };
         let Some(mut body) = body else { return Ok(received) };
         let (mut total, mut waiting) = (0_u64, 0);
         loop {
             let next = tokio::time::timeout(STALLED, body.try_next()).await;
             let next = next.map_err(|_| s3_error!(RequestTimeout, "the body stopped coming"))?;
-            let Some(chunk) = next.map_err(broken)? else { return Ok(received) };
+            let Some(chunk) = next.map_err(broken)? else {
+                return Ok(received);
+            };
             total += chunk.len() as u64;
             if total > limit {
                 return Err(too_large(limit));
@@ -97,7 +102,10 @@ fn broken(error: s3s::StdError) -> S3Error {
 }
 
 pub fn too_large(limit: u64) -> S3Error {
-    S3Error::with_message(S3ErrorCode::EntityTooLarge, format!("the object is over the limit of {limit} bytes"))
+    S3Error::with_message(
+        S3ErrorCode::EntityTooLarge,
+        format!("the object is over the limit of {limit} bytes"),
+    )
 }
 
 const CRC32: &str = "x-amz-checksum-crc32";
@@ -115,7 +123,10 @@ struct Digests {
 
 impl Digests {
     fn announced(headers: &HeaderMap, trailers: Option<TrailingHeaders>) -> Self {
-        let later = headers.get("x-amz-trailer").and_then(|v| v.to_str().ok()).unwrap_or_default();
+        let later = headers
+            .get("x-amz-trailer")
+            .and_then(|v| v.to_str().ok())
+            .unwrap_or_default();
         let wanted = |name: &str| headers.contains_key(name) || later.split(',').any(|t| t.trim() == name);
         let hasher = ChecksumHasher {
             crc32: wanted(CRC32).then(Default::default),
@@ -126,7 +137,11 @@ impl Digests {
         };
         let kept = ["content-md5", CRC32, CRC32C, CRC64, SHA1, SHA256];
         let headers = headers.iter().filter(|(name, _)| kept.contains(&name.as_str()));
-        Self { headers: headers.map(|(n, v)| (n.clone(), v.clone())).collect(), trailers, hasher }
+        Self {
+            headers: headers.map(|(n, v)| (n.clone(), v.clone())).collect(),
+            trailers,
+            hasher,
+        }
     }
 
     fn check(self, md5: &[u8]) -> Result<(), DiskError> {

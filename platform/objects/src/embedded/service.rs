@@ -1,143 +1,94 @@
 //! The S3 operations on the disk.
-use std::collections::{BTreeMap, BTreeSet};
-use std::io::{Seek, SeekFrom, Write};
+use std::collections::BTreeMap;
+use std::io::{Read, Seek, SeekFrom};
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use bytes::Bytes;
-use futures::TryStreamExt;
-use md5::{Digest, Md5};
 use s3s::dto::{
-    AbortMultipartUploadInput, AbortMultipartUploadOutput, Bucket, CommonPrefix, CompleteMultipartUploadInput,
-    CompleteMultipartUploadOutput, CopyObjectInput, CopyObjectOutput, CopyObjectResult, CopySource, CreateBucketInput,
-    CreateBucketOutput, CreateMultipartUploadInput, CreateMultipartUploadOutput, DeleteBucketInput, DeleteBucketOutput,
-    DeleteObjectInput, DeleteObjectOutput, DeleteObjectsInput, DeleteObjectsOutput, DeletedObject, ETag, ETagCondition,
-    GetBucketLocationInput, GetBucketLocationOutput, GetObjectInput, GetObjectOutput, HeadBucketInput, HeadBucketOutput,
-    HeadObjectInput, HeadObjectOutput, ListBucketsInput, ListBucketsOutput, ListObjectsInput, ListObjectsOutput,
-    ListObjectsV2Input, ListObjectsV2Output, Metadata, Object, PutObjectInput, PutObjectOutput, StreamingBlob, Timestamp,
-    UploadPartInput, UploadPartOutput,
+    AbortMultipartUploadInput, AbortMultipartUploadOutput, Bucket, CompleteMultipartUploadInput,
+    CompleteMultipartUploadOutput, CopyObjectInput, CopyObjectOutput, CopyObjectResult, CopyPartResult, CopySource,
+    CreateBucketInput, CreateBucketOutput, CreateMultipartUploadInput, CreateMultipartUploadOutput, DeleteBucketInput,
+    DeleteBucketOutput, DeleteObjectInput, DeleteObjectOutput, DeleteObjectsInput, DeleteObjectsOutput, DeletedObject,
+    ETag, ETagCondition, GetBucketLocationInput, GetBucketLocationOutput, GetObjectInput, GetObjectOutput,
+    HeadBucketInput, HeadBucketOutput, HeadObjectInput, HeadObjectOutput, ListBucketsInput, ListBucketsOutput,
+    ListObjectsInput, ListObjectsOutput, ListObjectsV2Input, ListObjectsV2Output, Metadata, PutObjectInput,
+    PutObjectOutput, Range, StreamingBlob, Timestamp, UploadPartCopyInput, UploadPartCopyOutput, UploadPartInput,
+    UploadPartOutput,
 };
 use s3s::{S3, S3Error, S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
 use tokio::io::AsyncReadExt;
 use tokio_util::io::ReaderStream;
+use tokio_util::task::TaskTracker;
 
-use super::disk::{Disk, DiskError, NewObject};
-use super::uploads::{Part, Upload, Uploads};
-use super::{ChangeKind, ObjectChange, ObjectListener};
-use crate::store::{ObjectInfo, check_key};
+use super::disk::{Disk, DiskError, Draft};
+use super::intake::{Received, too_large};
+use super::shared::{Shared, internal};
+use super::staging::Staged;
+use super::{ObjectListener, listing, uploads};
+use crate::store::{ObjectInfo, check_bucket, check_key};
 
-/// Bytes read from disk at a time.
-const CHUNK: usize = 256 << 10;
-/// Most objects or prefixes of one page of a listing.
-const PAGE: i32 = 1000;
+/// Bytes read from disk at a time; a smaller object is read with its metadata, in one trip to the disk.
+const CHUNK: u64 = 256 << 10;
 
+/// The service. Writes run as tasks of their own: a client that goes away stops neither the write nor its event.
 pub struct Service {
-    disk: Arc<Disk>,
-    uploads: Uploads,
-    listener: Arc<dyn ObjectListener>,
-    max_object_bytes: u64,
+    shared: Arc<Shared>,
+    writes: TaskTracker,
 }
 
 impl Service {
-    pub fn new(disk: Arc<Disk>, listener: Arc<dyn ObjectListener>, max_object_bytes: u64) -> Self {
-        Self { disk, uploads: Uploads::default(), listener, max_object_bytes }
+    pub fn new(disk: Disk, listener: Arc<dyn ObjectListener>, max_object_bytes: u64, writes: TaskTracker) -> Self {
+        let shared = Shared::new(disk, listener, max_object_bytes);
+        Self {
+            shared: Arc::new(shared),
+            writes,
+        }
     }
 
-    async fn blocking<T: Send + 'static>(
+    /// Writes an object whose bytes `stage` gives, with its ETag, and tells the listener.
+    async fn write(
         &self,
-        work: impl FnOnce(&Disk) -> Result<T, DiskError> + Send + 'static,
-    ) -> S3Result<T> {
-        let disk = self.disk.clone();
-        let done = tokio::task::spawn_blocking(move || work(&disk)).await;
-        done.map_err(S3Error::internal_error)?.map_err(fault)
+        draft: Draft,
+        stage: impl FnOnce(&Disk) -> Result<(Staged, String), DiskError> + Send + 'static,
+    ) -> S3Result<ObjectInfo> {
+        check_key(&draft.key).map_err(|e| S3Error::with_message(S3ErrorCode::InvalidArgument, e.to_string()))?;
+        let shared = self.shared.clone();
+        let task = self.writes.spawn(async move { shared.write(draft, stage).await });
+        task.await.map_err(internal)?
     }
 
-    /// The body of a request, within the limit.
-    async fn body(&self, body: Option<StreamingBlob>, announced: Option<i64>) -> S3Result<Bytes> {
-        let too_large = || {
-            let limit = self.max_object_bytes;
-            S3Error::with_message(S3ErrorCode::EntityTooLarge, format!("the object is over the limit of {limit} bytes"))
+    /// The object that a copy is of.
+    async fn source(
+        &self,
+        source: &CopySource,
+        matches: Option<&ETagCondition>,
+    ) -> S3Result<(ObjectInfo, std::fs::File)> {
+        let CopySource::Bucket { bucket, key, .. } = source else {
+            return Err(s3_error!(
+                NotImplemented,
+                "copies are from a bucket of this server only"
+            ));
         };
-        let announced = announced.and_then(|n| u64::try_from(n).ok());
-        if announced.is_some_and(|n| n > self.max_object_bytes) {
-            return Err(too_large());
-        }
-        let Some(mut body) = body else { return Ok(Bytes::new()) };
-        let mut all = Vec::with_capacity(usize::try_from(announced.unwrap_or(0)).unwrap_or(0));
-        while let Some(chunk) = body.try_next().await.map_err(|e| S3Error::with_source(S3ErrorCode::IncompleteBody, e))? {
-            if (all.len() + chunk.len()) as u64 > self.max_object_bytes {
-                return Err(too_large());
-            }
-            all.extend_from_slice(&chunk);
-        }
-        Ok(all.into())
+        let (bucket, key) = (bucket.to_string(), key.to_string());
+        let found = self.shared.blocking(move |disk| disk.read(&bucket, &key)).await?;
+        let (info, file) = found.ok_or_else(|| s3_error!(NoSuchKey))?;
+        check_conditions(&info, matches, None)?;
+        Ok((info, file))
     }
 
-    async fn tell(&self, kind: ChangeKind, info: &ObjectInfo) -> S3Result<()> {
-        self.listener.on_durable(ObjectChange { kind, info: info.clone() }).await.map_err(|error| {
-            tracing::warn!(bucket = info.bucket, key = info.key, %error, "a change of an object could not be told");
-            S3Error::with_message(S3ErrorCode::ServiceUnavailable, "the change could not be recorded: repeat the request")
-        })
-    }
-
-    async fn found(&self, bucket: &str, key: &str) -> S3Result<Arc<ObjectInfo>> {
-        self.disk.info(bucket, key).map_err(fault)?.ok_or_else(|| s3_error!(NoSuchKey))
-    }
-
-    async fn store(&self, object: Draft, body: Bytes) -> S3Result<Arc<ObjectInfo>> {
-        check_key(&object.key).map_err(|e| S3Error::with_message(S3ErrorCode::InvalidArgument, e.to_string()))?;
-        let info = self
-            .blocking(move |disk| {
-                let etag = hex::encode(Md5::digest(&body));
-                disk.put(&object.new(etag), body.len() as u64, |file| file.write_all(&body))
-            })
-            .await?;
-        self.tell(ChangeKind::Created, &info).await?;
-        Ok(info)
+    async fn remove(&self, bucket: String, key: String) -> S3Result<()> {
+        let shared = self.shared.clone();
+        let task = self.writes.spawn(async move { shared.remove(bucket, key).await });
+        task.await.map_err(internal)?
     }
 }
 
-/// An object to be written, owned.
-struct Draft {
-    bucket: String,
-    key: String,
-    content_type: Option<String>,
-    metadata: BTreeMap<String, String>,
-    only_new: bool,
-}
-
-impl Draft {
-    fn new(&self, etag: String) -> NewObject<'_> {
-        NewObject {
-            bucket: &self.bucket,
-            key: &self.key,
-            etag,
-            content_type: self.content_type.clone(),
-            metadata: self.metadata.clone(),
-            only_new: self.only_new,
-        }
-    }
-}
-
-fn fault(error: DiskError) -> S3Error {
-    match error {
-        DiskError::NoBucket => s3_error!(NoSuchBucket),
-        DiskError::Exists => s3_error!(PreconditionFailed, "the object exists already"),
-        DiskError::Full => {
-            let code = S3ErrorCode::Custom("StorageFull".into());
-            let mut error = S3Error::with_message(code, "no space is left in the object store");
-            error.set_status_code(http::StatusCode::INSUFFICIENT_STORAGE);
-            error
-        }
-        DiskError::Io(error) => S3Error::internal_error(error),
-    }
-}
-
-fn strong(etag: &str) -> Option<ETag> {
+pub fn strong(etag: &str) -> Option<ETag> {
     Some(ETag::Strong(etag.to_owned()))
 }
 
-fn time(ms: i64) -> Option<Timestamp> {
+pub fn time(ms: i64) -> Option<Timestamp> {
     let since = Duration::from_millis(u64::try_from(ms).unwrap_or(0));
     Some(Timestamp::from(UNIX_EPOCH + since))
 }
@@ -170,15 +121,33 @@ fn only_new(none: Option<&ETagCondition>, matches: Option<&ETagCondition>) -> S3
     match (none, matches) {
         (None, None) => Ok(false),
         (Some(ETagCondition::Any), None) => Ok(true),
-        _ => Err(s3_error!(NotImplemented, "of the conditions on a put only If-None-Match: * is known")),
+        _ => Err(s3_error!(
+            NotImplemented,
+            "of the conditions on a put only If-None-Match: * is known"
+        )),
     }
+}
+
+fn check_part(number: i32) -> S3Result<()> {
+    if (1..=10_000).contains(&number) {
+        Ok(())
+    } else {
+        Err(s3_error!(InvalidArgument, "a part's number is 1 to 10000"))
+    }
+}
+
+/// The bytes of an answer.
+enum Content {
+    Whole(Bytes),
+    Rest(std::fs::File, u64),
 }
 
 #[async_trait::async_trait]
 impl S3 for Service {
     async fn create_bucket(&self, req: S3Request<CreateBucketInput>) -> S3Result<S3Response<CreateBucketOutput>> {
         let bucket = req.input.bucket;
-        if self.blocking(move |disk| disk.create_bucket(&bucket)).await? {
+        check_bucket(&bucket).map_err(|e| S3Error::with_message(S3ErrorCode::InvalidBucketName, e.to_string()))?;
+        if self.shared.blocking(move |disk| disk.create_bucket(&bucket)).await? {
             Ok(S3Response::new(CreateBucketOutput::default()))
         } else {
             Err(s3_error!(BucketAlreadyOwnedByYou))
@@ -187,7 +156,7 @@ impl S3 for Service {
 
     async fn delete_bucket(&self, req: S3Request<DeleteBucketInput>) -> S3Result<S3Response<DeleteBucketOutput>> {
         let bucket = req.input.bucket;
-        if self.blocking(move |disk| disk.delete_bucket(&bucket)).await? {
+        if self.shared.blocking(move |disk| disk.delete_bucket(&bucket)).await? {
             Ok(S3Response::new(DeleteBucketOutput::default()))
         } else {
             Err(s3_error!(BucketNotEmpty))
@@ -195,98 +164,135 @@ impl S3 for Service {
     }
 
     async fn head_bucket(&self, req: S3Request<HeadBucketInput>) -> S3Result<S3Response<HeadBucketOutput>> {
-        if self.disk.has_bucket(&req.input.bucket) {
-            Ok(S3Response::new(HeadBucketOutput::default()))
-        } else {
-            Err(s3_error!(NoSuchBucket))
-        }
+        self.shared.check_there(&req.input.bucket)?;
+        Ok(S3Response::new(HeadBucketOutput::default()))
     }
 
     async fn list_buckets(&self, _: S3Request<ListBucketsInput>) -> S3Result<S3Response<ListBucketsOutput>> {
-        let buckets = self.disk.buckets().into_iter().map(|name| Bucket { name: Some(name), ..Bucket::default() });
-        let buckets = Some(buckets.collect());
-        Ok(S3Response::new(ListBucketsOutput { buckets, ..ListBucketsOutput::default() }))
+        let buckets = self.shared.blocking(|disk| Ok(disk.buckets())).await?.into_iter();
+        let bucket = |(name, at)| Bucket {
+            name: Some(name),
+            creation_date: Some(Timestamp::from(at)),
+            ..Bucket::default()
+        };
+        let buckets = buckets.map(bucket).collect();
+        Ok(S3Response::new(ListBucketsOutput {
+            buckets: Some(buckets),
+            ..ListBucketsOutput::default()
+        }))
     }
 
     async fn get_bucket_location(
         &self,
         req: S3Request<GetBucketLocationInput>,
     ) -> S3Result<S3Response<GetBucketLocationOutput>> {
-        if self.disk.has_bucket(&req.input.bucket) {
-            Ok(S3Response::new(GetBucketLocationOutput::default()))
-        } else {
-            Err(s3_error!(NoSuchBucket))
-        }
+        self.shared.check_there(&req.input.bucket)?;
+        Ok(S3Response::new(GetBucketLocationOutput::default()))
     }
 
-    async fn put_object(&self, req: S3Request<PutObjectInput>) -> S3Result<S3Response<PutObjectOutput>> {
+    async fn put_object(&self, mut req: S3Request<PutObjectInput>) -> S3Result<S3Response<PutObjectOutput>> {
+        let only_new = only_new(req.input.if_none_match.as_ref(), req.input.if_match.as_ref())?;
+        self.shared.check_there(&req.input.bucket)?;
+        let body = req.input.body.take();
+        let received = Received::read(&self.shared, &req, body, req.input.content_length).await?;
         let input = req.input;
-        let body = self.body(input.body, input.content_length).await?;
         let draft = Draft {
             bucket: input.bucket,
             key: input.key,
             content_type: input.content_type,
             metadata: user_metadata(input.metadata),
-            only_new: only_new(input.if_none_match.as_ref(), input.if_match.as_ref())?,
+            only_new,
         };
-        let info = self.store(draft, body).await?;
-        Ok(S3Response::new(PutObjectOutput { e_tag: strong(&info.etag), ..PutObjectOutput::default() }))
+        let stage = move |disk: &Disk| {
+            let staged = received.finish(disk)?;
+            let etag = staged.md5_hex();
+            Ok((staged, etag))
+        };
+        let info = self.write(draft, stage).await?;
+        Ok(S3Response::new(PutObjectOutput {
+            e_tag: strong(&info.etag),
+            ..PutObjectOutput::default()
+        }))
     }
 
     async fn copy_object(&self, req: S3Request<CopyObjectInput>) -> S3Result<S3Response<CopyObjectOutput>> {
         let input = req.input;
-        let CopySource::Bucket { bucket, key, .. } = &input.copy_source else {
-            return Err(s3_error!(NotImplemented, "copies are from a bucket of this server only"));
-        };
-        let (bucket, key) = (bucket.to_string(), key.to_string());
-        let found = self.blocking(move |disk| disk.read(&bucket, &key)).await?;
-        let (from, file) = found.ok_or_else(|| s3_error!(NoSuchKey))?;
-        if from.size > self.max_object_bytes {
-            return Err(s3_error!(EntityTooLarge));
-        }
-        check_conditions(&from, input.copy_source_if_match.as_ref(), None)?;
-        let mut body = Vec::new();
-        tokio::fs::File::from_std(file).read_to_end(&mut body).await.map_err(S3Error::internal_error)?;
-        let replace = input.metadata_directive.as_ref().is_some_and(|d| d.as_str() == "REPLACE");
+        let (from, file) = self
+            .source(&input.copy_source, input.copy_source_if_match.as_ref())
+            .await?;
+        let replace = input
+            .metadata_directive
+            .as_ref()
+            .is_some_and(|d| d.as_str() == "REPLACE");
         let draft = Draft {
             bucket: input.bucket,
             key: input.key,
             content_type: if replace { input.content_type } else { from.content_type },
-            metadata: if replace { user_metadata(input.metadata) } else { from.metadata },
+            metadata: if replace {
+                user_metadata(input.metadata)
+            } else {
+                from.metadata
+            },
             only_new: false,
         };
-        let info = self.store(draft, body.into()).await?;
+        let stage = move |disk: &Disk| {
+            let mut staged = disk.stage()?;
+            staged.append_from(file, from.size)?;
+            let etag = staged.md5_hex();
+            Ok((staged, etag))
+        };
+        let info = self.write(draft, stage).await?;
         let result = CopyObjectResult {
             e_tag: strong(&info.etag),
             last_modified: time(info.last_modified_ms),
             ..CopyObjectResult::default()
         };
-        Ok(S3Response::new(CopyObjectOutput { copy_object_result: Some(result), ..CopyObjectOutput::default() }))
+        Ok(S3Response::new(CopyObjectOutput {
+            copy_object_result: Some(result),
+            ..CopyObjectOutput::default()
+        }))
     }
 
     async fn get_object(&self, req: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
         let input = req.input;
         let (bucket, key) = (input.bucket, input.key);
-        let found = self.blocking(move |disk| disk.read(&bucket, &key)).await?;
-        let (info, mut file) = found.ok_or_else(|| s3_error!(NoSuchKey))?;
-        check_conditions(&info, input.if_match.as_ref(), input.if_none_match.as_ref())?;
-        let (start, length, range) = match input.range {
-            None => (0, info.size, None),
-            Some(range) => {
-                let range = range.check(info.size)?;
-                let text = format!("bytes {}-{}/{}", range.start, range.end - 1, info.size);
-                (range.start, range.end - range.start, Some(text))
+        let (conditions, wanted) = ((input.if_match, input.if_none_match), input.range);
+        let read = move |disk: &Disk| {
+            let Some((info, mut file)) = disk.read(&bucket, &key)? else {
+                return Ok(Err(s3_error!(NoSuchKey)));
+            };
+            let range = check_conditions(&info, conditions.0.as_ref(), conditions.1.as_ref())
+                .and_then(|()| Ok(wanted.map(|range| range.check(info.size)).transpose()?));
+            let range = match range {
+                Ok(range) => range,
+                Err(error) => return Ok(Err(error)),
+            };
+            let (start, length) = range
+                .as_ref()
+                .map_or((0, info.size), |range| (range.start, range.end - range.start));
+            file.seek(SeekFrom::Start(start))?;
+            if length > CHUNK {
+                return Ok(Ok((info, range, length, Content::Rest(file, length))));
+            }
+            let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
+            file.take(length).read_to_end(&mut bytes)?;
+            Ok(Ok((info, range, length, Content::Whole(bytes.into()))))
+        };
+        let (info, range, length, content) = self.shared.blocking(read).await??;
+        let body = match content {
+            Content::Whole(bytes) => StreamingBlob::from(s3s::Body::from(bytes)),
+            Content::Rest(file, length) => {
+                let reader = tokio::fs::File::from_std(file).take(length);
+                StreamingBlob::wrap(ReaderStream::with_capacity(
+                    reader,
+                    usize::try_from(CHUNK).unwrap_or(1 << 16),
+                ))
             }
         };
-        if start > 0 {
-            file.seek(SeekFrom::Current(i64::try_from(start).unwrap_or(i64::MAX))).map_err(S3Error::internal_error)?;
-        }
-        let reader = tokio::fs::File::from_std(file).take(length);
-        let body = StreamingBlob::wrap(ReaderStream::with_capacity(reader, CHUNK));
         Ok(S3Response::new(GetObjectOutput {
             body: Some(body),
             content_length: i64::try_from(length).ok(),
-            content_range: range,
+            content_range: range.map(|r| format!("bytes {}-{}/{}", r.start, r.end - 1, info.size)),
             accept_ranges: Some("bytes".to_owned()),
             e_tag: strong(&info.etag),
             last_modified: time(info.last_modified_ms),
@@ -299,7 +305,11 @@ impl S3 for Service {
 
     async fn head_object(&self, req: S3Request<HeadObjectInput>) -> S3Result<S3Response<HeadObjectOutput>> {
         let input = req.input;
-        let info = self.found(&input.bucket, &input.key).await?;
+        let found = self
+            .shared
+            .blocking(move |disk| disk.read(&input.bucket, &input.key))
+            .await?;
+        let (info, _) = found.ok_or_else(|| s3_error!(NoSuchKey))?;
         check_conditions(&info, input.if_match.as_ref(), input.if_none_match.as_ref())?;
         Ok(S3Response::new(HeadObjectOutput {
             content_length: i64::try_from(info.size).ok(),
@@ -307,37 +317,37 @@ impl S3 for Service {
             e_tag: strong(&info.etag),
             last_modified: time(info.last_modified_ms),
             metadata: metadata(&info),
-            content_type: info.content_type.clone(),
+            content_type: info.content_type,
             ..HeadObjectOutput::default()
         }))
     }
 
     async fn delete_object(&self, req: S3Request<DeleteObjectInput>) -> S3Result<S3Response<DeleteObjectOutput>> {
-        let (bucket, key) = (req.input.bucket, req.input.key);
-        if let Some(info) = self.blocking(move |disk| disk.delete(&bucket, &key)).await? {
-            self.tell(ChangeKind::Removed, &info).await?;
-        }
+        self.remove(req.input.bucket, req.input.key).await?;
         Ok(S3Response::new(DeleteObjectOutput::default()))
     }
 
     async fn delete_objects(&self, req: S3Request<DeleteObjectsInput>) -> S3Result<S3Response<DeleteObjectsOutput>> {
         let mut deleted = Vec::new();
         for object in req.input.delete.objects {
-            let (bucket, key) = (req.input.bucket.clone(), object.key.clone());
-            if let Some(info) = self.blocking(move |disk| disk.delete(&bucket, &key)).await? {
-                self.tell(ChangeKind::Removed, &info).await?;
-            }
-            deleted.push(DeletedObject { key: Some(object.key), ..DeletedObject::default() });
+            self.remove(req.input.bucket.clone(), object.key.clone()).await?;
+            deleted.push(DeletedObject {
+                key: Some(object.key),
+                ..DeletedObject::default()
+            });
         }
-        Ok(S3Response::new(DeleteObjectsOutput { deleted: Some(deleted), ..DeleteObjectsOutput::default() }))
+        Ok(S3Response::new(DeleteObjectsOutput {
+            deleted: Some(deleted),
+            ..DeleteObjectsOutput::default()
+        }))
     }
 
     async fn list_objects(&self, req: S3Request<ListObjectsInput>) -> S3Result<S3Response<ListObjectsOutput>> {
         let marker = req.input.marker.clone();
-        let mut page = req.map_input(Into::<ListObjectsV2Input>::into);
-        page.input.start_after.clone_from(&marker);
-        let page = self.list_objects_v2(page).await?;
-        Ok(page.map_output(|page| ListObjectsOutput {
+        let mut input: ListObjectsV2Input = req.input.into();
+        input.start_after.clone_from(&marker);
+        let page = self.shared.blocking(move |disk| listing::page(disk, input)).await?;
+        Ok(S3Response::new(ListObjectsOutput {
             name: page.name,
             prefix: page.prefix,
             marker,
@@ -352,63 +362,8 @@ impl S3 for Service {
     }
 
     async fn list_objects_v2(&self, req: S3Request<ListObjectsV2Input>) -> S3Result<S3Response<ListObjectsV2Output>> {
-        let input = req.input;
-        let prefix = input.prefix.clone().unwrap_or_default();
-        let delimiter = input.delimiter.clone().filter(|d| !d.is_empty());
-        let most = usize::try_from(input.max_keys.unwrap_or(PAGE).clamp(0, PAGE)).unwrap_or(0);
-        let after = input.continuation_token.clone().max(input.start_after.clone());
-        let mut contents: Vec<Object> = Vec::new();
-        let mut prefixes: BTreeSet<String> = BTreeSet::new();
-        let mut last: Option<String> = None;
-        let mut truncated = false;
-        let scan = |info: &Arc<ObjectInfo>| {
-            let rest = &info.key[prefix.len()..];
-            let folded = delimiter
-                .as_ref()
-                .and_then(|d| rest.find(d.as_str()).map(|at| format!("{prefix}{}", &rest[..at + d.len()])));
-            if let Some(folder) = &folded
-                && (prefixes.contains(folder) || after.as_ref().is_some_and(|a| a.starts_with(folder.as_str())))
-            {
-                // A page that ends inside a folder has told the folder already; later pages step over the rest of it.
-                last = Some(info.key.clone());
-                return true;
-            }
-            if contents.len() + prefixes.len() >= most {
-                truncated = true;
-                return false;
-            }
-            last = Some(info.key.clone());
-            match folded {
-                Some(folder) => {
-                    prefixes.insert(folder);
-                }
-                None => contents.push(Object {
-                    key: Some(info.key.clone()),
-                    e_tag: strong(&info.etag),
-                    size: i64::try_from(info.size).ok(),
-                    last_modified: time(info.last_modified_ms),
-                    ..Object::default()
-                }),
-            }
-            true
-        };
-        self.disk.scan(&input.bucket, &prefix, after.as_deref(), scan).map_err(fault)?;
-        let count = i32::try_from(contents.len() + prefixes.len()).ok();
-        let folders: Vec<CommonPrefix> = prefixes.into_iter().map(|p| CommonPrefix { prefix: Some(p) }).collect();
-        Ok(S3Response::new(ListObjectsV2Output {
-            name: Some(input.bucket),
-            prefix: input.prefix,
-            delimiter: input.delimiter,
-            max_keys: i32::try_from(most).ok(),
-            key_count: count,
-            is_truncated: Some(truncated),
-            continuation_token: input.continuation_token,
-            next_continuation_token: if truncated { last } else { None },
-            start_after: input.start_after,
-            contents: Some(contents),
-            common_prefixes: Some(folders),
-            ..ListObjectsV2Output::default()
-        }))
+        let page = self.shared.blocking(move |disk| listing::page(disk, req.input)).await?;
+        Ok(S3Response::new(page))
     }
 
     async fn create_multipart_upload(
@@ -417,43 +372,83 @@ impl S3 for Service {
     ) -> S3Result<S3Response<CreateMultipartUploadOutput>> {
         let input = req.input;
         check_key(&input.key).map_err(|e| S3Error::with_message(S3ErrorCode::InvalidArgument, e.to_string()))?;
-        if !self.disk.has_bucket(&input.bucket) {
-            return Err(s3_error!(NoSuchBucket));
-        }
-        let upload = Upload {
+        self.shared.check_there(&input.bucket)?;
+        let draft = Draft {
             bucket: input.bucket.clone(),
             key: input.key.clone(),
             content_type: input.content_type,
             metadata: user_metadata(input.metadata),
-            parts: BTreeMap::new(),
+            only_new: false,
         };
-        let id = self.uploads.start(upload).ok_or_else(|| s3_error!(SlowDown, "too many uploads are under way"))?;
+        let id = self.shared.uploads.start(draft, Instant::now());
         Ok(S3Response::new(CreateMultipartUploadOutput {
             bucket: Some(input.bucket),
             key: Some(input.key),
-            upload_id: Some(id),
+            upload_id: Some(id.ok_or_else(|| s3_error!(SlowDown, "too many uploads are under way"))?),
             ..CreateMultipartUploadOutput::default()
         }))
     }
 
-    async fn upload_part(&self, req: S3Request<UploadPartInput>) -> S3Result<S3Response<UploadPartOutput>> {
-        let input = req.input;
-        if !(1..=10_000).contains(&input.part_number) {
-            return Err(s3_error!(InvalidArgument, "a part's number is 1 to 10000"));
-        }
-        let known = self.uploads.get(&input.upload_id, &input.bucket, &input.key);
-        known.ok_or_else(|| s3_error!(NoSuchUpload))?;
-        let body = self.body(input.body, input.content_length).await?;
-        let (id, number) = (input.upload_id.clone(), input.part_number);
+    async fn upload_part(&self, mut req: S3Request<UploadPartInput>) -> S3Result<S3Response<UploadPartOutput>> {
+        check_part(req.input.part_number)?;
+        self.shared
+            .uploads
+            .draft(&req.input.upload_id, &req.input.bucket, &req.input.key)?;
+        let body = req.input.body.take();
+        let received = Received::read(&self.shared, &req, body, req.input.content_length).await?;
         let part = self
-            .blocking(move |disk| {
-                std::fs::write(disk.part_path(&id, number), &body)?;
-                Ok(Part { md5: Md5::digest(&body).into(), size: body.len() as u64 })
-            })
+            .shared
+            .blocking(move |disk| Ok(received.finish(disk)?.into_part()))
             .await?;
-        let etag = hex::encode(part.md5);
-        self.uploads.part(&input.upload_id, number, part);
-        Ok(S3Response::new(UploadPartOutput { e_tag: strong(&etag), ..UploadPartOutput::default() }))
+        let etag = hex::encode(part.md5());
+        self.shared
+            .uploads
+            .add(&req.input.upload_id, req.input.part_number, part)?;
+        Ok(S3Response::new(UploadPartOutput {
+            e_tag: strong(&etag),
+            ..UploadPartOutput::default()
+        }))
+    }
+
+    async fn upload_part_copy(
+        &self,
+        req: S3Request<UploadPartCopyInput>,
+    ) -> S3Result<S3Response<UploadPartCopyOutput>> {
+        let input = req.input;
+        check_part(input.part_number)?;
+        self.shared.uploads.draft(&input.upload_id, &input.bucket, &input.key)?;
+        let (from, mut file) = self
+            .source(&input.copy_source, input.copy_source_if_match.as_ref())
+            .await?;
+        let range = match &input.copy_source_range {
+            Some(range) => {
+                let range = Range::parse(range).map_err(|_| s3_error!(InvalidArgument, "not a range of bytes"))?;
+                range.check(from.size)?
+            }
+            None => 0..from.size,
+        };
+        if range.end - range.start > self.shared.max_object_bytes {
+            return Err(too_large(self.shared.max_object_bytes));
+        }
+        let copy = move |disk: &Disk| {
+            let mut staged = disk.stage()?;
+            file.seek(SeekFrom::Start(range.start))?;
+            staged.append_from(file, range.end - range.start)?;
+            Ok(staged.into_part())
+        };
+        let part = self.shared.blocking(copy).await?;
+        let e_tag = strong(&hex::encode(part.md5()));
+        self.shared.uploads.add(&input.upload_id, input.part_number, part)?;
+        let result = CopyPartResult {
+            e_tag,
+            last_modified: time(from.last_modified_ms),
+            ..CopyPartResult::default()
+        };
+        let output = UploadPartCopyOutput {
+            copy_part_result: Some(result),
+            ..UploadPartCopyOutput::default()
+        };
+        Ok(S3Response::new(output))
     }
 
     async fn complete_multipart_upload(
@@ -461,45 +456,17 @@ impl S3 for Service {
         req: S3Request<CompleteMultipartUploadInput>,
     ) -> S3Result<S3Response<CompleteMultipartUploadOutput>> {
         let input = req.input;
-        let upload = self.uploads.get(&input.upload_id, &input.bucket, &input.key);
-        let upload = upload.ok_or_else(|| s3_error!(NoSuchUpload))?;
+        let draft = self.shared.uploads.draft(&input.upload_id, &input.bucket, &input.key)?;
+        let only_new = only_new(input.if_none_match.as_ref(), input.if_match.as_ref())?;
         let wanted = input.multipart_upload.and_then(|m| m.parts).unwrap_or_default();
-        let mut parts = Vec::with_capacity(wanted.len());
-        for part in &wanted {
-            let number = part.part_number.unwrap_or(0);
-            let known = upload.parts.get(&number).ok_or_else(|| s3_error!(InvalidPart))?;
-            if part.e_tag.as_ref().is_some_and(|e| e.value() != hex::encode(known.md5)) {
-                return Err(s3_error!(InvalidPart));
-            }
-            parts.push((number, known.clone()));
+        let parts = self.shared.uploads.chosen(&input.upload_id, &wanted)?;
+        let limit = self.shared.max_object_bytes;
+        if parts.iter().map(|part| part.size()).sum::<u64>() > limit {
+            return Err(too_large(limit));
         }
-        if parts.is_empty() || parts.windows(2).any(|w| w[0].0 >= w[1].0) {
-            return Err(s3_error!(InvalidPartOrder));
-        }
-        let draft = Draft {
-            bucket: input.bucket.clone(),
-            key: input.key.clone(),
-            content_type: upload.content_type,
-            metadata: upload.metadata,
-            only_new: only_new(input.if_none_match.as_ref(), input.if_match.as_ref())?,
-        };
-        let id = input.upload_id.clone();
-        let info = self
-            .blocking(move |disk| {
-                let mut hash = Md5::new();
-                parts.iter().for_each(|(_, part)| hash.update(part.md5));
-                let etag = format!("{}-{}", hex::encode(hash.finalize()), parts.len());
-                let size = parts.iter().map(|(_, part)| part.size).sum();
-                disk.put(&draft.new(etag), size, |file| {
-                    for (number, _) in &parts {
-                        std::io::copy(&mut std::fs::File::open(disk.part_path(&id, *number))?, file)?;
-                    }
-                    Ok(())
-                })
-            })
-            .await?;
-        self.tell(ChangeKind::Created, &info).await?;
-        self.forget(&input.upload_id).await?;
+        let stage = move |disk: &Disk| uploads::join(disk, &parts);
+        let info = self.write(Draft { only_new, ..draft }, stage).await?;
+        self.shared.uploads.end(&input.upload_id);
         Ok(S3Response::new(CompleteMultipartUploadOutput {
             bucket: Some(input.bucket),
             key: Some(input.key),
@@ -512,21 +479,10 @@ impl S3 for Service {
         &self,
         req: S3Request<AbortMultipartUploadInput>,
     ) -> S3Result<S3Response<AbortMultipartUploadOutput>> {
-        self.forget(&req.input.upload_id).await?;
+        self.shared
+            .uploads
+            .draft(&req.input.upload_id, &req.input.bucket, &req.input.key)?;
+        self.shared.uploads.end(&req.input.upload_id);
         Ok(S3Response::new(AbortMultipartUploadOutput::default()))
-    }
-}
-
-impl Service {
-    async fn forget(&self, id: &str) -> S3Result<()> {
-        let Some(upload) = self.uploads.end(id) else { return Ok(()) };
-        let id = id.to_owned();
-        self.blocking(move |disk| {
-            for number in upload.parts.keys() {
-                std::fs::remove_file(disk.part_path(&id, *number))?;
-            }
-            Ok(())
-        })
-        .await
     }
 }

@@ -1,6 +1,6 @@
 //! Files that are being written, and the space that they and the objects take.
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,7 +24,9 @@ struct Space {
 impl Space {
     fn take(&self, bytes: u64) -> Result<(), DiskError> {
         let more = |used: u64| used.checked_add(bytes).filter(|sum| *sum <= self.limit);
-        self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).map_err(|_| DiskError::Full)?;
+        self.used
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
+            .map_err(|_| DiskError::Full)?;
         Ok(())
     }
 
@@ -40,14 +42,31 @@ impl Staging {
         for entry in fs::read_dir(&folder)? {
             fs::remove_file(entry?.path())?;
         }
-        let space = Space { limit: limit.unwrap_or(u64::MAX), used: AtomicU64::new(used) };
-        Ok(Self { folder, space: Arc::new(space), counter: AtomicU64::new(0) })
+        let space = Space {
+            limit: limit.unwrap_or(u64::MAX),
+            used: AtomicU64::new(used),
+        };
+        Ok(Self {
+            folder,
+            space: Arc::new(space),
+            counter: AtomicU64::new(0),
+        })
     }
 
     pub fn create(&self) -> Result<Staged, DiskError> {
-        let path = self.folder.join(self.counter.fetch_add(1, Ordering::Relaxed).to_string());
+        let path = self
+            .folder
+            .join(self.counter.fetch_add(1, Ordering::Relaxed).to_string());
         let file = File::create_new(&path)?;
-        Ok(Staged { file, md5: Md5::new(), held: Held { path: Some(path), size: 0, space: self.space.clone() } })
+        Ok(Staged {
+            file,
+            md5: Md5::new(),
+            held: Held {
+                path: Some(path),
+                size: 0,
+                space: self.space.clone(),
+            },
+        })
     }
 
     /// An object of this size is no more.
@@ -90,11 +109,29 @@ impl Staged {
         Ok(self.file.write_all(bytes)?)
     }
 
+    /// Appends the first `length` bytes that are left in an object's file.
+    pub fn append_from(&mut self, source: File, length: u64) -> Result<(), DiskError> {
+        let mut source = BufReader::with_capacity(64 << 10, source.take(length));
+        loop {
+            let chunk = source.fill_buf()?;
+            let n = chunk.len();
+            if n == 0 {
+                return Ok(());
+            }
+            self.append(chunk)?;
+            source.consume(n);
+        }
+    }
+
     /// Appends a part's bytes. The object's ETag is made of the parts' digests, so these bytes need none.
     pub fn append_part(&mut self, part: &Part) -> Result<(), DiskError> {
         self.held.space.take(part.size())?;
         self.held.size += part.size();
-        let path = part.held.path.as_deref().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        let path = part
+            .held
+            .path
+            .as_deref()
+            .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
         io::copy(&mut File::open(path)?, &mut self.file)?;
         Ok(())
     }
@@ -126,7 +163,10 @@ impl Staged {
 
     /// Closes the file, to be a part of an object later: thousands of open files are too many.
     pub fn into_part(self) -> Part {
-        Part { md5: self.md5(), held: self.held }
+        Part {
+            md5: self.md5(),
+            held: self.held,
+        }
     }
 }
 

@@ -1,33 +1,47 @@
-//! Multipart uploads under way. They live in memory: a client whose upload is gone after a restart starts it anew, as S3 clients do.
+//! Objects that come in parts. Uploads under way live in memory: a client whose upload is gone after a restart starts it
+//! anew, as S3 clients do.
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// One part.
-#[derive(Debug, Clone)]
-pub struct Part {
-    pub md5: [u8; 16],
-    pub size: u64,
-}
+use md5::{Digest, Md5};
+use s3s::dto::CompletedPart;
+use s3s::{S3Result, s3_error};
 
-/// One upload.
-#[derive(Debug, Clone)]
-pub struct Upload {
-    pub bucket: String,
-    pub key: String,
-    pub content_type: Option<String>,
-    pub metadata: BTreeMap<String, String>,
-    pub parts: BTreeMap<i32, Part>,
-}
+use super::disk::{Disk, DiskError, Draft};
+use super::staging::{Part, Staged};
 
 /// Most uploads at a time.
 const MOST: usize = 1000;
+/// An upload that nobody completes gives its space back after this.
+const LIFE: Duration = Duration::from_secs(24 * 3600);
+
+struct Upload {
+    draft: Draft,
+    parts: BTreeMap<i32, Arc<Part>>,
+    started: Instant,
+}
 
 /// All uploads.
-#[derive(Default)]
 pub struct Uploads {
     uploads: Mutex<HashMap<String, Upload>>,
     counter: AtomicU64,
+    /// Tells ids of this process from those before it, whose uploads are gone.
+    boot: u128,
+}
+
+impl Default for Uploads {
+    fn default() -> Self {
+        let boot = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_nanos());
+        Self {
+            uploads: Mutex::default(),
+            counter: AtomicU64::new(0),
+            boot,
+        }
+    }
 }
 
 impl Uploads {
@@ -36,30 +50,77 @@ impl Uploads {
     }
 
     /// Starts one; `None` when there are too many.
-    pub fn start(&self, upload: Upload) -> Option<String> {
+    pub fn start(&self, draft: Draft, now: Instant) -> Option<String> {
         let mut uploads = self.lock();
+        uploads.retain(|_, upload| now.duration_since(upload.started) < LIFE);
         if uploads.len() >= MOST {
             return None;
         }
-        let id = format!("upload{:08}", self.counter.fetch_add(1, Ordering::Relaxed));
-        uploads.insert(id.clone(), upload);
+        let id = format!("{:x}-{}", self.boot, self.counter.fetch_add(1, Ordering::Relaxed));
+        uploads.insert(
+            id.clone(),
+            Upload {
+                draft,
+                parts: BTreeMap::new(),
+                started: now,
+            },
+        );
         Some(id)
     }
 
-    /// The upload of that id for that object.
-    pub fn get(&self, id: &str, bucket: &str, key: &str) -> Option<Upload> {
-        self.lock().get(id).filter(|u| u.bucket == bucket && u.key == key).cloned()
+    /// The draft of the upload of that id for that object.
+    pub fn draft(&self, id: &str, bucket: &str, key: &str) -> S3Result<Draft> {
+        let uploads = self.lock();
+        let upload = uploads
+            .get(id)
+            .filter(|u| u.draft.bucket == bucket && u.draft.key == key);
+        upload.map(|u| u.draft.clone()).ok_or_else(|| s3_error!(NoSuchUpload))
     }
 
-    /// Adds a part.
-    pub fn part(&self, id: &str, number: i32, part: Part) {
-        if let Some(upload) = self.lock().get_mut(id) {
-            upload.parts.insert(number, part);
+    /// Adds a part, in place of an earlier one of that number.
+    pub fn add(&self, id: &str, number: i32, part: Part) -> S3Result<()> {
+        let mut uploads = self.lock();
+        let upload = uploads.get_mut(id).ok_or_else(|| s3_error!(NoSuchUpload))?;
+        upload.parts.insert(number, Arc::new(part));
+        Ok(())
+    }
+
+    /// The parts that the client wants, in its order.
+    pub fn chosen(&self, id: &str, wanted: &[CompletedPart]) -> S3Result<Vec<Arc<Part>>> {
+        let numbers: Vec<i32> = wanted.iter().map(|part| part.part_number.unwrap_or(0)).collect();
+        if numbers.is_empty() || !numbers.is_sorted_by(|a, b| a < b) {
+            return Err(s3_error!(InvalidPartOrder));
         }
+        let uploads = self.lock();
+        let upload = uploads.get(id).ok_or_else(|| s3_error!(NoSuchUpload))?;
+        let find = |part: &CompletedPart| {
+            let known = upload.parts.get(&part.part_number.unwrap_or(0))?;
+            let same = part
+                .e_tag
+                .as_ref()
+                .is_none_or(|etag| etag.value() == hex::encode(known.md5()));
+            same.then(|| known.clone())
+        };
+        wanted
+            .iter()
+            .map(|part| find(part).ok_or_else(|| s3_error!(InvalidPart)))
+            .collect()
     }
 
-    /// Ends one.
-    pub fn end(&self, id: &str) -> Option<Upload> {
-        self.lock().remove(id)
+    /// Ends one; its parts go.
+    pub fn end(&self, id: &str) {
+        let upload = self.lock().remove(id);
+        drop(upload);
     }
+}
+
+/// One file of all parts, and its ETag: the digest of their digests and their number.
+pub fn join(disk: &Disk, parts: &[Arc<Part>]) -> Result<(Staged, String), DiskError> {
+    let mut digest = Md5::new();
+    let mut staged = disk.stage()?;
+    for part in parts {
+        digest.update(part.md5());
+        staged.append_part(part)?;
+    }
+    Ok((staged, format!("{}-{}", hex::encode(digest.finalize()), parts.len())))
 }

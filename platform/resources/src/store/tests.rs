@@ -19,7 +19,7 @@ fn function(extra: &str) -> Resource {
 async fn store(dir: &std::path::Path) -> (Arc<ResourceStore>, Arc<Embedded>, CancellationToken) {
     let log = Embedded::open(EmbeddedConfig::new(dir)).await.unwrap();
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-    let store = ResourceStore::open(log.clone(), operations(), clock, &tasks, &stop).await.unwrap();
+    let store = ResourceStore::open(log.clone(), operations(), clock, false, &tasks, &stop).await.unwrap();
     (store, log, stop)
 }
 

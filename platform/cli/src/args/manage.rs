@@ -1,0 +1,231 @@
+//! Arguments of the commands about what is deployed.
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use imageflow_types::HumanDuration;
+
+use super::{OutputArgs, key_value};
+
+/// `imageflow apply`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  imageflow apply -f flows.yaml\n  cat flows.yaml | imageflow apply -f - --dry-run")]
+pub struct ApplyArgs {
+    /// A file, a folder with *.yaml, *.yml and *.json, or - for standard input
+    #[arg(short = 'f', long = "file", required = true, value_name = "FILE|DIR|-")]
+    pub files: Vec<PathBuf>,
+    /// Check everything, change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// How results are printed.
+    #[command(flatten)]
+    pub out: OutputArgs,
+}
+
+/// `imageflow delete`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  imageflow delete flow thumbnails\n  imageflow delete -f flows.yaml")]
+pub struct DeleteArgs {
+    /// Delete what these files describe
+    #[arg(short = 'f', long = "file", value_name = "FILE|DIR|-", conflicts_with_all = ["kind", "name"])]
+    pub files: Vec<PathBuf>,
+    /// function, flow or trigger
+    #[arg(required_unless_present = "files", requires = "name", value_parser = kind)]
+    pub kind: Option<&'static str>,
+    /// Its name
+    pub name: Option<String>,
+}
+
+fn kind(text: &str) -> Result<&'static str, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "function" | "functions" | "fn" => Ok("functions"),
+        "flow" | "flows" => Ok("flows"),
+        "trigger" | "triggers" => Ok("triggers"),
+        _ => Err("the kinds are function, flow and trigger".to_owned()),
+    }
+}
+
+/// `imageflow deploy`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  imageflow deploy thumb --operation thumbnail --param width=200\n  imageflow deploy mine --command \"python3 handler.py\" --min 1 --wait\n  imageflow deploy mine --cpu 500m --memory 256Mi -- ./handler --fast"
+)]
+pub struct DeployArgs {
+    /// Name of the function
+    pub name: String,
+    /// Operation of the catalogue (see `imageflow operations`)
+    #[arg(long, conflicts_with_all = ["command", "argv"])]
+    pub operation: Option<String>,
+    /// Command line of your own program; quotes keep words together
+    #[arg(long, conflicts_with = "argv", required_unless_present_any = ["operation", "image", "argv"])]
+    pub command: Option<String>,
+    /// Container image
+    #[arg(long)]
+    pub image: Option<String>,
+    /// Parameter of the operation; JSON values are taken as such
+    #[arg(long = "param", value_name = "K=V", value_parser = key_value)]
+    pub params: Vec<(String, String)>,
+    /// Fewest pods
+    #[arg(long)]
+    pub min: Option<u32>,
+    /// Most pods
+    #[arg(long)]
+    pub max: Option<u32>,
+    /// Requests a pod takes at the same time
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub concurrency: Option<u32>,
+    /// Processor share, such as 500m or 2
+    #[arg(long)]
+    pub cpu: Option<String>,
+    /// Memory, such as 256Mi
+    #[arg(long)]
+    pub memory: Option<String>,
+    /// Environment variable
+    #[arg(long = "env", value_name = "K=V", value_parser = key_value)]
+    pub env: Vec<(String, String)>,
+    /// Longest time for one request, such as 30s
+    #[arg(long)]
+    pub timeout: Option<HumanDuration>,
+    /// Wait until the revision is there, with its fewest pods ready
+    #[arg(long)]
+    pub wait: bool,
+    /// How results are printed.
+    #[command(flatten)]
+    pub out: OutputArgs,
+    /// The command as separate arguments
+    #[arg(last = true, value_name = "COMMAND")]
+    pub argv: Vec<String>,
+}
+
+/// `imageflow functions`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  imageflow functions\n  imageflow fn describe thumb\n  imageflow fn traffic thumb thumb-00001=90 thumb-00002=10"
+)]
+pub struct FunctionsArgs {
+    /// What to do; list without.
+    #[command(subcommand)]
+    pub command: Option<FunctionsCommand>,
+    /// How results are printed.
+    #[command(flatten)]
+    pub out: OutputArgs,
+}
+
+/// What to do with functions.
+#[derive(Debug, Subcommand)]
+pub enum FunctionsCommand {
+    /// All functions
+    #[command(alias = "ls")]
+    List,
+    /// One function with its revisions, pods and parameters
+    #[command(alias = "get")]
+    Describe {
+        /// Its name
+        name: String,
+    },
+    /// Delete a function
+    #[command(alias = "rm")]
+    Delete {
+        /// Its name
+        name: String,
+    },
+    /// Go back to an earlier revision
+    Rollback {
+        /// Its name
+        name: String,
+        /// The revision; without, the one before the present
+        #[arg(long, value_name = "REVISION")]
+        to: Option<String>,
+    },
+    /// Split the requests between revisions
+    Traffic {
+        /// Its name
+        name: String,
+        /// Revision and its share; the shares add up to 100
+        #[arg(required = true, value_name = "REVISION=PERCENT", value_parser = share)]
+        shares: Vec<(String, u32)>,
+    },
+}
+
+fn share(text: &str) -> Result<(String, u32), String> {
+    let (revision, percent) = key_value(text)?;
+    match percent.trim_end_matches('%').parse::<u32>() {
+        Ok(percent) if percent <= 100 => Ok((revision, percent)),
+        _ => Err(format!("\"{percent}\" is not a percentage from 0 to 100")),
+    }
+}
+
+/// `imageflow flows` and `imageflow triggers`
+#[derive(Debug, Args)]
+pub struct NamedArgs {
+    /// What to do; list without.
+    #[command(subcommand)]
+    pub command: Option<NamedCommand>,
+    /// How results are printed.
+    #[command(flatten)]
+    pub out: OutputArgs,
+}
+
+/// What to do with flows or triggers.
+#[derive(Debug, Subcommand)]
+pub enum NamedCommand {
+    /// All of them
+    #[command(alias = "ls")]
+    List,
+    /// One of them
+    #[command(alias = "get")]
+    Describe {
+        /// Its name
+        name: String,
+    },
+    /// Delete one
+    #[command(alias = "rm")]
+    Delete {
+        /// Its name
+        name: String,
+    },
+}
+
+/// `imageflow scaling`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  imageflow scaling\n  imageflow scaling explain thumb --watch")]
+pub struct ScalingArgs {
+    /// What to do; list without.
+    #[command(subcommand)]
+    pub command: Option<ScalingCommand>,
+    /// How results are printed.
+    #[command(flatten)]
+    pub out: OutputArgs,
+}
+
+/// What to do about scaling.
+#[derive(Debug, Subcommand)]
+pub enum ScalingCommand {
+    /// Every function's pods, wanted and ready
+    List,
+    /// The last decisions about a function, with their reasons
+    Explain {
+        /// The function
+        function: String,
+        /// Go on with new decisions
+        #[arg(short, long)]
+        watch: bool,
+    },
+}
+
+/// `imageflow operations`
+#[derive(Debug, Args)]
+pub struct OperationsArgs {
+    /// Show the parameters of this one
+    pub name: Option<String>,
+    /// How results are printed.
+    #[command(flatten)]
+    pub out: OutputArgs,
+}
+
+/// `imageflow status`
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// How results are printed.
+    #[command(flatten)]
+    pub out: OutputArgs,
+}

@@ -1,0 +1,261 @@
+//! `functions` and `deploy`.
+use std::time::Duration;
+
+use http::Method;
+use imageflow_types::Resource;
+use imageflow_types::manifest::API_VERSION;
+use serde_json::{Map, Value, json};
+
+use super::apply::{delete_one, send};
+use crate::args::Format;
+use crate::args::manage::{DeployArgs, FunctionsArgs, FunctionsCommand};
+use crate::client::{Call, encode};
+use crate::error::CliError;
+use crate::output::{Context, at};
+use crate::render;
+
+/// How long `deploy --wait` waits.
+const WAIT: Duration = Duration::from_secs(120);
+
+/// The function that the arguments of `deploy` describe.
+///
+/// # Errors
+/// What is wrong with it, by field.
+pub fn function_of(args: &DeployArgs) -> Result<Resource, CliError> {
+    let mut spec = Map::new();
+    if let Some(operation) = &args.operation {
+        spec.insert("operation".to_owned(), json!(operation));
+    }
+    if let Some(image) = &args.image {
+        spec.insert("image".to_owned(), json!(image));
+    }
+    let argv = match &args.command {
+        Some(line) => words(line)?,
+        None => args.argv.clone(),
+    };
+    if !argv.is_empty() {
+        spec.insert("command".to_owned(), json!(argv));
+    }
+    if !args.params.is_empty() {
+        let params: Map<_, _> = args.params.iter().map(|(k, v)| (k.clone(), value_of(v))).collect();
+        spec.insert("params".to_owned(), params.into());
+    }
+    let group = |pairs: [(&str, Option<Value>); 2]| {
+        let some: Map<_, _> = pairs
+            .into_iter()
+            .filter_map(|(k, v)| Some((k.to_owned(), v?)))
+            .collect();
+        (!some.is_empty()).then(|| Value::Object(some))
+    };
+    let groups = [
+        (
+            "resources",
+            group([
+                ("cpu", args.cpu.as_ref().map(|v| json!(v))),
+                ("memory", args.memory.as_ref().map(|v| json!(v))),
+            ]),
+        ),
+        (
+            "scale",
+            group([("min", args.min.map(Into::into)), ("max", args.max.map(Into::into))]),
+        ),
+        // The aim cannot be above what a pod takes, so both follow the one number.
+        (
+            "concurrency",
+            group([
+                ("target", args.concurrency.map(Into::into)),
+                ("limit", args.concurrency.map(Into::into)),
+            ]),
+        ),
+        ("timeout", args.timeout.map(|t| json!(t))),
+    ];
+    spec.extend(groups.into_iter().filter_map(|(k, v)| Some((k.to_owned(), v?))));
+    if !args.env.is_empty() {
+        let env: Vec<_> = args.env.iter().map(|(k, v)| json!({"name": k, "value": v})).collect();
+        spec.insert("env".to_owned(), env.into());
+    }
+    let document =
+        json!({"apiVersion": API_VERSION, "kind": "Function", "metadata": {"name": args.name}, "spec": spec});
+    Resource::from_value(document).map_err(|errors| CliError::Manifest {
+        origin: format!("function \"{}\"", args.name),
+        errors,
+    })
+}
+
+/// A value of `--param`: JSON where it reads as such, text where not.
+#[must_use]
+pub fn value_of(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.to_owned()))
+}
+
+/// The words of a command line; quotes keep words together, nothing is expanded.
+fn words(line: &str) -> Result<Vec<String>, CliError> {
+    let (mut out, mut word, mut quote) = (vec![], None::<String>, None::<char>);
+    for c in line.chars() {
+        match quote {
+            Some(q) if c == q => quote = None,
+            Some(_) => word.get_or_insert_default().push(c),
+            None if c == '"' || c == '\'' => {
+                quote = Some(c);
+                word.get_or_insert_default();
+            }
+            None if c.is_whitespace() => out.extend(word.take()),
+            None => word.get_or_insert_default().push(c),
+        }
+    }
+    if quote.is_some() {
+        return Err(CliError::Usage(format!(
+            "--command has a quote that is not closed: {line}"
+        )));
+    }
+    out.extend(word);
+    Ok(out)
+}
+
+/// `imageflow deploy`
+///
+/// # Errors
+/// What is wrong with the function, or what the platform says.
+pub async fn deploy(cx: &mut Context, args: DeployArgs) -> Result<(), CliError> {
+    let resource = function_of(&args)?;
+    let answer = send(cx, std::slice::from_ref(&resource), false).await?;
+    if !args.wait {
+        return Ok(());
+    }
+    let revision = at(&answer, "/items/0/revision");
+    let min = u64::from(args.min.unwrap_or(0));
+    let waited = tokio::time::timeout(WAIT, async {
+        let mut every = tokio::time::interval(Duration::from_millis(250));
+        loop {
+            every.tick().await;
+            let now: Value = cx
+                .client
+                .get_json(format!("/v1/functions/{}", encode(&args.name)))
+                .await?;
+            let ready = now.pointer("/status/pods/ready").and_then(Value::as_u64).unwrap_or(0);
+            if (revision == "-" || at(&now, "/status/latestRevision") == revision) && ready >= min {
+                return Ok::<u64, CliError>(ready);
+            }
+        }
+    });
+    match waited.await {
+        Ok(ready) => {
+            let ready = ready?;
+            cx.note(format!("{} is there, {ready} pods ready", args.name));
+            Ok(())
+        }
+        Err(_) => Err(CliError::Failed(format!(
+            "{} is not ready after {} s; see `imageflow logs {}`",
+            args.name,
+            WAIT.as_secs(),
+            args.name
+        ))),
+    }
+}
+
+/// `imageflow functions`
+///
+/// # Errors
+/// What the platform says.
+pub async fn functions(cx: &mut Context, args: FunctionsArgs) -> Result<(), CliError> {
+    match args.command.unwrap_or(FunctionsCommand::List) {
+        FunctionsCommand::List => {
+            let items = cx.client.items("/v1/functions").await?;
+            let wide = cx.format == Format::Wide;
+            let mut columns = vec!["name", "program", "pods", "revision"];
+            if wide {
+                columns.extend(["min", "max", "cpu", "memory", "url"]);
+            }
+            cx.list(
+                &items,
+                |i| at(i, "/metadata/name"),
+                &columns,
+                |i| {
+                    let mut row = vec![
+                        at(i, "/metadata/name"),
+                        render::program(i),
+                        render::pods(i),
+                        at(i, "/status/latestRevision"),
+                    ];
+                    if wide {
+                        let more = [
+                            "/spec/scale/min",
+                            "/spec/scale/max",
+                            "/spec/resources/cpu",
+                            "/spec/resources/memory",
+                            "/status/url",
+                        ];
+                        row.extend(more.iter().map(|p| at(i, p)));
+                    }
+                    row
+                },
+            )
+        }
+        FunctionsCommand::Describe { name } => {
+            let function: Value = cx.client.get_json(format!("/v1/functions/{}", encode(&name))).await?;
+            if cx.structured(&function)? {
+                return Ok(());
+            }
+            let text = render::function(&function, cx.color);
+            cx.line(text)
+        }
+        FunctionsCommand::Delete { name } => delete_one(cx, "functions", &name).await,
+        FunctionsCommand::Rollback { name, to } => {
+            let call = Call::new(Method::POST, format!("/v1/functions/{}/rollback", encode(&name)))
+                .body("application/json", json!({"to": to}).to_string());
+            let applied: Value = cx.client.json(call).await?;
+            if cx.structured(&applied)? {
+                return Ok(());
+            }
+            cx.line(format!("function/{name} now at {}", at(&applied, "/revision")))
+        }
+        FunctionsCommand::Traffic { name, shares } => traffic(cx, &name, &shares).await,
+    }
+}
+
+async fn traffic(cx: &mut Context, name: &str, shares: &[(String, u32)]) -> Result<(), CliError> {
+    let sum: u32 = shares.iter().map(|(_, percent)| percent).sum();
+    if sum != 100 {
+        return Err(CliError::Usage(format!("the shares add up to {sum}, not to 100")));
+    }
+    let path = format!("/v1/functions/{}", encode(name));
+    let mut function: Value = cx.client.get_json(path.clone()).await?;
+    if let Some(document) = function.as_object_mut() {
+        document.remove("status");
+        if let Some(spec) = document.get_mut("spec").and_then(Value::as_object_mut) {
+            let targets: Vec<_> = shares
+                .iter()
+                .map(|(r, p)| json!({"revision": r, "percent": p}))
+                .collect();
+            spec.insert("traffic".to_owned(), targets.into());
+        }
+    }
+    let call = Call::new(Method::PUT, path).body("application/json", function.to_string());
+    let answer: Value = cx.client.json(call).await?;
+    if cx.structured(&answer)? {
+        return Ok(());
+    }
+    let split: Vec<_> = shares.iter().map(|(r, p)| format!("{r} {p}%")).collect();
+    cx.line(format!("function/{name}: {}", split.join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quotes_keep_the_words_of_a_command_together() {
+        assert_eq!(
+            words("python3 'my file.py'  --x=\"a b\" ''").unwrap(),
+            ["python3", "my file.py", "--x=a b", ""]
+        );
+        assert_eq!(words("sh -c 'oops").unwrap_err().exit_code(), 64);
+    }
+
+    #[test]
+    fn a_parameter_is_json_where_it_reads_as_such() {
+        assert_eq!(value_of("200"), json!(200));
+        assert_eq!(value_of("jpeg"), json!("jpeg"));
+        assert_eq!(value_of("[1]"), json!([1]));
+    }
+}

@@ -1,0 +1,321 @@
+//! Text drawn from what the API answers. Pure: no I/O, time comes as an argument.
+use imageflow_types::{RunState, StepState, StepStatus};
+use serde_json::Value;
+
+use crate::output::{at, size, table};
+
+/// The time of day (UTC) of milliseconds since the epoch.
+#[must_use]
+pub fn clock(ms: i64) -> String {
+    let (s, ms) = (ms.div_euclid(1000).rem_euclid(86_400), ms.rem_euclid(1000));
+    format!("{:02}:{:02}:{:02}.{ms:03}", s / 3600, s / 60 % 60, s % 60)
+}
+
+/// A value as YAML, for things that have no drawing of their own.
+#[must_use]
+pub fn yaml(value: &Value) -> String {
+    serde_saphyr::to_string(value).map_or_else(|_| value.to_string(), |text| text.trim_end().to_owned())
+}
+
+/// The steps of a flow document.
+pub fn flow_steps(flow: &Value) -> impl Iterator<Item = &Value> {
+    flow.pointer("/spec/steps")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+}
+
+/// A flow with its steps as a tree; a step hangs below the one it comes after.
+#[must_use]
+pub fn flow_tree(flow: &Value) -> String {
+    let steps: Vec<&Value> = flow_steps(flow).collect();
+    let mut lines = vec![format!(
+        "flow {} → {}",
+        at(flow, "/metadata/name"),
+        at(flow, "/spec/output/bucket")
+    )];
+    branch(&steps, None, "", &mut lines);
+    lines.join("\n")
+}
+
+fn branch(steps: &[&Value], parent: Option<&str>, indent: &str, lines: &mut Vec<String>) {
+    let after = |step: &Value| step.pointer("/after/0").and_then(Value::as_str).map(str::to_owned);
+    let children: Vec<_> = steps.iter().filter(|s| after(s).as_deref() == parent).collect();
+    for (i, step) in children.iter().enumerate() {
+        let (corner, down) = if i + 1 == children.len() {
+            ("└─ ", "   ")
+        } else {
+            ("├─ ", "│  ")
+        };
+        let name = at(step, "/name");
+        let params = step.get("params").and_then(Value::as_object).into_iter().flatten();
+        let params: String = params.map(|(k, v)| format!(" {k}={}", at(v, ""))).collect();
+        lines.push(format!("{indent}{corner}{name}: {}{params}", at(step, "/function")));
+        // A step that comes after itself would never end; no valid flow has one, but this only draws.
+        if lines.len() <= steps.len() {
+            branch(steps, Some(&name), &format!("{indent}{down}"), lines);
+        }
+    }
+}
+
+/// What a function runs.
+#[must_use]
+pub fn program(function: &Value) -> String {
+    if let Some(operation) = function.pointer("/spec/operation").and_then(Value::as_str) {
+        return operation.to_owned();
+    }
+    match function.pointer("/spec/command").and_then(Value::as_array) {
+        Some(words) => words.iter().map(|w| at(w, "")).collect::<Vec<_>>().join(" "),
+        None => at(function, "/spec/image"),
+    }
+}
+
+/// The pods of a function, ready and starting.
+#[must_use]
+pub fn pods(function: &Value) -> String {
+    let count = |what: &str| {
+        function
+            .pointer(&format!("/status/pods/{what}"))
+            .and_then(Value::as_u64)
+            .unwrap_or(0)
+    };
+    match (count("ready"), count("starting")) {
+        (ready, 0) => ready.to_string(),
+        (ready, starting) => format!("{ready} (+{starting} starting)"),
+    }
+}
+
+/// A function with its revisions and parameters.
+#[must_use]
+pub fn function(function: &Value, color: bool) -> String {
+    let pairs = [
+        ("function", at(function, "/metadata/name")),
+        ("program", program(function)),
+        ("url", at(function, "/status/url")),
+        ("pods", pods(function)),
+        (
+            "scale",
+            format!(
+                "{} to {}",
+                at(function, "/spec/scale/min"),
+                at(function, "/spec/scale/max")
+            ),
+        ),
+        (
+            "resources",
+            format!(
+                "{} cpu, {} memory",
+                at(function, "/spec/resources/cpu"),
+                at(function, "/spec/resources/memory")
+            ),
+        ),
+        ("latest", at(function, "/status/latestRevision")),
+    ];
+    let mut out: Vec<String> = pairs
+        .iter()
+        .map(|(k, v)| format!("{:<11}{v}", format!("{k}:")))
+        .collect();
+    if let Some(problem) = function.pointer("/status/problem").and_then(Value::as_str) {
+        out.push(format!("problem:   {problem}"));
+    }
+    if let Some(last) = function.pointer("/status/lastDecision").filter(|d| d.is_object()) {
+        out.push(format!(
+            "scaling:   {}",
+            decision(last).lines().next().unwrap_or_default()
+        ));
+    }
+    if let Some(revisions) = function.pointer("/status/revisions").and_then(Value::as_array) {
+        let rows = revisions.iter().map(|r| {
+            let percent = r
+                .get("percent")
+                .map_or_else(|| "-".to_owned(), |p| format!("{}%", at(p, "")));
+            vec![at(r, "/name"), percent, at(r, "/tag")]
+        });
+        out.push(String::new());
+        out.push(table(&["revision", "traffic", "tag"], rows, color));
+    }
+    if let Some(schema) = function
+        .pointer("/status/parameters")
+        .filter(|s| s.get("properties").is_some())
+    {
+        out.push(String::new());
+        out.push(parameters(schema, color));
+    }
+    out.join("\n")
+}
+
+/// The parameters of a JSON schema as a table.
+#[must_use]
+pub fn parameters(schema: &Value, color: bool) -> String {
+    let Some(properties) = schema
+        .get("properties")
+        .and_then(Value::as_object)
+        .filter(|p| !p.is_empty())
+    else {
+        return "no parameters".to_owned();
+    };
+    let required: Vec<&str> = schema
+        .get("required")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
+    let rows = properties.iter().map(|(name, property)| {
+        // What is defined elsewhere in the schema is followed once: operations do not nest deeper.
+        let target = property
+            .get("$ref")
+            .and_then(Value::as_str)
+            .and_then(|r| schema.pointer(r.strip_prefix('#')?));
+        let described = target.unwrap_or(property);
+        let default = match property.get("default") {
+            Some(value) if !value.is_null() => at(value, ""),
+            _ if required.contains(&name.as_str()) => "(required)".to_owned(),
+            _ => "-".to_owned(),
+        };
+        let about = [property, described]
+            .iter()
+            .find_map(|p| p.get("description")?.as_str())
+            .unwrap_or("");
+        vec![
+            name.clone(),
+            values(described),
+            default,
+            about.lines().next().unwrap_or("").to_owned(),
+        ]
+    });
+    table(
+        &["parameter", "values", "default", "about"],
+        rows.collect::<Vec<_>>(),
+        color,
+    )
+}
+
+/// What a property takes, in few words.
+fn values(property: &Value) -> String {
+    let list = |values: &Vec<Value>| values.iter().map(|v| at(v, "")).collect::<Vec<_>>().join("|");
+    if let Some(values) = property.get("enum").and_then(Value::as_array) {
+        return list(values);
+    }
+    if let Some(options) = property
+        .get("oneOf")
+        .or_else(|| property.get("anyOf"))
+        .and_then(Value::as_array)
+    {
+        let options = options
+            .iter()
+            .map(|o| o.get("const").map_or_else(|| values(o), |c| at(c, "")));
+        return options.filter(|o| o != "null").collect::<Vec<_>>().join("|");
+    }
+    let kind = match property.get("type") {
+        Some(Value::Array(kinds)) => list(&kinds.iter().filter(|k| *k != "null").cloned().collect()),
+        _ => at(property, "/type"),
+    };
+    match (property.get("minimum"), property.get("maximum")) {
+        (Some(min), Some(max)) => format!("{kind} {min}..{max}"),
+        (Some(min), None) => format!("{kind} from {min}"),
+        (None, Some(max)) => format!("{kind} to {max}"),
+        (None, None) => kind,
+    }
+}
+
+/// A decision of the autoscaler with its reasons and what it knew.
+#[must_use]
+pub fn decision(decision: &Value) -> String {
+    let at_ms = decision.get("atMs").and_then(Value::as_i64).unwrap_or_default();
+    let reasons = decision.get("reasons").and_then(Value::as_array).into_iter().flatten();
+    let reasons: Vec<String> = reasons.map(|r| at(r, "")).collect();
+    let inputs = decision.get("inputs").and_then(Value::as_object).into_iter().flatten();
+    let inputs: Vec<String> = inputs.map(|(k, v)| format!("{k}={}", at(v, ""))).collect();
+    let head = format!(
+        "{}  {} → {}  {}",
+        clock(at_ms),
+        at(decision, "/from"),
+        at(decision, "/to"),
+        reasons.join("; ")
+    );
+    if inputs.is_empty() {
+        head
+    } else {
+        format!("{head}\n              {}", inputs.join(" "))
+    }
+}
+
+/// One step, for a line of progress: `resize 12 ms cold`.
+#[must_use]
+pub fn step(step: &StepState) -> String {
+    let mut out = format!("{} ", step.name);
+    match (step.status, step.service_ms) {
+        (StepStatus::Succeeded, Some(ms)) => out.push_str(&format!("{ms} ms")),
+        (status, _) => out.push_str(status.as_str()),
+    }
+    if step.cold {
+        out.push_str(" cold");
+    }
+    if step.reused {
+        out.push_str(" reused");
+    }
+    out
+}
+
+/// All steps of a run in one line.
+#[must_use]
+pub fn progress(run: &RunState) -> String {
+    run.steps.iter().map(step).collect::<Vec<_>>().join(" · ")
+}
+
+/// How many steps of a run have ended, and of how many.
+#[must_use]
+pub fn ended(run: &RunState) -> (u64, u64) {
+    let over = |s: &&StepState| {
+        matches!(
+            s.status,
+            StepStatus::Succeeded | StepStatus::Failed | StepStatus::Skipped
+        )
+    };
+    (run.steps.iter().filter(over).count() as u64, run.steps.len() as u64)
+}
+
+/// A run with its steps, results and error.
+#[must_use]
+pub fn run(run: &RunState, color: bool) -> String {
+    let mut out = vec![
+        format!("run:     {}", run.run),
+        format!("target:  {}", run.request.target),
+        format!("status:  {}", run.status.as_str()),
+        format!("started: {} UTC", clock(run.created_ms)),
+        format!("took:    {} ms", run.updated_ms - run.created_ms),
+        String::new(),
+    ];
+    let rows = run.steps.iter().map(|s| {
+        let result = s.output.as_ref().map_or_else(
+            || "-".to_owned(),
+            |o| format!("{}/{} ({})", o.bucket, o.key, size(o.size)),
+        );
+        let start = match (s.cold, s.reused) {
+            (_, true) => "reused",
+            (true, _) => "cold",
+            _ => "",
+        };
+        vec![
+            s.name.to_string(),
+            s.status.as_str().to_owned(),
+            s.service_ms.map_or_else(|| "-".to_owned(), |ms| ms.to_string()),
+            s.attempts.len().to_string(),
+            start.to_owned(),
+            result,
+        ]
+    });
+    out.push(table(
+        &["step", "status", "ms", "failed tries", "start", "result"],
+        rows,
+        color,
+    ));
+    if let Some((step, error)) = run.error() {
+        out.push(format!("\n{step}: {} ({})", error.message, error.code.slug()));
+    }
+    out.join("\n")
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,99 @@
+//! The whole platform in one process: embedded event log, embedded S3 server, local processes as pods, every service.
+use std::path::Path;
+use std::sync::Arc;
+
+use imageflow_process::{Telemetry, TelemetryConfig, on_signals};
+use serde_json::json;
+
+use crate::args::up::{LogFormat, UpArgs};
+use crate::error::CliError;
+
+mod demo;
+mod platform;
+mod pods;
+mod scaling;
+
+use platform::Platform;
+
+/// An error of the platform as the command line tells it.
+fn failed(what: &str) -> impl Fn(String) -> CliError + '_ {
+    move |why| CliError::Failed(format!("{what}: {why}"))
+}
+
+/// Runs until a signal, or with `--once` until the demo is over.
+///
+/// # Errors
+/// What kept the platform from starting, or what the demo found wrong.
+pub async fn run(args: UpArgs) -> Result<(), CliError> {
+    let env = |name: &str| std::env::var(name).ok();
+    let data = args.data_dir(&env);
+    let telemetry = TelemetryConfig {
+        service: "imageflow".to_owned(),
+        filter: args.log_level.clone(),
+        format: match args.log_format {
+            LogFormat::Text => imageflow_process::LogFormat::Text,
+            LogFormat::Json => imageflow_process::LogFormat::Json,
+        },
+        ansi: std::env::var_os("NO_COLOR").is_none() && std::io::IsTerminal::is_terminal(&std::io::stderr()),
+        otlp_endpoint: args.otlp_endpoint.clone(),
+    };
+    let telemetry = Telemetry::start(&telemetry).map_err(|e| CliError::Usage(e.to_string()))?;
+    let stop = on_signals().map_err(|e| failed("signals cannot be handled")(e.to_string()))?;
+    let metrics = telemetry.metrics();
+    let platform = Platform::start(&args, &data, Arc::new(move || metrics.render())).await?;
+    write_endpoints(&data, &platform)?;
+    println!("ImageFlow is up");
+    println!("  API  {}", platform.api_url);
+    println!("  S3   {}  (access key {}, secret key {})", platform.s3_url, platform.access_key, shown_secret(&platform));
+    println!("  data {}", data.display());
+    let work = async {
+        for file in &args.apply {
+            platform.apply_file(file).await?;
+        }
+        let Some(folder) = &args.demo else {
+            std::future::pending::<()>().await;
+            return Ok(());
+        };
+        demo::run(&platform, folder).await?;
+        if !args.once {
+            demo::print_next(&platform);
+            std::future::pending::<()>().await;
+        }
+        Ok(())
+    };
+    let result = tokio::select! {
+        result = work => result,
+        () = stop.gentle.cancelled() => Ok(()),
+        error = platform.failed() => Err(CliError::Failed(format!("a service of the platform ended: {error}"))),
+    };
+    tokio::select! {
+        () = platform.shutdown() => {}
+        () = stop.hard.cancelled() => return Err(CliError::Failed("ended at once; the warden ends the pods".to_owned())),
+    }
+    telemetry.flush();
+    result
+}
+
+/// The secret is the local mode's well-known one, or was given by the user: then it is not repeated.
+fn shown_secret(platform: &Platform) -> &str {
+    if platform.own_credentials { "as given" } else { &platform.secret_key }
+}
+
+/// For programs: where everything is, readable by the owner only.
+fn write_endpoints(data: &Path, platform: &Platform) -> Result<(), CliError> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let path = data.join("endpoints.json");
+    let text = json!({
+        "api": platform.api_url, "s3": platform.s3_url, "pid": std::process::id(),
+        "accessKey": platform.access_key, "secretKey": platform.secret_key,
+    });
+    let mut options = std::fs::OpenOptions::new();
+    let aside = data.join("endpoints.json.new");
+    let write = || {
+        let mut file = options.create(true).write(true).truncate(true).mode(0o600).open(&aside)?;
+        std::io::Write::write_all(&mut file, text.to_string().as_bytes())?;
+        std::fs::rename(&aside, &path)
+    };
+    let mut write = write;
+    write().map_err(|source| CliError::Output { path: path.clone(), source })
+}

@@ -1,0 +1,290 @@
+//! Putting the services together, and taking them apart in order.
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use imageflow_autoscaler::{Autoscaler, Parts, Settings};
+use imageflow_delivery::{Delivery, DeliveryConfig};
+use imageflow_dispatcher::{Backlogs, Dispatcher, DispatcherConfig};
+use imageflow_eventlog::{Embedded, EmbeddedConfig, EventLog};
+use imageflow_gateway::auth::Auth;
+use imageflow_gateway::{Gateway, GatewayConfig, GatewayDeps, ObjectEvents};
+use imageflow_objects::{EmbeddedS3, EmbeddedS3Config, ObjectStore, S3Config, S3Store};
+use imageflow_pods::{LocalHost, LocalHostConfig, PodHost};
+use imageflow_resources::{Operations, ResourceStore};
+use imageflow_router::{Router, RouterConfig};
+use imageflow_types::manifest::Resource;
+use imageflow_types::topics;
+use tokio::net::TcpListener;
+use tokio::sync::Mutex;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::{failed, pods, scaling};
+use crate::args::up::UpArgs;
+use crate::error::CliError;
+
+/// The credentials of the local mode, which binds loopback only.
+const LOCAL_CREDENTIALS: (&str, &str) = ("imageflow", "imageflow-local");
+const MAX_BODY_BYTES: usize = 64 << 20;
+/// A pod of this machine starts in milliseconds, so the way down needs less patience than on a cluster.
+const WINDOW: Duration = Duration::from_secs(5);
+
+/// A running platform.
+pub struct Platform {
+    pub api_url: String,
+    pub s3_url: String,
+    pub access_key: String,
+    pub secret_key: String,
+    /// Whether the S3 credentials are the user's.
+    pub own_credentials: bool,
+    pub resources: Arc<ResourceStore>,
+    pub objects: Arc<dyn ObjectStore>,
+    pub gateway: Arc<Gateway>,
+    pub host: Arc<LocalHost>,
+    log: Arc<Embedded>,
+    s3: EmbeddedS3,
+    /// First to stop: no new work comes in.
+    door: CancellationToken,
+    /// Then those who move work.
+    movers: CancellationToken,
+    /// Last the views and the autoscaler.
+    rest: CancellationToken,
+    services: Mutex<JoinSet<Result<&'static str, String>>>,
+    tasks: TaskTracker,
+}
+
+fn now_ms() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// Keys where callers can come from elsewhere.
+fn auth(args: &UpArgs) -> Result<Auth, CliError> {
+    let auth = match &args.api_keys {
+        None => Auth::Loopback,
+        Some(path) => {
+            let text = std::fs::read_to_string(path).map_err(|source| CliError::Input { path: path.clone(), source })?;
+            Auth::from_file(&text).map_err(|e| CliError::Usage(format!("{}: {e}", path.display())))?
+        }
+    };
+    auth.check_listen(args.listen).map_err(|e| CliError::Usage(format!("--listen: {e}")))?;
+    Ok(auth)
+}
+
+/// The user's S3 credentials, else those of the local mode.
+fn credentials(listen: SocketAddr) -> Result<(String, String, bool), CliError> {
+    let given = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
+    match (given("IMAGEFLOW_S3_ACCESS_KEY"), given("IMAGEFLOW_S3_SECRET_KEY")) {
+        (Some(access), Some(secret)) => Ok((access, secret, true)),
+        _ if listen.ip().is_loopback() => {
+            Ok((LOCAL_CREDENTIALS.0.to_owned(), LOCAL_CREDENTIALS.1.to_owned(), false))
+        }
+        _ => Err(CliError::Usage(format!(
+            "--s3-listen: {listen} is not loopback, so set IMAGEFLOW_S3_ACCESS_KEY and IMAGEFLOW_S3_SECRET_KEY, or listen on 127.0.0.1"
+        ))),
+    }
+}
+
+fn limit(bytes: u64) -> Option<u64> {
+    (bytes > 0).then_some(bytes)
+}
+
+impl Platform {
+    /// Starts everything, in the order in which one needs the other.
+    pub async fn start(
+        args: &UpArgs,
+        data: &Path,
+        metrics: Arc<dyn Fn() -> String + Send + Sync>,
+    ) -> Result<Self, CliError> {
+        let auth = auth(args)?;
+        let (access_key, secret_key, own_credentials) = credentials(args.s3_listen)?;
+        std::fs::create_dir_all(data).map_err(|source| CliError::Output { path: data.to_owned(), source })?;
+        let started_ms = now_ms();
+        let config = EmbeddedConfig { limit_bytes: limit(args.log_limit_bytes), ..EmbeddedConfig::new(data.join("log")) };
+        let log = Embedded::open(config).await.map_err(|e| failed("the event log cannot be opened")(e.to_string()))?;
+        let events: Arc<dyn EventLog> = log.clone();
+        let log_failed = |e: imageflow_eventlog::LogError| failed("the event log")(e.to_string());
+        events.ensure_topics(&Router::topics()).await.map_err(log_failed)?;
+        events.ensure_topics(&[scaling::topic()]).await.map_err(log_failed)?;
+
+        let s3 = EmbeddedS3::start(EmbeddedS3Config {
+            root: data.join("objects"),
+            listen: args.s3_listen,
+            credentials: (access_key.clone(), secret_key.clone()),
+            limit_bytes: limit(args.object_limit_bytes),
+            max_object_bytes: 1 << 30,
+            on_durable: Arc::new(ObjectEvents::new(events.clone())),
+        })
+        .await
+        .map_err(|e| failed("the S3 server")(chain(&e)))?;
+        let s3_url = format!("http://{}", s3.addr());
+        let store = S3Store::new(S3Config::new(s3_url.clone(), access_key.clone(), secret_key.clone()));
+        let objects: Arc<dyn ObjectStore> = Arc::new(store);
+        for bucket in [topics::BUCKET_RAW, topics::BUCKET_PROCESSED, topics::BUCKET_LOGS] {
+            objects.ensure_bucket(bucket).await.map_err(|e| failed("the buckets")(chain(&e)))?;
+        }
+
+        let tasks = TaskTracker::new();
+        let (door, movers, rest) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+        let operations = imageflow_ops::catalog().iter().map(|o| (o.name.to_owned(), o.schema()));
+        let resources = ResourceStore::open(events.clone(), Operations::new(operations), now_ms, false, &tasks, &rest);
+        let resources = resources.await.map_err(|e| failed("the resources")(e.to_string()))?;
+
+        let exe = std::env::current_exe().map_err(|e| failed("the path of this program")(e.to_string()))?;
+        let exe = exe.to_string_lossy().into_owned();
+        let warden = vec![exe.clone(), "warden".to_owned()];
+        let host = LocalHost::start(LocalHostConfig::new(data.join("pods"), warden));
+        let host = host.map_err(|e| failed("pods")(chain(&e)))?;
+        let pod_host: Arc<dyn PodHost> = Arc::new(host.clone());
+        let delivery = Delivery::start(DeliveryConfig::default(), pod_host.clone(), &tasks, &rest);
+        let backlogs = Arc::new(Backlogs::default());
+        let functions = pods::follow(resources.clone(), host.clone(), exe, args.otlp_endpoint.clone(), &tasks, &rest).await;
+
+        let learned = scaling::learned(&events).await.map_err(log_failed)?;
+        let parts = Parts {
+            functions,
+            stats: Arc::new(scaling::Stats::new(delivery.clone(), backlogs.clone(), now_ms)),
+            replicas: Arc::new(scaling::Pods(host.clone())),
+            sink: Arc::new(scaling::Sink(events.clone())),
+            learned,
+            pokes: delivery.pokes(),
+        };
+        let settings = Settings { window: WINDOW, ..Settings::default() };
+        let (autoscaler, scaling_task) = Autoscaler::spawn(parts, settings, rest.clone());
+        tasks.spawn(async move {
+            if let Err(error) = scaling_task.await {
+                tracing::error!(%error, "the autoscaler ended unexpectedly");
+            }
+        });
+
+        let listener = TcpListener::bind(args.listen).await;
+        let listener = listener.map_err(|e| failed("the API")(format!("it cannot listen on {}: {e}", args.listen)))?;
+        let address = listener.local_addr().map_err(|e| failed("the API")(e.to_string()))?;
+        let api_url = format!("http://{address}");
+        let deps = GatewayDeps {
+            log: events.clone(),
+            objects: objects.clone(),
+            resources: resources.clone(),
+            delivery: delivery.clone(),
+            pods: pod_host,
+            scaling: Arc::new(scaling::Explained { autoscaler, host: host.clone() }),
+            backlog: Arc::new(scaling::Waiting(backlogs.clone())),
+            metrics,
+            clock: now_ms,
+        };
+        let config = GatewayConfig {
+            max_body_bytes: MAX_BODY_BYTES,
+            max_backlog: 100_000,
+            max_log_fraction: 0.9,
+            auth,
+            api_url: api_url.clone(),
+            s3_url: s3_url.clone(),
+            started_ms,
+            reconcile_every: Duration::from_secs(600),
+        };
+        let gateway = Gateway::open(deps, config, &tasks, &door).await.map_err(|e| failed("the API")(e.to_string()))?;
+
+        let mut services: JoinSet<Result<&'static str, String>> = JoinSet::new();
+        let router = Router {
+            config: RouterConfig { fuse: !args.no_fuse, ..RouterConfig::default() },
+            log: events.clone(),
+            objects: objects.clone(),
+            resources: resources.clone(),
+            clock: now_ms,
+        };
+        let stop = movers.clone();
+        services.spawn(async move { router.run(stop).await.map(|()| "router").map_err(|e| e.to_string()) });
+        let dispatcher = Dispatcher {
+            config: DispatcherConfig::default(),
+            log: events,
+            objects: objects.clone(),
+            resources: resources.clone(),
+            delivery,
+            backlogs,
+            clock: now_ms,
+        };
+        let stop = movers.clone();
+        services.spawn(async move { dispatcher.run(stop).await.map(|()| "dispatcher").map_err(|e| e.to_string()) });
+        let served = gateway.clone();
+        services.spawn(async move {
+            imageflow_gateway::serve(listener, served).await.map(|()| "gateway").map_err(|e| e.to_string())
+        });
+        Ok(Self {
+            api_url,
+            s3_url,
+            access_key,
+            secret_key,
+            own_credentials,
+            resources,
+            objects,
+            gateway,
+            host,
+            log,
+            s3,
+            door,
+            movers,
+            rest,
+            services: Mutex::new(services),
+            tasks,
+        })
+    }
+
+    /// Applies a file of manifests.
+    pub async fn apply_file(&self, path: &Path) -> Result<(), CliError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| CliError::Input { path: path.to_owned(), source })?;
+        let resources = Resource::from_yaml(&text)
+            .map_err(|errors| CliError::Manifest { origin: path.display().to_string(), errors })?;
+        for resource in resources {
+            self.resources.apply(resource).await?;
+        }
+        Ok(())
+    }
+
+    /// Returns when a service ends that should not, with why.
+    pub async fn failed(&self) -> String {
+        match self.services.lock().await.join_next().await {
+            Some(Ok(Ok(name))) => format!("the {name} ended"),
+            Some(Ok(Err(why))) => why,
+            Some(Err(error)) => error.to_string(),
+            None => "none is left".to_owned(),
+        }
+    }
+
+    /// Stops taking work, lets what is under way end, drains the pods, closes the log.
+    pub async fn shutdown(self) {
+        self.door.cancel();
+        self.movers.cancel();
+        let mut services = self.services.into_inner();
+        while let Some(ended) = services.join_next().await {
+            if let Ok(Err(error)) = ended {
+                tracing::error!(error, "a service ended with an error");
+            }
+        }
+        self.rest.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        self.host.shutdown().await;
+        self.s3.shutdown().await;
+        if let Err(error) = self.log.close().await {
+            tracing::error!(%error, "the event log was not closed in order");
+        }
+    }
+}
+
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}

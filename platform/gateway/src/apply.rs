@@ -1,0 +1,152 @@
+//! Applying and deleting resources.
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, RawQuery, State};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use http::StatusCode;
+use imageflow_resources::{Applied, Catalog, FunctionEntry};
+use imageflow_types::manifest::{Kind, Resource};
+use imageflow_types::names::{FunctionName, RevisionName};
+use imageflow_types::{ErrorCode, Problem, Revision};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::problem::{Answer, json as read_json, query};
+use crate::state::Gateway;
+
+/// Most documents of one apply.
+const MOST: usize = 6_000;
+
+/// `POST /v1/apply`: all documents are checked, then kept: functions first, then flows, then triggers, each in the order given.
+pub async fn apply(State(gateway): State<Arc<Gateway>>, RawQuery(raw): RawQuery, body: Bytes) -> Answer {
+    let text = std::str::from_utf8(&body).map_err(|_| Problem::new(ErrorCode::InvalidArgument, "the body is not UTF-8"))?;
+    let mut resources = Resource::from_yaml(text).map_err(Problem::from)?;
+    resources.sort_by_key(Resource::kind);
+    if resources.is_empty() || resources.len() > MOST {
+        let detail = format!("the body has {} documents; send 1 to {MOST}", resources.len());
+        return Err(Problem::new(ErrorCode::InvalidArgument, detail).into());
+    }
+    check_all(&gateway, &resources)?;
+    if query(raw.as_deref(), "dryRun").is_some_and(|v| v != "false") {
+        let items: Vec<Value> =
+            resources.iter().map(|r| json!({"kind": r.kind(), "name": r.name(), "outcome": "checked"})).collect();
+        return Ok(Json(json!({"items": items})).into_response());
+    }
+    let mut items = Vec::with_capacity(resources.len());
+    for resource in resources {
+        items.push(outcome(&gateway.deps.resources.apply(resource).await?));
+    }
+    Ok(Json(json!({"items": items})).into_response())
+}
+
+/// Checks each against the catalog as it will be when those before it are applied, so that a file is taken whole or not at all.
+fn check_all(gateway: &Gateway, resources: &[Resource]) -> Result<(), Problem> {
+    let mut catalog = Catalog::clone(&gateway.deps.resources.snapshot());
+    for resource in resources {
+        gateway.deps.resources.check(resource, &catalog).map_err(|mut problem| {
+            problem.detail = format!("{} {}: {}", resource.kind(), resource.name(), problem.detail);
+            problem
+        })?;
+        match resource.clone() {
+            Resource::Function(document) => {
+                let name = document.metadata.name.clone();
+                let revisions = match catalog.functions.get(&name) {
+                    Some(before) => before.revisions.clone(),
+                    None => vec![Revision::new(&name, 1, &document.spec, gateway.now_ms())],
+                };
+                catalog.functions.insert(name, Arc::new(FunctionEntry { document, revisions }));
+            }
+            Resource::Flow(document) => {
+                catalog.flows.insert(document.metadata.name.clone(), Arc::new(document));
+            }
+            Resource::Trigger(document) => {
+                catalog.triggers.insert(document.metadata.name.clone(), Arc::new(document));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn outcome(applied: &Applied) -> Value {
+    json!({
+        "kind": applied.resource.kind(), "name": applied.resource.name(),
+        "outcome": applied.outcome, "revision": applied.revision,
+    })
+}
+
+async fn put(gateway: &Gateway, kind: Kind, name: &str, body: &Bytes) -> Answer {
+    let text = std::str::from_utf8(body).map_err(|_| Problem::new(ErrorCode::InvalidArgument, "the body is not UTF-8"))?;
+    let mut resources = Resource::from_yaml(text).map_err(Problem::from)?;
+    let one = resources.pop().filter(|r| resources.is_empty() && r.kind() == kind && r.name() == name);
+    let resource = one.ok_or_else(|| {
+        Problem::new(ErrorCode::InvalidArgument, format!("the body is not one {kind} with metadata.name {name}"))
+    })?;
+    Ok(Json(outcome(&gateway.deps.resources.apply(resource).await?)).into_response())
+}
+
+async fn delete(gateway: &Gateway, kind: Kind, name: &str) -> Answer {
+    gateway.deps.resources.delete(kind, name).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+type Shared = State<Arc<Gateway>>;
+
+/// `PUT /v1/functions/{name}`.
+pub async fn put_function(State(gateway): Shared, Path(name): Path<String>, body: Bytes) -> Answer {
+    put(&gateway, Kind::Function, &name, &body).await
+}
+
+/// `PUT /v1/flows/{name}`.
+pub async fn put_flow(State(gateway): Shared, Path(name): Path<String>, body: Bytes) -> Answer {
+    put(&gateway, Kind::Flow, &name, &body).await
+}
+
+/// `PUT /v1/triggers/{name}`.
+pub async fn put_trigger(State(gateway): Shared, Path(name): Path<String>, body: Bytes) -> Answer {
+    put(&gateway, Kind::Trigger, &name, &body).await
+}
+
+/// `DELETE /v1/functions/{name}`.
+pub async fn delete_function(State(gateway): Shared, Path(name): Path<String>) -> Answer {
+    delete(&gateway, Kind::Function, &name).await
+}
+
+/// `DELETE /v1/flows/{name}`.
+pub async fn delete_flow(State(gateway): Shared, Path(name): Path<String>) -> Answer {
+    delete(&gateway, Kind::Flow, &name).await
+}
+
+/// `DELETE /v1/triggers/{name}`.
+pub async fn delete_trigger(State(gateway): Shared, Path(name): Path<String>) -> Answer {
+    delete(&gateway, Kind::Trigger, &name).await
+}
+
+/// The revision that has the traffic after a rollback.
+fn routed(applied: &Applied) -> Option<&RevisionName> {
+    match &applied.resource {
+        Resource::Function(document) => document.spec.traffic.first()?.revision.as_ref(),
+        Resource::Flow(_) | Resource::Trigger(_) => None,
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Rollback {
+    #[serde(default)]
+    to: Option<RevisionName>,
+}
+
+/// `POST /v1/functions/{name}/rollback`.
+pub async fn rollback(
+    State(gateway): State<Arc<Gateway>>,
+    Path(name): Path<String>,
+    body: Bytes,
+) -> Answer<Response> {
+    let to = if body.is_empty() { None } else { read_json::<Rollback>(&body)?.to };
+    let catalog = gateway.deps.resources.snapshot();
+    let function: FunctionName = catalog.function(&name)?.document.metadata.name.clone();
+    let applied = gateway.deps.resources.rollback(&function, to.as_ref()).await?;
+    Ok(Json(json!({"outcome": applied.outcome, "revision": routed(&applied), "resource": applied.resource})).into_response())
+}

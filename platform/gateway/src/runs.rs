@@ -1,0 +1,124 @@
+//! Runs as they stand, their results, and their end by request.
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Path, RawQuery, State};
+use axum::response::{IntoResponse, Response};
+use http::header::{CONTENT_TYPE, ETAG, HeaderValue};
+use http::StatusCode;
+use imageflow_eventlog::NewRecord;
+use imageflow_types::work::RunEvent;
+use imageflow_types::{ErrorCode, Problem, RunId, RunState, RunStatus, topics};
+use serde_json::json;
+
+use crate::problem::{Answer, number, object_problem, query};
+use crate::runs_view::RunQuery;
+use crate::state::{Gateway, log_problem};
+use crate::stream;
+
+fn run_id(text: &str) -> Result<RunId, Problem> {
+    RunId::parse(text).map_err(|e| Problem::new(ErrorCode::NotFound, e.to_string()))
+}
+
+fn found(gateway: &Gateway, text: &str) -> Result<Arc<RunState>, Problem> {
+    let run = run_id(text)?;
+    gateway.runs.get(&run).ok_or_else(|| Problem::not_found("run", text, []))
+}
+
+fn run_query(raw: Option<&str>) -> Result<RunQuery, Problem> {
+    let status = query(raw, "status").map(|text| {
+        serde_json::from_value(json!(text)).map_err(|_| {
+            let known = "running, succeeded, failed, cancelled";
+            Problem::new(ErrorCode::InvalidArgument, format!("status: \"{text}\" is none of {known}"))
+        })
+    });
+    Ok(RunQuery {
+        flow: query(raw, "flow"),
+        status: status.transpose()?,
+        after: query(raw, "after").map(|t| run_id(&t)).transpose()?,
+        limit: number(raw, "limit", 100, 10_000)?,
+    })
+}
+
+/// `GET /v1/runs`.
+pub async fn list(State(gateway): State<Arc<Gateway>>, RawQuery(raw): RawQuery) -> Answer {
+    let asked = run_query(raw.as_deref())?;
+    if query(raw.as_deref(), "watch").is_some_and(|v| v != "false") {
+        return Ok(stream::runs(gateway, asked));
+    }
+    let items: Vec<Arc<RunState>> = gateway.runs.list(&asked);
+    let items: Vec<&RunState> = items.iter().map(|s| &**s).collect();
+    Ok(Json(json!({"items": items})).into_response())
+}
+
+/// `GET /v1/runs/{id}`.
+pub async fn get(State(gateway): State<Arc<Gateway>>, Path(id): Path<String>, RawQuery(raw): RawQuery) -> Answer {
+    if query(raw.as_deref(), "watch").is_some_and(|v| v != "false") {
+        return Ok(stream::run(gateway, run_id(&id)?));
+    }
+    Ok(Json(&*found(&gateway, &id)?).into_response())
+}
+
+/// `POST /v1/runs/{id}/cancel`.
+pub async fn cancel(State(gateway): State<Arc<Gateway>>, Path(id): Path<String>) -> Answer {
+    let state = found(&gateway, &id)?;
+    if state.status.is_final() {
+        let detail = format!("run {id} has ended already: {}", state.status.as_str());
+        return Err(Problem::new(ErrorCode::Conflict, detail).into());
+    }
+    let event = RunEvent::Cancel { run: state.run.clone(), at_ms: gateway.now_ms() };
+    let value = serde_json::to_vec(&event).map_err(|e| Problem::new(ErrorCode::Internal, e.to_string()))?;
+    let record = NewRecord::new(topics::RUN_EVENTS).key(state.run.to_string()).value(value);
+    gateway.deps.log.produce(vec![record]).await.map_err(|e| log_problem(&e))?;
+    Ok((StatusCode::ACCEPTED, Json(json!({"run": id, "cancelling": true}))).into_response())
+}
+
+/// `GET /v1/runs/{id}/output`.
+pub async fn output(State(gateway): State<Arc<Gateway>>, Path(id): Path<String>) -> Answer {
+    let state = found(&gateway, &id)?;
+    output_of(&gateway, &state, None).await
+}
+
+/// `GET /v1/runs/{id}/output/{step}`.
+pub async fn step_output(State(gateway): State<Arc<Gateway>>, Path((id, step)): Path<(String, String)>) -> Answer {
+    let state = found(&gateway, &id)?;
+    output_of(&gateway, &state, Some(&step)).await
+}
+
+/// The image that a run or one of its steps made; of a run with several results the last.
+pub async fn output_of(gateway: &Gateway, state: &RunState, step: Option<&str>) -> Answer {
+    if step.is_none() && matches!(state.status, RunStatus::Failed | RunStatus::Cancelled) {
+        let problem = match state.error() {
+            Some((step, error)) => {
+                Problem::new(error.code, format!("run {}: step {step} failed: {}", state.run, error.message))
+            }
+            None => Problem::new(ErrorCode::Cancelled, format!("run {} was {}", state.run, state.status.as_str())),
+        };
+        return Err(problem.into());
+    }
+    let output = match step {
+        None => state.results().last().map(|(_, output)| output),
+        Some(name) => {
+            let found = state.steps.iter().find(|s| s.name.as_str() == name);
+            let names = state.steps.iter().map(|s| s.name.as_str());
+            found.ok_or_else(|| Problem::not_found("step", name, names))?.output.as_ref()
+        }
+    };
+    let output = output.ok_or_else(|| {
+        Problem::new(ErrorCode::NotFound, format!("run {} ({}) has no such output", state.run, state.status.as_str()))
+    })?;
+    let object = gateway.deps.objects.get(&output.bucket, &output.key, Some(&output.etag)).await;
+    let (info, body) = object.map_err(|e| object_problem(&e))?;
+    let mut response = Response::new(Body::from(body));
+    let told = [(CONTENT_TYPE, info.content_type.unwrap_or_default()), (ETAG, format!("\"{}\"", info.etag))];
+    for (name, value) in told {
+        if let Ok(value) = HeaderValue::try_from(value) {
+            response.headers_mut().insert(name, value);
+        }
+    }
+    if let Ok(value) = HeaderValue::try_from(state.run.as_str()) {
+        response.headers_mut().insert("imageflow-run", value);
+    }
+    Ok(response)
+}

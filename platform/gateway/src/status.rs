@@ -1,0 +1,48 @@
+//! Whether the platform is well, for people and probes.
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::IntoResponse;
+use http::header::CONTENT_TYPE;
+use imageflow_types::RunStatus;
+use serde_json::json;
+
+use crate::problem::Answer;
+use crate::runs_view::RunQuery;
+use crate::state::{Gateway, log_problem};
+
+/// `GET /v1/status`.
+pub async fn get(State(gateway): State<Arc<Gateway>>) -> Answer {
+    let catalog = gateway.deps.resources.snapshot();
+    let usage = gateway.deps.log.usage().await.map_err(|e| log_problem(&e))?;
+    let running = RunQuery { status: Some(RunStatus::Running), limit: 10_000, ..RunQuery::default() };
+    let table = gateway.deps.pods.watch().borrow().clone();
+    Ok(Json(json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "uptimeSeconds": (gateway.now_ms() - gateway.config.started_ms) / 1000,
+        "functions": catalog.functions.len(), "flows": catalog.flows.len(), "triggers": catalog.triggers.len(),
+        "pods": table.pods.len(),
+        "runsRunning": gateway.runs.list(&running).len(),
+        "log": {"bytes": usage.bytes, "limitBytes": usage.limit},
+        "endpoints": {"api": gateway.config.api_url, "s3": gateway.config.s3_url},
+    }))
+    .into_response())
+}
+
+/// `GET /healthz/live`.
+pub async fn live() -> &'static str {
+    "ok"
+}
+
+/// `GET /healthz/ready`: ready as long as the log answers.
+pub async fn ready(State(gateway): State<Arc<Gateway>>) -> Answer {
+    gateway.deps.log.usage().await.map_err(|e| log_problem(&e))?;
+    Ok("ok".into_response())
+}
+
+/// `GET /metrics`.
+pub async fn metrics(State(gateway): State<Arc<Gateway>>) -> Answer {
+    let text = (gateway.deps.metrics)();
+    Ok(([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
+}
