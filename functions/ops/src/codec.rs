@@ -78,9 +78,16 @@ type Head = (Size, bool, Option<State>);
 
 fn exif_orientation(input: &[u8]) -> u8 {
     let exif = exif::Reader::new().read_from_container(&mut Cursor::new(input));
-    let field = exif.ok().and_then(|e| e.get_field(exif::Tag::Orientation, exif::In::PRIMARY)?.value.get_uint(0));
+    let field = exif.ok().and_then(|e| {
+        e.get_field(exif::Tag::Orientation, exif::In::PRIMARY)?
+            .value
+            .get_uint(0)
+    });
     // Broken or foreign values are common and mean nothing.
-    field.and_then(|v| u8::try_from(v).ok()).filter(|v| (1..=8).contains(v)).unwrap_or(1)
+    field
+        .and_then(|v| u8::try_from(v).ok())
+        .filter(|v| (1..=8).contains(v))
+        .unwrap_or(1)
 }
 
 /// The whole picture, upright.

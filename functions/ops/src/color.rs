@@ -38,7 +38,11 @@ impl TryFrom<String> for Color {
             _ => {}
         }
         // The number sign is optional, since it cannot stand bare in a query string.
-        let digits: Option<Vec<u8>> = text.trim_start_matches('#').chars().map(|c| c.to_digit(16).map(|d| d as u8)).collect();
+        let digits: Option<Vec<u8>> = text
+            .trim_start_matches('#')
+            .chars()
+            .map(|c| c.to_digit(16).map(|d| d as u8))
+            .collect();
         match digits.as_deref() {
             Some(&[r, g, b]) => Ok(Self([r * 17, g * 17, b * 17, 255])),
             Some(&[r, s, g, h, b, c]) => Ok(Self([r * 16 + s, g * 16 + h, b * 16 + c, 255])),

@@ -164,7 +164,9 @@ impl OpError {
         match self {
             Self::Empty | Self::Damaged { .. } => OpErrorKind::BadImage,
             Self::Unsupported { .. } | Self::UnknownFormat => OpErrorKind::Unsupported,
-            Self::TooManyBytes { .. } | Self::TooManyPixels { .. } | Self::ResultTooLarge { .. } => OpErrorKind::TooLarge,
+            Self::TooManyBytes { .. } | Self::TooManyPixels { .. } | Self::ResultTooLarge { .. } => {
+                OpErrorKind::TooLarge
+            }
             Self::UnknownOperation { .. } => OpErrorKind::UnknownOperation,
             Self::UnknownParameter { .. } | Self::BadParameter { .. } => OpErrorKind::BadParameter,
             Self::InStep { source, .. } => source.kind(),

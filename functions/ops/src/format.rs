@@ -40,7 +40,12 @@ impl Format {
     /// The format of a media type; parameters after `;` and case do not matter.
     #[must_use]
     pub fn from_content_type(content_type: &str) -> Option<Self> {
-        let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        let essence = content_type
+            .split(';')
+            .next()
+            .unwrap_or_default()
+            .trim()
+            .to_ascii_lowercase();
         match essence.as_str() {
             "image/jpeg" | "image/jpg" => Some(Self::Jpeg),
             "image/png" => Some(Self::Png),

@@ -30,12 +30,20 @@ impl Default for Limits {
 impl Limits {
     pub(crate) fn check_bytes(&self, bytes: usize) -> Result<(), OpError> {
         let (bytes, limit) = (bytes as u64, self.max_bytes);
-        if bytes > limit { Err(OpError::TooManyBytes { bytes, limit }) } else { Ok(()) }
+        if bytes > limit {
+            Err(OpError::TooManyBytes { bytes, limit })
+        } else {
+            Ok(())
+        }
     }
 
     pub(crate) fn check_pixels(&self, size: Size) -> Result<(), OpError> {
         let limit = self.max_pixels;
-        if size.pixels() > limit { Err(OpError::TooManyPixels { size, limit }) } else { Ok(()) }
+        if size.pixels() > limit {
+            Err(OpError::TooManyPixels { size, limit })
+        } else {
+            Ok(())
+        }
     }
 
     /// Refuses a result before it is allocated.

@@ -28,7 +28,9 @@ pub struct Operation {
 
 impl fmt::Debug for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Operation").field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("Operation")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
     }
 }
 
@@ -144,7 +146,14 @@ fn step_of<P: Parameters>(params: &Value) -> Result<Box<dyn Step>, OpError> {
     let given = match params {
         Value::Object(given) => given,
         Value::Null => &none,
-        other => return Err(OpError::parameter(P::NAME, "params", other, "give an object of parameters")),
+        other => {
+            return Err(OpError::parameter(
+                P::NAME,
+                "params",
+                other,
+                "give an object of parameters",
+            ));
+        }
     };
     if let Some(properties) = SCHEMAS.get(P::NAME).and_then(|s| s["properties"].as_object()) {
         check_names(P::NAME, properties, given)?;
@@ -160,7 +169,11 @@ fn step_of<P: Parameters>(params: &Value) -> Result<Box<dyn Step>, OpError> {
     Ok(Box::new(step))
 }
 
-fn check_names(operation: &'static str, properties: &Map<String, Value>, given: &Map<String, Value>) -> Result<(), OpError> {
+fn check_names(
+    operation: &'static str,
+    properties: &Map<String, Value>,
+    given: &Map<String, Value>,
+) -> Result<(), OpError> {
     match given.keys().find(|name| !properties.contains_key(*name)) {
         None => Ok(()),
         Some(name) => Err(OpError::UnknownParameter {
@@ -172,7 +185,11 @@ fn check_names(operation: &'static str, properties: &Map<String, Value>, given: 
 }
 
 /// The ranges stand once, in the schema; serde does not read them.
-fn check_ranges(operation: &'static str, properties: &Map<String, Value>, given: &Map<String, Value>) -> Result<(), OpError> {
+fn check_ranges(
+    operation: &'static str,
+    properties: &Map<String, Value>,
+    given: &Map<String, Value>,
+) -> Result<(), OpError> {
     for (name, value) in given {
         let (Some(number), Some(property)) = (value.as_f64(), properties.get(name)) else {
             continue;
@@ -215,7 +232,10 @@ mod tests {
             for (name, property) in schema["properties"].as_object().into_iter().flatten() {
                 assert!(property["description"].is_string(), "{operation:?}.{name}: {property}");
                 let required = schema["required"].as_array().is_some_and(|r| r.contains(&json!(name)));
-                assert!(required || property.get("default").is_some(), "{operation:?}.{name}: {property}");
+                assert!(
+                    required || property.get("default").is_some(),
+                    "{operation:?}.{name}: {property}"
+                );
             }
         }
     }
@@ -224,13 +244,21 @@ mod tests {
     fn ranges_stand_in_the_schema_and_are_checked() {
         let schema = find("resize").unwrap().schema();
         let width = &schema["properties"]["width"];
-        assert_eq!((&width["minimum"], &width["maximum"]), (&json!(1), &json!(16384)), "{width}");
+        assert_eq!(
+            (&width["minimum"], &width["maximum"]),
+            (&json!(1), &json!(16384)),
+            "{width}"
+        );
         for (operation, params, part) in [
             ("resize", json!({"width": 0}), "resize.width = 0: give 1 to 16384"),
             ("resize", json!({"width": -5}), "resize.width = -5: give 1 to 16384"),
             ("resize", json!({"width": 100_000}), "give 1 to 16384"),
             ("blur", json!({"sigma": 0.1}), "blur.sigma = 0.1: give 0.3 to 200"),
-            ("convert", json!({"quality": 101}), "convert.quality = 101: give 1 to 100"),
+            (
+                "convert",
+                json!({"quality": 101}),
+                "convert.quality = 101: give 1 to 100",
+            ),
             ("watermark", json!({"image": "logo", "opacity": 2}), "give 0"),
         ] {
             let message = refusal(operation, params);
@@ -241,11 +269,20 @@ mod tests {
     #[test]
     fn unknown_names_get_the_nearest_and_wrong_types_are_named() {
         let message = refusal("resize", json!({"widht": 5}));
-        assert!(message.contains("\"widht\"") && message.contains("\"width\""), "{message}");
+        assert!(
+            message.contains("\"widht\"") && message.contains("\"width\""),
+            "{message}"
+        );
         let message = refusal("resize", json!({"zzz": 5}));
-        assert!(message.contains("\"zzz\"") && !message.contains("did you mean"), "{message}");
+        assert!(
+            message.contains("\"zzz\"") && !message.contains("did you mean"),
+            "{message}"
+        );
         let message = refusal("resize", json!({"width": 5, "fit": "covr"}));
-        assert!(message.starts_with("resize.fit = \"covr\"") && message.contains("cover"), "{message}");
+        assert!(
+            message.starts_with("resize.fit = \"covr\"") && message.contains("cover"),
+            "{message}"
+        );
         assert!(refusal("resize", json!({"width": "5"})).starts_with("resize.width = \"5\""));
         assert!(refusal("rotate", json!({"angle": 9, "background": "mauve"})).contains("#rrggbb"));
         assert!(refusal("resize", json!([1])).contains("object"));

@@ -49,7 +49,11 @@ impl Orientation {
     /// The size after turning.
     #[must_use]
     pub fn size(self, stored: Size) -> Size {
-        if self.transposed { Size::new(stored.height, stored.width) } else { stored }
+        if self.transposed {
+            Size::new(stored.height, stored.width)
+        } else {
+            stored
+        }
     }
 
     /// Where `rect` of the upright picture of size `upright` lies in the stored one.
@@ -126,7 +130,9 @@ mod tests {
 
     fn rows(picture: &Picture) -> Vec<String> {
         let text: Vec<u8> = picture.pixels.chunks(3).map(|p| p[0]).collect();
-        text.chunks(picture.size.width as usize).map(|row| String::from_utf8(row.to_vec()).unwrap()).collect()
+        text.chunks(picture.size.width as usize)
+            .map(|row| String::from_utf8(row.to_vec()).unwrap())
+            .collect()
     }
 
     #[test]

@@ -163,7 +163,10 @@ impl Picture {
             ((sum + u32::from(under) * (255 - a) + 127) / 255) as u8
         };
         Self {
-            pixels: rgba.iter().flat_map(|p| [over(p[0], r, p[3]), over(p[1], g, p[3]), over(p[2], b, p[3])]).collect(),
+            pixels: rgba
+                .iter()
+                .flat_map(|p| [over(p[0], r, p[3]), over(p[1], g, p[3]), over(p[2], b, p[3])])
+                .collect(),
             layout: Layout::Rgb,
             ..self
         }
@@ -199,7 +202,11 @@ impl Picture {
     pub(crate) fn cut(&self, x: u32, y: u32, size: Size) -> Self {
         let channels = self.layout.channels();
         let (left, length) = (x as usize * channels, size.width as usize * channels);
-        let rows = self.pixels.chunks_exact(self.stride()).skip(y as usize).take(size.height as usize);
+        let rows = self
+            .pixels
+            .chunks_exact(self.stride())
+            .skip(y as usize)
+            .take(size.height as usize);
         Self {
             size,
             layout: self.layout,

@@ -70,12 +70,20 @@ pub struct Output {
 ///
 /// # Errors
 /// Every kind of [`OpError`]; a fault of a step whose name is not its operation's comes as [`OpError::InStep`].
-pub fn run(input: &[u8], steps: &[StepSpec], assets: &Assets, limits: &Limits, mode: Encode) -> Result<Output, OpError> {
+pub fn run(
+    input: &[u8],
+    steps: &[StepSpec],
+    assets: &Assets,
+    limits: &Limits,
+    mode: Encode,
+) -> Result<Output, OpError> {
     // Parameters first: they cost nothing, and a picture cannot make them right.
     let prepared = steps.iter().map(Prepared::new).collect::<Result<Vec<_>, _>>()?;
     let header = Header::read(input, limits)?;
     let info = header.info;
-    let state = header.state.unwrap_or_else(|| State::new(info.format, info.orientation, Default::default()));
+    let state = header
+        .state
+        .unwrap_or_else(|| State::new(info.format, info.orientation, Default::default()));
     let mut context = Context {
         assets,
         limits,

@@ -79,7 +79,10 @@ mod tests {
         let state = State::new(Format::Jpeg, 6, choice);
         assert!(state.text().is_ascii());
         assert_eq!(State::parse(state.text().as_bytes()), Some(state));
-        assert_eq!(State::parse(state.text().replace("\"v\":1", "\"v\":2").as_bytes()), None);
+        assert_eq!(
+            State::parse(state.text().replace("\"v\":1", "\"v\":2").as_bytes()),
+            None
+        );
         assert_eq!(State::parse(b"{"), None);
         let forged = state.text().replace("40", "250");
         assert_eq!(State::parse(forged.as_bytes()).unwrap().choice.quality, Some(100));

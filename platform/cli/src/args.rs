@@ -3,7 +3,6 @@ pub mod manage;
 pub mod up;
 pub mod work;
 
-use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 

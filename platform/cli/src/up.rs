@@ -20,6 +20,12 @@ fn failed(what: &str) -> impl Fn(String) -> CliError + '_ {
     move |why| CliError::Failed(format!("{what}: {why}"))
 }
 
+/// A bare level is for our own lines; libraries tell only what is wrong.
+fn quiet(filter: &str) -> String {
+    let bare = !filter.contains(['=', ',']);
+    if bare { format!("{filter},fjall=warn,lsm_tree=warn,s3s=warn,hyper=warn") } else { filter.to_owned() }
+}
+
 /// Runs until a signal, or with `--once` until the demo is over.
 ///
 /// # Errors
@@ -29,7 +35,7 @@ pub async fn run(args: UpArgs) -> Result<(), CliError> {
     let data = args.data_dir(&env);
     let telemetry = TelemetryConfig {
         service: "imageflow".to_owned(),
-        filter: args.log_level.clone(),
+        filter: quiet(&args.log_level),
         format: match args.log_format {
             LogFormat::Text => imageflow_process::LogFormat::Text,
             LogFormat::Json => imageflow_process::LogFormat::Json,

@@ -285,7 +285,7 @@ impl Intake {
     }
 
     /// What paused partitions still hold in the log. Others are read to their end at once.
-    async fn count_unread(&self, consumer: &dyn Consumer) -> Result<(), DispatcherError> {
+    async fn count_unread(&self, consumer: &mut dyn Consumer) -> Result<(), DispatcherError> {
         let mut unread: HashMap<&FunctionName, u64> = HashMap::new();
         let mut seen: HashSet<&str> = HashSet::new();
         for (at, partition) in self.partitions.iter().filter(|(_, p)| p.paused) {

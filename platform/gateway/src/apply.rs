@@ -22,7 +22,7 @@ const MOST: usize = 6_000;
 /// `POST /v1/apply`: all documents are checked, then kept: functions first, then flows, then triggers, each in the order given.
 pub async fn apply(State(gateway): State<Arc<Gateway>>, RawQuery(raw): RawQuery, body: Bytes) -> Answer {
     let text = std::str::from_utf8(&body).map_err(|_| Problem::new(ErrorCode::InvalidArgument, "the body is not UTF-8"))?;
-    let mut resources = Resource::from_yaml(text).map_err(Problem::from)?;
+    let mut resources = documents(text)?;
     resources.sort_by_key(Resource::kind);
     if resources.is_empty() || resources.len() > MOST {
         let detail = format!("the body has {} documents; send 1 to {MOST}", resources.len());
@@ -39,6 +39,16 @@ pub async fn apply(State(gateway): State<Arc<Gateway>>, RawQuery(raw): RawQuery,
         items.push(outcome(&gateway.deps.resources.apply(resource).await?));
     }
     Ok(Json(json!({"items": items})).into_response())
+}
+
+/// YAML documents, or JSON: one object or an array of them.
+fn documents(text: &str) -> Result<Vec<Resource>, Problem> {
+    if text.trim_start().starts_with('[') {
+        let values: Vec<Value> = serde_json::from_str(text)
+            .map_err(|e| Problem::new(ErrorCode::InvalidArgument, format!("the body is not a JSON array: {e}")))?;
+        return Ok(values.into_iter().map(Resource::from_value).collect::<Result<_, _>>()?);
+    }
+    Ok(Resource::from_yaml(text)?)
 }
 
 /// Checks each against the catalog as it will be when those before it are applied, so that a file is taken whole or not at all.

@@ -153,7 +153,8 @@ pub fn needed(method: &Method, path: &str) -> Role {
     if method == Method::GET || method == Method::HEAD {
         return Role::Viewer;
     }
-    let runs = ["/invoke", "/runs", "/cancel", "/replay"].iter().any(|end| path.ends_with(end));
+    // Actions are posted. By any other method the last part is a name, and a flow may well be called "runs".
+    let runs = method == Method::POST && ["/invoke", "/runs", "/cancel", "/replay"].iter().any(|end| path.ends_with(end));
     if runs || path.starts_with("/v1/events") || path.starts_with("/v1/images") {
         return Role::FlowOperator;
     }
@@ -186,6 +187,7 @@ mod tests {
         assert_eq!(needed(&Method::POST, "/v1/events"), Role::FlowOperator);
         assert_eq!(needed(&Method::POST, "/v1/apply"), Role::FlowCreator);
         assert_eq!(needed(&Method::DELETE, "/v1/flows/x"), Role::FlowCreator);
+        assert_eq!(needed(&Method::DELETE, "/v1/flows/runs"), Role::FlowCreator);
         assert!(Role::Admin > Role::FlowCreator && Role::Viewer < Role::FlowOperator);
     }
 

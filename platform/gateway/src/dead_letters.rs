@@ -1,6 +1,6 @@
 //! What could not be done, and doing it again. Letters are read from the log: they are few, and none is ever dropped.
 //! A replay is recorded beside its letter, so that listings show it once and a repeat makes no second run.
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use axum::Json;
@@ -24,7 +24,7 @@ const REPLAYED: &str = "imageflow_replayed";
 /// All letters that were not replayed, oldest first.
 async fn read(gateway: &Gateway) -> Result<Vec<DeadLetter>, Problem> {
     let fail = |e| log_problem(&e);
-    let mut letters: BTreeMap<(i64, String), DeadLetter> = BTreeMap::new();
+    let mut letters: HashMap<String, DeadLetter> = HashMap::new();
     let mut replayed: HashSet<String> = HashSet::new();
     let mut follower = gateway.deps.log.follow(topics::DEAD_LETTERS, Start::Earliest).await.map_err(fail)?;
     while let FollowEvent::Records(records) = follower.next().await.map_err(fail)? {
@@ -32,11 +32,14 @@ async fn read(gateway: &Gateway) -> Result<Vec<DeadLetter>, Problem> {
             if let Some(id) = record.header(REPLAYED) {
                 replayed.insert(String::from_utf8_lossy(id).into_owned());
             } else if let Some(letter) = record.value.as_ref().and_then(|v| serde_json::from_slice::<DeadLetter>(v).ok()) {
-                letters.insert((letter.at_ms, letter.id.clone()), letter);
+                // Told again (after a crash, by a reconcile) it is the same letter.
+                letters.entry(letter.id.clone()).or_insert(letter);
             }
         }
     }
-    Ok(letters.into_values().filter(|l| !replayed.contains(&l.id)).collect())
+    let mut letters: Vec<DeadLetter> = letters.into_values().filter(|l| !replayed.contains(&l.id)).collect();
+    letters.sort_by(|a, b| (a.at_ms, &a.id).cmp(&(b.at_ms, &b.id)));
+    Ok(letters)
 }
 
 /// `GET /v1/dead-letters`.

@@ -16,6 +16,10 @@ use imageflow_types::{ErrorCode, FieldErrors, Problem};
 use crate::problem::{Answer, pairs, query};
 use crate::state::Gateway;
 
+/// Marks an answer as the pod's own: it goes to the caller as it is.
+#[derive(Debug, Clone, Copy)]
+pub struct FromPod;
+
 /// What is passed on of a pod's answer.
 const PASSED: [HeaderName; 2] = [CONTENT_TYPE, RETRY_AFTER];
 
@@ -58,6 +62,7 @@ pub async fn invoke(
     let (answer, cold) = answer.map_err(|e| Problem::from(&e))?;
     let (parts, body) = answer.into_parts();
     let mut response = Response::new(Body::from(body));
+    response.extensions_mut().insert(FromPod);
     *response.status_mut() = parts.status;
     for name in PASSED {
         if let Some(value) = parts.headers.get(&name) {

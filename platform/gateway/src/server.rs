@@ -8,7 +8,7 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use http::header::CONTENT_TYPE;
-use http::StatusCode;
+use http::{Method, StatusCode};
 use imageflow_types::{ErrorCode, Problem};
 use tokio::net::TcpListener;
 
@@ -95,15 +95,26 @@ async fn allowed(State(gateway): State<Arc<Gateway>>, request: Request, next: Ne
     next.run(request).await
 }
 
+/// A method as a label. Callers can make methods up, and every label is kept for good.
+fn label(method: &Method) -> &'static str {
+    const KNOWN: [Method; 7] =
+        [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::DELETE, Method::PATCH, Method::OPTIONS];
+    const NAMES: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"];
+    KNOWN.iter().position(|known| known == method).map_or("other", |at| NAMES[at])
+}
+
 /// Counts and times every request, and makes a problem document of what the framework refuses by itself.
 async fn around(State(gateway): State<Arc<Gateway>>, request: Request, next: Next) -> Response {
     let begun = Instant::now();
-    let method = request.method().to_string();
+    let method = label(request.method());
     let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
     let response = next.run(request).await;
     let status = response.status();
     metrics::counter!("imageflow_api_requests_total", "route" => route.clone(), "method" => method, "status" => status.as_u16().to_string()).increment(1);
     metrics::histogram!("imageflow_api_request_seconds", "route" => route).record(begun.elapsed().as_secs_f64());
+    if response.extensions().get::<invoke::FromPod>().is_some() {
+        return response;
+    }
     let plain = response.headers().get(CONTENT_TYPE).is_none_or(|t| t.as_bytes().starts_with(b"text/plain"));
     if status == StatusCode::PAYLOAD_TOO_LARGE && plain {
         let detail = format!("the body is over the limit of {} bytes", gateway.config.max_body_bytes);

@@ -29,6 +29,8 @@ use crate::state::{Gateway, log_problem};
 const ROUTER_PATIENCE: Duration = Duration::from_secs(5);
 /// Longest that a caller may wait for a run.
 const LONGEST_WAIT: u64 = 300;
+/// Longest `Idempotency-Key`, bytes.
+const LONGEST_KEY: usize = 255;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -87,6 +89,14 @@ fn header<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
     headers.get(name).and_then(|v| v.to_str().ok())
 }
 
+/// The caller's key. One that cannot be told from another must not quietly stand for none: the retry would make a second run.
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
+    let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
+    let key = value.to_str().ok().filter(|k| !k.is_empty() && k.len() <= LONGEST_KEY);
+    let rule = format!("Idempotency-Key: is not 1 to {LONGEST_KEY} visible ASCII characters");
+    key.map(Some).ok_or_else(|| Problem::new(ErrorCode::InvalidArgument, rule))
+}
+
 async fn start(
     gateway: &Gateway,
     catalog: &Catalog,
@@ -99,8 +109,7 @@ async fn start(
     for function in &asked.functions {
         gateway.check_backlog(function)?;
     }
-    let key = header(headers, "idempotency-key");
-    let run = match key {
+    let run = match idempotency_key(headers)? {
         Some(key) => RunId::derive(&["idempotency", &asked.target.to_string(), key]),
         None => RunId::derive(&["request", &uuid::Uuid::new_v4().to_string()]),
     };
@@ -219,16 +228,26 @@ fn wait(headers: &HeaderMap) -> Option<Duration> {
     })
 }
 
+/// Waits so long, but not beyond the platform's own end: a drain must not take as long as the most patient caller.
+async fn within<T>(gateway: &Gateway, patience: Duration, wait: impl Future<Output = Option<T>>) -> Option<T> {
+    tokio::select! {
+        biased;
+        found = wait => found,
+        () = gateway.stop.cancelled() => None,
+        () = tokio::time::sleep(patience) => None,
+    }
+}
+
 async fn answer(gateway: &Gateway, run: &RunId, headers: &HeaderMap) -> Answer {
     let patience = wait(headers);
     if let Some(patience) = patience
-        && let Ok(Some(state)) = tokio::time::timeout(patience, gateway.runs.finished(run)).await
+        && let Some(state) = within(gateway, patience, gateway.runs.finished(run)).await
     {
         let wants_image = header(headers, ACCEPT.as_str()).is_some_and(|a| a.starts_with("image/"));
         return if wants_image { output_of(gateway, &state, None).await } else { Ok(Json(&*state).into_response()) };
     }
     // The wish is durable; the router takes it in a moment. A caller gets the run itself, unless the router is behind.
-    let state = tokio::time::timeout(ROUTER_PATIENCE, gateway.runs.started(run)).await.ok().flatten();
+    let state = within(gateway, ROUTER_PATIENCE, gateway.runs.started(run)).await;
     let body = match state {
         Some(state) => Json(&*state).into_response(),
         None => Json(json!({"run": run, "status": "running"})).into_response(),

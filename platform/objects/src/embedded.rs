@@ -124,8 +124,9 @@ impl fmt::Debug for EmbeddedS3 {
 const DRAIN: Duration = Duration::from_secs(10);
 /// Most connections at a time; more wait in the backlog of the socket.
 const CONNECTIONS: usize = 1024;
-/// A connection that does not finish its request's head in this time is closed.
-const HEAD: Duration = Duration::from_secs(30);
+/// A connection that does not finish its request's head in this time is closed, an idle one too. Longer than the 90 s after
+/// which the usual clients close idle connections themselves: otherwise they would send into one that is just being closed.
+const HEAD: Duration = Duration::from_secs(120);
 
 impl EmbeddedS3 {
     /// Reads the folder and listens.

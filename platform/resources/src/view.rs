@@ -62,7 +62,6 @@ impl<T: Table> TableView<T> {
         while let FollowEvent::Records(records) = follower.next().await.map_err(fail)? {
             take(&table, &sender, &records);
         }
-        lock(&table).applied();
         let (shared, stop, name) = (table.clone(), stop.clone(), topic.to_owned());
         tasks.spawn(async move {
             loop {
@@ -71,10 +70,7 @@ impl<T: Table> TableView<T> {
                     event = follower.next() => event,
                 };
                 match event {
-                    Ok(FollowEvent::Records(records)) => {
-                        take(&shared, &sender, &records);
-                        lock(&shared).applied();
-                    }
+                    Ok(FollowEvent::Records(records)) => take(&shared, &sender, &records),
                     Ok(FollowEvent::CaughtUp) => {}
                     Err(error) => {
                         tracing::error!(topic = name, %error, "a view of the event log has ended");
@@ -115,6 +111,8 @@ fn take<T: Table>(table: &Arc<Mutex<T>>, progress: &watch::Sender<HashMap<u32, i
     for record in records {
         guard.apply(record);
     }
+    // Watchers are told before those who wait for a position: what they look at then is new.
+    guard.applied();
     drop(guard);
     progress.send_modify(|done| {
         for record in records {

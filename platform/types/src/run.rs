@@ -202,9 +202,10 @@ pub fn output_ref(plan: &Plan, stage: &Stage, target: &str, input: &ObjectRef) -
     parts.push(stage.intermediate.to_string());
     let hash = crate::names::digest(&parts.iter().map(String::as_str).collect::<Vec<_>>());
     let file = input.key.rsplit('/').next().unwrap_or_default();
-    let stem: String = file
-        .rsplit_once('.')
-        .map_or(file, |(stem, _)| stem)
+    let stem = file.rsplit_once('.').map_or(file, |(stem, _)| stem);
+    // What a step handed on carries a digest already: the original name is enough.
+    let stem = if input.key.starts_with(".steps/") { stem.rsplit_once('-').map_or(stem, |(name, _)| name) } else { stem };
+    let stem: String = stem
         .chars()
         .map(|c| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '-' })
         .take(60)

@@ -32,7 +32,9 @@ fn refused(source: turbojpeg::Error) -> OpError {
 }
 
 pub(super) fn header(input: &[u8], limits: &Limits) -> Result<Head, OpError> {
-    let head = Decompressor::new().and_then(|mut d| d.read_header(input)).map_err(damaged)?;
+    let head = Decompressor::new()
+        .and_then(|mut d| d.read_header(input))
+        .map_err(damaged)?;
     if matches!(head.colorspace, Colorspace::CMYK | Colorspace::YCCK) {
         return Err(OpError::Unsupported { found: "a CMYK JPEG" });
     }
@@ -53,7 +55,9 @@ pub(crate) fn decode(input: &[u8], ratio: f64, header: &Header, limits: &Limits)
     let denominator = fractions.into_iter().find(fits).unwrap_or(1);
     let scale = ScalingFactor::new(1, denominator as usize);
     decompressor.set_scaling_factor(scale).map_err(damaged)?;
-    decompressor.set_scan_limit(limits.max_progressive_scans).map_err(damaged)?;
+    decompressor
+        .set_scan_limit(limits.max_progressive_scans)
+        .map_err(damaged)?;
     let scaled = head.scaled(scale);
     let mut pixels = vec![0; scaled.width * scaled.height * 3];
     let image = Image {
@@ -78,7 +82,9 @@ pub(crate) fn decode(input: &[u8], ratio: f64, header: &Header, limits: &Limits)
 pub(crate) fn encode(picture: &Picture, choice: &Choice) -> Result<Vec<u8>, OpError> {
     let size = picture.size;
     let mut compressor = Compressor::new().map_err(refused)?;
-    compressor.set_quality(i32::from(choice.quality.unwrap_or(QUALITY))).map_err(refused)?;
+    compressor
+        .set_quality(i32::from(choice.quality.unwrap_or(QUALITY)))
+        .map_err(refused)?;
     compressor.set_subsamp(Subsamp::Sub2x2).map_err(refused)?;
     compressor.set_optimize(true).map_err(refused)?;
     compressor.set_progressive(choice.progressive).map_err(refused)?;
@@ -95,7 +101,9 @@ pub(crate) fn encode(picture: &Picture, choice: &Choice) -> Result<Vec<u8>, OpEr
     };
     let parts = icc.chunks(MAX_PAYLOAD - ICC_TAG.len() - 2);
     let count = parts.len() as u8;
-    let payloads = parts.zip(1..).map(|(part, number)| [ICC_TAG, &[number, count], part].concat());
+    let payloads = parts
+        .zip(1..)
+        .map(|(part, number)| [ICC_TAG, &[number, count], part].concat());
     Ok(inserted(&bytes, APP2, payloads))
 }
 
@@ -121,9 +129,15 @@ fn inserted(jpeg: &[u8], marker: u8, payloads: impl Iterator<Item = Vec<u8>>) ->
 
 /// The colour profile, put together of its parts.
 fn profile(input: &[u8]) -> Option<Arc<[u8]>> {
-    let mut parts: Vec<&[u8]> = segments(input).filter_map(|s| s.payload_of(APP2, ICC_TAG)).filter(|p| p.len() > 2).collect();
+    let mut parts: Vec<&[u8]> = segments(input)
+        .filter_map(|s| s.payload_of(APP2, ICC_TAG))
+        .filter(|p| p.len() > 2)
+        .collect();
     parts.sort_by_key(|part| part[0]);
-    let complete = parts.iter().zip(1..).all(|(part, number)| part[0] == number && usize::from(part[1]) == parts.len());
+    let complete = parts
+        .iter()
+        .zip(1..)
+        .all(|(part, number)| part[0] == number && usize::from(part[1]) == parts.len());
     let whole: Vec<u8> = parts.iter().flat_map(|part| &part[2..]).copied().collect();
     icc::usable(&whole).filter(|_| complete)
 }
@@ -138,7 +152,11 @@ struct Segment<'a> {
 impl<'a> Segment<'a> {
     /// What follows `tag` in a segment of this marker.
     fn payload_of(&self, marker: u8, tag: &[u8]) -> Option<&'a [u8]> {
-        if self.marker == marker { self.payload.strip_prefix(tag) } else { None }
+        if self.marker == marker {
+            self.payload.strip_prefix(tag)
+        } else {
+            None
+        }
     }
 }
 

@@ -3,7 +3,9 @@ use std::borrow::Cow;
 use std::io::Cursor;
 
 use ::png::text_metadata::TEXtChunk;
-use ::png::{BitDepth, ColorType, Compression, Decoder, DecodingError, Encoder, EncodingError, Info, Reader, Transformations};
+use ::png::{
+    BitDepth, ColorType, Compression, Decoder, DecodingError, Encoder, EncodingError, Info, Reader, Transformations,
+};
 
 use super::{Head, icc};
 use crate::error::OpError;
@@ -20,7 +22,7 @@ fn refused(source: EncodingError) -> OpError {
     OpError::encode(Format::Png, source)
 }
 
-fn open(input: &[u8], limits: Option<&Limits>) -> Result<Reader<Cursor<&[u8]>>, OpError> {
+fn open<'i>(input: &'i [u8], limits: Option<&Limits>) -> Result<Reader<Cursor<&'i [u8]>>, OpError> {
     let mut decoder = Decoder::new(Cursor::new(input));
     // A palette is spread out, transparency becomes alpha, 16 bits become 8.
     decoder.set_transformations(Transformations::normalize_to_color8());
@@ -42,7 +44,9 @@ pub(super) fn header(input: &[u8], limits: &Limits) -> Result<Head, OpError> {
 
 pub(super) fn decode(input: &[u8]) -> Result<Picture, OpError> {
     let mut reader = open(input, None)?;
-    let length = reader.output_buffer_size().ok_or_else(|| damaged(DecodingError::LimitsExceeded))?;
+    let length = reader
+        .output_buffer_size()
+        .ok_or_else(|| damaged(DecodingError::LimitsExceeded))?;
     let mut pixels = vec![0; length];
     let frame = reader.next_frame(&mut pixels).map_err(damaged)?;
     pixels.truncate(frame.buffer_size());

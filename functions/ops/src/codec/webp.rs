@@ -20,7 +20,9 @@ fn damaged() -> OpError {
 pub(super) fn header(input: &[u8], limits: &Limits) -> Result<Head, OpError> {
     let features = BitstreamFeatures::new(input).ok_or_else(damaged)?;
     if features.has_animation() {
-        return Err(OpError::Unsupported { found: "an animated WebP" });
+        return Err(OpError::Unsupported {
+            found: "an animated WebP",
+        });
     }
     let size = Size::new(features.width(), features.height());
     limits.check_pixels(size)?;
@@ -30,7 +32,9 @@ pub(super) fn header(input: &[u8], limits: &Limits) -> Result<Head, OpError> {
 pub(super) fn decode(input: &[u8]) -> Result<Picture, OpError> {
     let image = Decoder::new(input).decode().ok_or_else(damaged)?;
     let layout = if image.is_alpha() { Layout::Rgba } else { Layout::Rgb };
-    let profile = chunks(input).find(|c| c.name == b"ICCP").and_then(|c| icc::usable(c.payload));
+    let profile = chunks(input)
+        .find(|c| c.name == b"ICCP")
+        .and_then(|c| icc::usable(c.payload));
     let size = Size::new(image.width(), image.height());
     Ok(Picture::new(size, layout, image.to_vec())?.with_icc(profile))
 }
@@ -52,7 +56,9 @@ pub(super) fn encode(picture: &Picture, choice: &Choice) -> Result<Vec<u8>, OpEr
         Layout::Rgba => PixelLayout::Rgba,
     };
     let encoder = Encoder::new(&picture.pixels, layout, size.width, size.height);
-    let bytes = encoder.encode_advanced(&config).map_err(|code| refused(format!("{code:?}")))?;
+    let bytes = encoder
+        .encode_advanced(&config)
+        .map_err(|code| refused(format!("{code:?}")))?;
     Ok(match &picture.icc {
         Some(icc) => with_icc(&bytes, size, picture.layout == Layout::Rgba, icc),
         None => bytes.to_vec(),

@@ -1,3 +1,5 @@
+use std::path::PathBuf;
+
 use clap::{CommandFactory, Parser};
 
 use super::manage::{FunctionsCommand, ScalingCommand};
@@ -156,11 +158,11 @@ fn data_lives_where_the_flag_the_xdg_variable_or_home_says() {
     let Ok(Cli {
         command: Command::Up(args),
         ..
-    }) = parse("imageflow up --apply a --apply b --demo --once")
+    }) = parse("imageflow up --apply a --apply b --demo samples --once")
     else {
         panic!()
     };
-    assert_eq!((args.apply.len(), args.demo, args.once), (2, Some(None), true));
+    assert_eq!((args.apply.len(), args.demo, args.once), (2, Some(PathBuf::from("samples")), true));
 }
 
 #[test]

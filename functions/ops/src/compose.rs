@@ -1,0 +1,2 @@
+//! Several pictures in one.
+pub(crate) mod watermark;

@@ -1,0 +1,13 @@
+//! The gateway over a real socket: with an embedded event log, an object store in memory, and pods that the tests play.
+#![expect(clippy::unwrap_used, reason = "test code outside of test functions")]
+
+mod access;
+mod bad_input;
+mod dead_letters;
+mod events;
+mod invoke;
+mod objects;
+mod resources;
+mod runs;
+mod store;
+mod support;

@@ -1,0 +1,150 @@
+//! Objects, their events, and the events that were missing.
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::Method;
+use imageflow_events::object::own_object;
+use imageflow_events::{AttributesReader, ext, record};
+use imageflow_gateway::{ObjectEvents, reconcile};
+use imageflow_objects::{ChangeKind, ObjectChange, ObjectInfo, ObjectListener, ObjectStore, PutOptions};
+use imageflow_types::work::RunRequest;
+use imageflow_types::{RunId, topics};
+use serde_json::json;
+
+use crate::support::{PNG, World, state};
+
+async fn put(world: &World, key: &str, run: Option<&str>) -> ObjectInfo {
+    let metadata = run
+        .map(|r| ("imageflow-run".to_owned(), r.to_owned()))
+        .into_iter()
+        .collect();
+    let options = PutOptions {
+        content_type: Some("image/png".into()),
+        metadata,
+        if_none_match: false,
+    };
+    world
+        .objects
+        .put("raw-images", key, Bytes::from_static(PNG), options)
+        .await
+        .unwrap()
+}
+
+async fn subjects(world: &World) -> Vec<String> {
+    let records = world.records(topics::EVENTS).await;
+    let mut all: Vec<String> = records
+        .iter()
+        .map(|r| {
+            record::read(&r.headers, r.value.as_ref())
+                .unwrap()
+                .subject()
+                .unwrap()
+                .to_owned()
+        })
+        .collect();
+    all.sort();
+    all
+}
+
+#[tokio::test]
+async fn a_durable_change_becomes_an_event_in_the_log() {
+    let world = World::start().await;
+    let listener: Arc<dyn ObjectListener> = Arc::new(ObjectEvents::new(world.log.clone()));
+    for (i, (key, run)) in [
+        ("a b.png", None),
+        ("out.png", Some("run-1")),
+        ("out.png.json", Some("run-1")),
+        (".inputs/x.png", None),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let info = put(&world, key, run).await;
+        listener
+            .on_durable(ObjectChange {
+                kind: ChangeKind::Created,
+                info,
+                sequence: i as u64,
+            })
+            .await
+            .unwrap();
+    }
+    assert_eq!(subjects(&world).await, ["raw-images/a b.png", "raw-images/out.png"]);
+    for stored in world.records(topics::EVENTS).await {
+        let event = record::read(&stored.headers, stored.value.as_ref()).unwrap();
+        let object = own_object(&event).unwrap();
+        assert_eq!(object.size, PNG.len() as u64);
+        assert_eq!(event.extension(ext::WRITTEN_BY).is_some(), object.key == "out.png");
+        assert!(event.extension(ext::TRACEPARENT).is_some());
+    }
+}
+
+#[tokio::test]
+async fn a_reconcile_raises_what_no_run_knows_and_nothing_else() {
+    let world = World::sample().await;
+    let known = put(&world, "known.png", None).await;
+    put(&world, "missed.png", None).await;
+    put(&world, "result.png", Some("run-1")).await;
+    put(&world, ".inputs/own.png", None).await;
+    let run = RunId::derive(&["trigger", "on-upload", "raw-images", "known.png", &known.etag]);
+    let request: RunRequest = serde_json::from_value(json!({
+        "run": run, "target": {"flow": "thumbs"}, "requestedMs": 1,
+        "input": {"object": {"bucket": "raw-images", "key": "known.png", "etag": known.etag}},
+    }))
+    .unwrap();
+    world.write_run(&state(&request, "succeeded", 1)).await;
+    let path = format!("/v1/runs/{run}?watch=true");
+    world.send(Method::GET, &path, &[], "").await;
+    assert_eq!(reconcile(&world.gateway).await.unwrap(), 1);
+    assert_eq!(subjects(&world).await, ["raw-images/missed.png"]);
+    // Told again it is the same event, so the same run.
+    reconcile(&world.gateway).await.unwrap();
+    let records = world.records(topics::EVENTS).await;
+    let id = |at: usize| {
+        record::read(&records[at].headers, records[at].value.as_ref())
+            .unwrap()
+            .id()
+            .to_owned()
+    };
+    assert!(records.len() == 2 && id(0) == id(1));
+}
+
+#[tokio::test]
+async fn images_are_put_listed_read_and_deleted() {
+    let world = World::start().await;
+    for key in ["b.png", "a/1.png", "a/2.png"] {
+        assert_eq!(world.post(&format!("/v1/images?key={key}"), &[], PNG).await.status, 201);
+    }
+    let keys = async |query: &str| -> Vec<String> {
+        let items = world.get(&format!("/v1/images?{query}")).await.json()["items"].clone();
+        items
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|i| i["key"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    assert_eq!(keys("prefix=a/").await, ["a/1.png", "a/2.png"]);
+    assert_eq!(keys("limit=1&after=a/1.png").await, ["a/2.png"]);
+    let reply = world.get("/v1/images/raw-images/a/1.png").await;
+    assert_eq!((&reply.body[..], reply.header("content-type")), (PNG, "image/png"));
+    assert_eq!(
+        world
+            .send(Method::DELETE, "/v1/images/raw-images/a/1.png", &[], "")
+            .await
+            .status,
+        204
+    );
+    world
+        .get("/v1/images/raw-images/a/1.png")
+        .await
+        .problem(404, "not-found");
+    world
+        .post("/v1/images?key=.inputs/x.png", &[], PNG)
+        .await
+        .problem(400, "invalid-argument");
+    world
+        .post("/v1/images?key=a/../b.png", &[], PNG)
+        .await
+        .problem(400, "invalid-argument");
+}
