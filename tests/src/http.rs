@@ -22,7 +22,10 @@ pub struct Api {
 impl Api {
     /// A client of the API at `base`.
     pub fn new(base: &str) -> Self {
-        Self { client: Client::builder(TokioExecutor::new()).build(HttpConnector::new()), base: base.to_owned() }
+        Self {
+            client: Client::builder(TokioExecutor::new()).build(HttpConnector::new()),
+            base: base.to_owned(),
+        }
     }
 
     /// Sends a request; `None` when the server could not be reached or went away.
@@ -44,7 +47,9 @@ impl Api {
             let body = body.collect().await.ok()?.to_bytes();
             Some(Response::from_parts(head, body))
         };
-        tokio::time::timeout(PATIENCE, call).await.expect("an answer within a minute")
+        tokio::time::timeout(PATIENCE, call)
+            .await
+            .expect("an answer within a minute")
     }
 
     /// Sends a request to a server that is there.
@@ -55,13 +60,20 @@ impl Api {
         headers: &[(&str, &str)],
         body: impl Into<Bytes>,
     ) -> Response<Bytes> {
-        self.try_send(method, path, headers, body).await.expect("the server answers")
+        self.try_send(method, path, headers, body)
+            .await
+            .expect("the server answers")
     }
 
     /// GET of JSON; panics when the status is not 200.
     pub async fn get(&self, path: &str) -> Value {
         let response = self.send(Method::GET, path, &[], "").await;
-        assert_eq!(response.status(), 200, "GET {path}: {}", String::from_utf8_lossy(response.body()));
+        assert_eq!(
+            response.status(),
+            200,
+            "GET {path}: {}",
+            String::from_utf8_lossy(response.body())
+        );
         json(&response)
     }
 
@@ -69,7 +81,12 @@ impl Api {
     pub async fn apply(&self, yaml: &str) -> Value {
         let headers = [("content-type", "application/yaml")];
         let response = self.send(Method::POST, "/v1/apply", &headers, yaml.to_owned()).await;
-        assert_eq!(response.status(), 200, "apply: {}", String::from_utf8_lossy(response.body()));
+        assert_eq!(
+            response.status(),
+            200,
+            "apply: {}",
+            String::from_utf8_lossy(response.body())
+        );
         json(&response)
     }
 

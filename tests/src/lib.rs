@@ -1,6 +1,6 @@
 //! What the whole-system tests share: a platform as a real process, an HTTP client, pictures.
 //! A failure here is a failure of the test, so everything panics with what it was about.
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "test support: a panic is the failure of a test")]
+#![expect(clippy::expect_used, reason = "test support: a panic is the failure of a test")]
 
 pub mod http;
 pub mod pictures;

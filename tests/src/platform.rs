@@ -36,7 +36,14 @@ impl Platform {
     pub fn start(data: &Path, args: &[&str]) -> Self {
         let mut command = Command::new(binary());
         command
-            .args(["up", "--listen", "127.0.0.1:0", "--s3-listen", "127.0.0.1:0", "--data-dir"])
+            .args([
+                "up",
+                "--listen",
+                "127.0.0.1:0",
+                "--s3-listen",
+                "127.0.0.1:0",
+                "--data-dir",
+            ])
             .arg(data)
             .args(args)
             .stdin(Stdio::null())
@@ -44,12 +51,18 @@ impl Platform {
             .env_remove("IMAGEFLOW_SERVER")
             .env("NO_COLOR", "1");
         if std::env::var_os("IMAGEFLOW_TEST_LOG").is_none() {
-            let log = std::fs::File::options().create(true).append(true).open(data.join("platform.log"));
+            let log = std::fs::File::options()
+                .create(true)
+                .append(true)
+                .open(data.join("platform.log"));
             command.stderr(log.expect("a log file"));
         }
         let mut child = command.spawn().expect("imageflow starts");
         let mut lines = BufReader::new(child.stdout.take().expect("its output")).lines();
-        let up = lines.by_ref().map_while(Result::ok).any(|line| line.contains("ImageFlow is up"));
+        let up = lines
+            .by_ref()
+            .map_while(Result::ok)
+            .any(|line| line.contains("ImageFlow is up"));
         if !up {
             let status = child.wait();
             let log = std::fs::read_to_string(data.join("platform.log")).unwrap_or_default();
@@ -60,13 +73,23 @@ impl Platform {
         let endpoints = std::fs::read(data.join("endpoints.json")).expect("endpoints.json");
         let endpoints: Value = serde_json::from_slice(&endpoints).expect("JSON");
         let api = Api::new(endpoints["api"].as_str().expect("the API's URL"));
-        Self { child, data: data.to_owned(), api, endpoints, stdout: Some(stdout) }
+        Self {
+            child,
+            data: data.to_owned(),
+            api,
+            endpoints,
+            stdout: Some(stdout),
+        }
     }
 
     /// An S3 client of the platform's object store.
     pub fn objects(&self) -> Arc<dyn ObjectStore> {
         let text = |name: &str| self.endpoints[name].as_str().expect("an endpoint").to_owned();
-        Arc::new(S3Store::new(S3Config::new(text("s3"), text("accessKey"), text("secretKey"))))
+        Arc::new(S3Store::new(S3Config::new(
+            text("s3"),
+            text("accessKey"),
+            text("secretKey"),
+        )))
     }
 
     /// Its process id.

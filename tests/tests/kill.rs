@@ -48,9 +48,16 @@ async fn feed(objects: Arc<dyn ObjectStore>, next: Arc<AtomicUsize>) {
             return;
         }
         let picture = pictures::png(32, 24, n as u32);
-        let options = PutOptions { content_type: Some("image/png".into()), ..PutOptions::default() };
+        let options = PutOptions {
+            content_type: Some("image/png".into()),
+            ..PutOptions::default()
+        };
         // A put that was not answered may or may not have happened: the client repeats it, as clients do.
-        if objects.put("raw-images", &format!("in/{n:03}.png"), picture.into(), options).await.is_err() {
+        if objects
+            .put("raw-images", &format!("in/{n:03}.png"), picture.into(), options)
+            .await
+            .is_err()
+        {
             return;
         }
         next.store(n + 1, Ordering::SeqCst);
@@ -88,20 +95,39 @@ async fn thirty_kills_lose_nothing_and_double_nothing() {
     let runs = running.api.until(&path, done).await;
     let runs = runs["items"].as_array().unwrap();
     let failed: Vec<&Value> = runs.iter().filter(|r| r["status"] != "succeeded").collect();
-    assert!(failed.is_empty(), "{} runs failed, the first: {}", failed.len(), failed[0]);
+    assert!(
+        failed.is_empty(),
+        "{} runs failed, the first: {}",
+        failed.len(),
+        failed[0]
+    );
     assert_eq!(runs.len(), EVENTS, "one run for each event");
-    let inputs: BTreeSet<&str> =
-        runs.iter().map(|r| r["request"]["input"]["object"]["key"].as_str().unwrap()).collect();
+    let inputs: BTreeSet<&str> = runs
+        .iter()
+        .map(|r| r["request"]["input"]["object"]["key"].as_str().unwrap())
+        .collect();
     assert_eq!(inputs.len(), EVENTS, "each event has its run");
 
     let objects = running.objects();
     let mut results = BTreeSet::new();
     for run in runs {
         for (step, width) in [("grey", 16), ("tiny", 8)] {
-            let step = run["steps"].as_array().unwrap().iter().find(|s| s["name"] == step).unwrap();
-            let (bucket, key) = (step["output"]["bucket"].as_str().unwrap(), step["output"]["key"].as_str().unwrap());
+            let step = run["steps"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .find(|s| s["name"] == step)
+                .unwrap();
+            let (bucket, key) = (
+                step["output"]["bucket"].as_str().unwrap(),
+                step["output"]["key"].as_str().unwrap(),
+            );
             let (info, body) = objects.get(bucket, key, None).await.unwrap();
-            assert_eq!(info.etag, step["output"]["etag"].as_str().unwrap(), "{key} is what the run says");
+            assert_eq!(
+                info.etag,
+                step["output"]["etag"].as_str().unwrap(),
+                "{key} is what the run says"
+            );
             let picture = imageflow_ops::probe(&body, &imageflow_ops::Limits::default()).unwrap();
             assert_eq!(picture.width, width, "{key}");
             assert!(results.insert(key.to_owned()), "{key} is the result of two runs");
@@ -110,13 +136,24 @@ async fn thirty_kills_lose_nothing_and_double_nothing() {
     let mut stored = 0;
     let mut after: Option<String> = None;
     loop {
-        let page = objects.list("processed-images", "both/", after.as_deref(), 1000).await.unwrap();
+        let page = objects
+            .list("processed-images", "both/", after.as_deref(), 1000)
+            .await
+            .unwrap();
         let Some(last) = page.last() else { break };
         after = Some(last.key.clone());
         stored += page.iter().filter(|o| !o.key.ends_with(".json")).count();
     }
-    assert_eq!(stored, results.len(), "every stored result belongs to a run, and none is there twice");
+    assert_eq!(
+        stored,
+        results.len(),
+        "every stored result belongs to a run, and none is there twice"
+    );
     let letters = running.api.get("/v1/dead-letters").await;
-    assert_eq!(letters["items"].as_array().unwrap().len(), 0, "no dead letter: {letters}");
+    assert_eq!(
+        letters["items"].as_array().unwrap().len(),
+        0,
+        "no dead letter: {letters}"
+    );
     running.stop();
 }

@@ -1,4 +1,6 @@
 //! The main job through the real binary: bucket and HTTP in, results out, from zero and back to zero.
+#![expect(clippy::unwrap_used, reason = "helpers of tests: a panic is the failure of a test")]
+
 use http::Method;
 use imageflow_objects::PutOptions;
 use imageflow_tests::http::json;
@@ -60,19 +62,37 @@ async fn a_put_becomes_results_and_the_functions_go_back_to_zero() {
     let world = world().await;
     let api = &world.platform.api;
     let objects = world.platform.objects();
-    let options = PutOptions { content_type: Some("image/png".into()), ..PutOptions::default() };
-    objects.put("raw-images", "in/a picture.png", pictures::png(80, 60, 1).into(), options).await.unwrap();
-    let runs = api.until("/v1/runs", |v| v["items"].as_array().unwrap().iter().any(finished)).await;
+    let options = PutOptions {
+        content_type: Some("image/png".into()),
+        ..PutOptions::default()
+    };
+    objects
+        .put(
+            "raw-images",
+            "in/a picture.png",
+            pictures::png(80, 60, 1).into(),
+            options,
+        )
+        .await
+        .unwrap();
+    let runs = api
+        .until("/v1/runs", |v| v["items"].as_array().unwrap().iter().any(finished))
+        .await;
     let run = &runs["items"][0];
     assert_eq!(run["status"], "succeeded", "{run}");
-    assert_eq!(run["plan"]["stages"].as_array().unwrap().len(), 1, "adjacent steps are one stage");
+    assert_eq!(
+        run["plan"]["stages"].as_array().unwrap().len(),
+        1,
+        "adjacent steps are one stage"
+    );
     let id = run["run"].as_str().unwrap();
     let result = api.send(Method::GET, &format!("/v1/runs/{id}/output"), &[], "").await;
     assert_eq!(result.status(), 200);
     let info = imageflow_ops::probe(result.body(), &imageflow_ops::Limits::default()).unwrap();
     assert_eq!((info.width, info.height), (40, 30));
     for function in ["resize", "grayscale"] {
-        api.until(&format!("/v1/functions/{function}"), |v| ready_pods(v) == 0).await;
+        api.until(&format!("/v1/functions/{function}"), |v| ready_pods(v) == 0)
+            .await;
     }
     let scaling = api.get("/v1/scaling/grayscale").await;
     let decisions = scaling["decisions"].as_array().unwrap();
@@ -80,8 +100,14 @@ async fn a_put_becomes_results_and_the_functions_go_back_to_zero() {
     let down = decisions.iter().any(|d| d["to"] == 0);
     let other = api.get("/v1/scaling/resize").await;
     let all: Vec<&Value> = decisions.iter().chain(other["decisions"].as_array().unwrap()).collect();
-    assert!(up || all.iter().any(|d| d["from"] == 0), "the way up is explained: {all:?}");
-    assert!(down || all.iter().any(|d| d["to"] == 0), "the way down is explained: {all:?}");
+    assert!(
+        up || all.iter().any(|d| d["from"] == 0),
+        "the way up is explained: {all:?}"
+    );
+    assert!(
+        down || all.iter().any(|d| d["to"] == 0),
+        "the way down is explained: {all:?}"
+    );
     assert!(all.iter().all(|d| !d["reasons"].as_array().unwrap().is_empty()));
     world.platform.stop();
 }
@@ -107,15 +133,23 @@ async fn fused_and_unfused_give_the_same_pixels() {
     let mut outputs = Vec::new();
     for fuse in ["true", "false"] {
         let path = format!("/v1/flows/thumbs/runs?fuse={fuse}");
-        let headers = [("content-type", "image/png"), ("prefer", "wait=30"), ("accept", "image/*")];
+        let headers = [
+            ("content-type", "image/png"),
+            ("prefer", "wait=30"),
+            ("accept", "image/*"),
+        ];
         let answer = api.send(Method::POST, &path, &headers, pictures::png(90, 50, 3)).await;
         assert_eq!(answer.status(), 200, "{}", String::from_utf8_lossy(answer.body()));
         outputs.push(answer.into_body());
     }
     assert_eq!(outputs[0], outputs[1]);
     let runs = api.get("/v1/runs?flow=thumbs").await;
-    let stages: Vec<usize> =
-        runs["items"].as_array().unwrap().iter().map(|r| r["plan"]["stages"].as_array().unwrap().len()).collect();
+    let stages: Vec<usize> = runs["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|r| r["plan"]["stages"].as_array().unwrap().len())
+        .collect();
     assert!(stages.contains(&1) && stages.contains(&2), "{stages:?}");
 }
 
@@ -123,12 +157,37 @@ async fn fused_and_unfused_give_the_same_pixels() {
 async fn a_repeated_idempotency_key_makes_no_second_run() {
     let world = world().await;
     let api = &world.platform.api;
-    let headers = [("content-type", "image/png"), ("idempotency-key", "order-7"), ("prefer", "wait=30")];
-    let first = api.send(Method::POST, "/v1/flows/thumbs/runs", &headers, pictures::png(50, 50, 4)).await;
-    let again = api.send(Method::POST, "/v1/flows/thumbs/runs", &headers, pictures::png(50, 50, 4)).await;
+    let headers = [
+        ("content-type", "image/png"),
+        ("idempotency-key", "order-7"),
+        ("prefer", "wait=30"),
+    ];
+    let first = api
+        .send(
+            Method::POST,
+            "/v1/flows/thumbs/runs",
+            &headers,
+            pictures::png(50, 50, 4),
+        )
+        .await;
+    let again = api
+        .send(
+            Method::POST,
+            "/v1/flows/thumbs/runs",
+            &headers,
+            pictures::png(50, 50, 4),
+        )
+        .await;
     assert_eq!(json(&first)["run"], json(&again)["run"]);
     assert_eq!(api.get("/v1/runs").await["items"].as_array().unwrap().len(), 1);
-    let other = api.send(Method::POST, "/v1/flows/thumbs/runs", &headers, pictures::png(50, 50, 5)).await;
+    let other = api
+        .send(
+            Method::POST,
+            "/v1/flows/thumbs/runs",
+            &headers,
+            pictures::png(50, 50, 5),
+        )
+        .await;
     assert_eq!(other.status(), 409, "another picture under the same key");
 }
 
@@ -143,10 +202,30 @@ async fn bad_input_gets_a_clear_problem() {
         (resize, truncated, 422, ""),
         (resize, pictures::bomb(), 413, "50000"),
         (resize, b"GIF89a not a picture that we read".to_vec(), 415, "gif"),
-        ("/v1/functions/resise/invoke", pictures::png(8, 8, 0), 404, "did you mean \"resize\""),
-        ("/v1/functions/resize/invoke?widht=20", pictures::png(8, 8, 0), 400, "did you mean \"width\""),
-        ("/v1/functions/resize/invoke?width=0", pictures::png(8, 8, 0), 400, "width"),
-        ("/v1/flows/thumb/runs", pictures::png(8, 8, 0), 404, "did you mean \"thumbs\""),
+        (
+            "/v1/functions/resise/invoke",
+            pictures::png(8, 8, 0),
+            404,
+            "did you mean \"resize\"",
+        ),
+        (
+            "/v1/functions/resize/invoke?widht=20",
+            pictures::png(8, 8, 0),
+            400,
+            "did you mean \"width\"",
+        ),
+        (
+            "/v1/functions/resize/invoke?width=0",
+            pictures::png(8, 8, 0),
+            400,
+            "width",
+        ),
+        (
+            "/v1/flows/thumb/runs",
+            pictures::png(8, 8, 0),
+            404,
+            "did you mean \"thumbs\"",
+        ),
         ("/v1/nothing", Vec::new(), 404, ""),
     ];
     for (path, body, status, word) in cases {
@@ -158,9 +237,20 @@ async fn bad_input_gets_a_clear_problem() {
         assert!(detail.contains(word), "{path}: \"{word}\" is not in {problem}");
     }
     let cycle = "apiVersion: imageflow.dev/v1alpha1\nkind: Flow\nmetadata: { name: round }\nspec: { steps: [ { name: a, function: resize, params: { width: 3 }, after: [b] }, { name: b, function: resize, params: { width: 3 }, after: [a] } ] }\n";
-    let answer = api.send(Method::POST, "/v1/apply", &[("content-type", "application/yaml")], cycle).await;
+    let answer = api
+        .send(
+            Method::POST,
+            "/v1/apply",
+            &[("content-type", "application/yaml")],
+            cycle,
+        )
+        .await;
     assert_eq!(answer.status(), 400);
-    assert!(json(&answer)["detail"].as_str().unwrap().contains("->"), "{}", json(&answer));
+    assert!(
+        json(&answer)["detail"].as_str().unwrap().contains("->"),
+        "{}",
+        json(&answer)
+    );
 }
 
 #[tokio::test]
@@ -168,16 +258,31 @@ async fn a_corrupt_picture_in_the_bucket_becomes_a_dead_letter_that_can_be_repla
     let world = world().await;
     let api = &world.platform.api;
     let objects = world.platform.objects();
-    objects.put("raw-images", "in/broken.png", b"this is no picture".to_vec().into(), PutOptions::default()).await.unwrap();
-    let letters = api.until("/v1/dead-letters", |v| !v["items"].as_array().unwrap().is_empty()).await;
+    objects
+        .put(
+            "raw-images",
+            "in/broken.png",
+            b"this is no picture".to_vec().into(),
+            PutOptions::default(),
+        )
+        .await
+        .unwrap();
+    let letters = api
+        .until("/v1/dead-letters", |v| !v["items"].as_array().unwrap().is_empty())
+        .await;
     let letter = &letters["items"][0];
     assert_eq!(letter["error"]["code"], "unsupported-format", "{letter}");
     let runs = api.get("/v1/runs").await;
     assert_eq!(runs["items"][0]["status"], "failed");
     let id = letter["id"].as_str().unwrap();
-    let replay = api.send(Method::POST, &format!("/v1/dead-letters/{id}/replay"), &[], "").await;
+    let replay = api
+        .send(Method::POST, &format!("/v1/dead-letters/{id}/replay"), &[], "")
+        .await;
     assert!(replay.status().is_success(), "{}", json(&replay));
-    api.until("/v1/runs", |v| v["items"].as_array().unwrap().iter().filter(|r| finished(r)).count() == 2).await;
+    api.until("/v1/runs", |v| {
+        v["items"].as_array().unwrap().iter().filter(|r| finished(r)).count() == 2
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -187,31 +292,83 @@ async fn outside_events_are_taken_in_every_mode_and_not_trusted() {
     let trigger = "apiVersion: imageflow.dev/v1alpha1\nkind: Trigger\nmetadata: { name: on-order }\nspec: { filters: [ { exact: { type: com.example.order } } ], flow: thumbs }\n";
     api.apply(trigger).await;
     let objects = world.platform.objects();
-    objects.put("raw-images", "orders/1.png", pictures::png(60, 60, 9).into(), PutOptions::default()).await.unwrap();
-    objects.put("system-logs", "secret.png", pictures::png(60, 60, 9).into(), PutOptions::default()).await.unwrap();
+    objects
+        .put(
+            "raw-images",
+            "orders/1.png",
+            pictures::png(60, 60, 9).into(),
+            PutOptions::default(),
+        )
+        .await
+        .unwrap();
+    objects
+        .put(
+            "system-logs",
+            "secret.png",
+            pictures::png(60, 60, 9).into(),
+            PutOptions::default(),
+        )
+        .await
+        .unwrap();
     let event = |id: &str, bucket: &str, key: &str| {
         json!({"specversion":"1.0","id":id,"source":"urn:shop","type":"com.example.order","imageflowrun":"run-forged",
                "data":{"bucket":bucket,"key":key}})
     };
     let structured = [("content-type", "application/cloudevents+json")];
     let good = event("1", "raw-images", "orders/1.png").to_string();
-    assert_eq!(api.send(Method::POST, "/v1/events", &structured, good.clone()).await.status(), 202);
-    assert_eq!(api.send(Method::POST, "/v1/events", &structured, good).await.status(), 202);
-    let batch = json!([event("2", "system-logs", "secret.png"), event("3", "raw-images", "orders/none.png")]);
+    assert_eq!(
+        api.send(Method::POST, "/v1/events", &structured, good.clone())
+            .await
+            .status(),
+        202
+    );
+    assert_eq!(
+        api.send(Method::POST, "/v1/events", &structured, good).await.status(),
+        202
+    );
+    let batch = json!([
+        event("2", "system-logs", "secret.png"),
+        event("3", "raw-images", "orders/none.png")
+    ]);
     let batched = [("content-type", "application/cloudevents-batch+json")];
-    assert_eq!(api.send(Method::POST, "/v1/events", &batched, batch.to_string()).await.status(), 202);
-    let letters = api.until("/v1/dead-letters", |v| v["items"].as_array().unwrap().len() == 2).await;
-    let codes: Vec<&str> =
-        letters["items"].as_array().unwrap().iter().map(|l| l["error"]["code"].as_str().unwrap()).collect();
-    assert!(codes.contains(&"forbidden") && codes.contains(&"not-found"), "{codes:?}");
-    let runs = api.until("/v1/runs", |v| v["items"].as_array().unwrap().iter().any(finished)).await;
-    assert_eq!(runs["items"].as_array().unwrap().len(), 1, "a repeated event makes no second run");
+    assert_eq!(
+        api.send(Method::POST, "/v1/events", &batched, batch.to_string())
+            .await
+            .status(),
+        202
+    );
+    let letters = api
+        .until("/v1/dead-letters", |v| v["items"].as_array().unwrap().len() == 2)
+        .await;
+    let codes: Vec<&str> = letters["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|l| l["error"]["code"].as_str().unwrap())
+        .collect();
+    assert!(
+        codes.contains(&"forbidden") && codes.contains(&"not-found"),
+        "{codes:?}"
+    );
+    let runs = api
+        .until("/v1/runs", |v| v["items"].as_array().unwrap().iter().any(finished))
+        .await;
+    assert_eq!(
+        runs["items"].as_array().unwrap().len(),
+        1,
+        "a repeated event makes no second run"
+    );
     assert_ne!(runs["items"][0]["run"], "run-forged");
-    let reserved = json!({"specversion":"1.0","id":"4","source":"urn:x","type":"dev.imageflow.object.created","data":{}});
-    let answer = api.send(Method::POST, "/v1/events", &structured, reserved.to_string()).await;
+    let reserved =
+        json!({"specversion":"1.0","id":"4","source":"urn:x","type":"dev.imageflow.object.created","data":{}});
+    let answer = api
+        .send(Method::POST, "/v1/events", &structured, reserved.to_string())
+        .await;
     assert_eq!(answer.status(), 400, "{}", json(&answer));
     let malformed = json!({"specversion":"1.0","source":"urn:x","type":"com.example.order"});
-    let answer = api.send(Method::POST, "/v1/events", &structured, malformed.to_string()).await;
+    let answer = api
+        .send(Method::POST, "/v1/events", &structured, malformed.to_string())
+        .await;
     assert_eq!(json(&answer)["code"], "malformed-event");
 }
 
@@ -222,10 +379,19 @@ async fn a_changed_function_makes_a_revision_and_rollback_goes_back() {
     let changed = "apiVersion: imageflow.dev/v1alpha1\nkind: Function\nmetadata: { name: resize }\nspec: { operation: resize, params: { width: 10 } }\n";
     let applied = api.apply(changed).await;
     assert_eq!(applied["items"][0]["revision"], "resize-00002");
-    let answer = api.send(Method::POST, "/v1/functions/resize/invoke", &PNG, pictures::png(80, 60, 2)).await;
+    let answer = api
+        .send(
+            Method::POST,
+            "/v1/functions/resize/invoke",
+            &PNG,
+            pictures::png(80, 60, 2),
+        )
+        .await;
     assert_eq!(answer.headers()["imageflow-revision"], "resize-00002");
     let body = [("content-type", "application/json")];
-    let back = api.send(Method::POST, "/v1/functions/resize/rollback", &body, "{}").await;
+    let back = api
+        .send(Method::POST, "/v1/functions/resize/rollback", &body, "{}")
+        .await;
     assert!(back.status().is_success(), "{}", json(&back));
     let path = "/v1/functions/resize/invoke?width=20";
     let answer = api.send(Method::POST, path, &PNG, pictures::png(80, 60, 2)).await;
@@ -237,7 +403,9 @@ async fn any_program_is_a_function() {
     let world = world().await;
     let api = &world.platform.api;
     let program = concat!(env!("CARGO_MANIFEST_DIR"), "/../functions/examples/python/describe.py");
-    let python = if std::process::Command::new("python3").arg("--version").output().is_ok() { "python3" } else {
+    let python = if std::process::Command::new("python3").arg("--version").output().is_ok() {
+        "python3"
+    } else {
         println!("skipped: python3 is not installed");
         return;
     };
@@ -246,10 +414,20 @@ async fn any_program_is_a_function() {
     );
     api.apply(&manifest).await;
     let headers = [("content-type", "image/png"), ("prefer", "wait=30")];
-    let run = api.send(Method::POST, "/v1/functions/describe/runs", &headers, pictures::png(33, 22, 1)).await;
+    let run = api
+        .send(
+            Method::POST,
+            "/v1/functions/describe/runs",
+            &headers,
+            pictures::png(33, 22, 1),
+        )
+        .await;
     let run = json(&run);
     assert_eq!(run["status"], "succeeded", "{run}");
-    assert_eq!((&run["steps"][0]["data"]["width"], &run["steps"][0]["data"]["height"]), (&json!(33), &json!(22)));
+    assert_eq!(
+        (&run["steps"][0]["data"]["width"], &run["steps"][0]["data"]["height"]),
+        (&json!(33), &json!(22))
+    );
 }
 
 #[tokio::test]
@@ -258,12 +436,32 @@ async fn a_killed_platform_leaves_no_pod_behind_and_finds_its_resources_again() 
     let platform = Platform::start(dir.path(), &[]);
     platform.api.apply(RESOURCES).await;
     let path = "/v1/functions/resize/invoke?width=20";
-    assert_eq!(platform.api.send(Method::POST, path, &PNG, pictures::png(80, 60, 2)).await.status(), 200);
+    assert_eq!(
+        platform
+            .api
+            .send(Method::POST, path, &PNG, pictures::png(80, 60, 2))
+            .await
+            .status(),
+        200
+    );
     platform.kill();
     let again = Platform::start(dir.path(), &[]);
-    assert_eq!(again.api.get("/v1/functions").await["items"].as_array().unwrap().len(), 2);
-    assert_eq!(again.api.get("/v1/functions/resize").await["status"]["latestRevision"], "resize-00001");
-    assert_eq!(again.api.send(Method::POST, path, &PNG, pictures::png(80, 60, 2)).await.status(), 200);
+    assert_eq!(
+        again.api.get("/v1/functions").await["items"].as_array().unwrap().len(),
+        2
+    );
+    assert_eq!(
+        again.api.get("/v1/functions/resize").await["status"]["latestRevision"],
+        "resize-00001"
+    );
+    assert_eq!(
+        again
+            .api
+            .send(Method::POST, path, &PNG, pictures::png(80, 60, 2))
+            .await
+            .status(),
+        200
+    );
     again.stop();
 }
 
@@ -271,7 +469,14 @@ async fn a_killed_platform_leaves_no_pod_behind_and_finds_its_resources_again() 
 async fn a_listener_beyond_loopback_needs_keys() {
     let dir = tempfile::tempdir().unwrap();
     let output = std::process::Command::new(imageflow_tests::platform::binary())
-        .args(["up", "--listen", "0.0.0.0:0", "--s3-listen", "127.0.0.1:0", "--data-dir"])
+        .args([
+            "up",
+            "--listen",
+            "0.0.0.0:0",
+            "--s3-listen",
+            "127.0.0.1:0",
+            "--data-dir",
+        ])
         .arg(dir.path())
         .output()
         .unwrap();

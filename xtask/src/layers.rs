@@ -86,11 +86,17 @@ pub fn check() -> Outcome {
 
 /// Everything that the stock function program links.
 fn pods_are_light(metadata: &Value, faults: &mut Vec<String>) {
-    let nodes: BTreeMap<&str, &Value> =
-        list(&metadata["resolve"]["nodes"]).filter_map(|n| Some((n["id"].as_str()?, n))).collect();
-    let name_of: BTreeMap<&str, &str> =
-        list(&metadata["packages"]).filter_map(|p| Some((p["id"].as_str()?, p["name"].as_str()?))).collect();
-    let Some(start) = name_of.iter().find(|(_, name)| **name == "imageflow-cpu").map(|(id, _)| *id) else {
+    let nodes: BTreeMap<&str, &Value> = list(&metadata["resolve"]["nodes"])
+        .filter_map(|n| Some((n["id"].as_str()?, n)))
+        .collect();
+    let name_of: BTreeMap<&str, &str> = list(&metadata["packages"])
+        .filter_map(|p| Some((p["id"].as_str()?, p["name"].as_str()?)))
+        .collect();
+    let Some(start) = name_of
+        .iter()
+        .find(|(_, name)| **name == "imageflow-cpu")
+        .map(|(id, _)| *id)
+    else {
         faults.push("imageflow-cpu is not in the workspace".to_owned());
         return;
     };
@@ -99,7 +105,9 @@ fn pods_are_light(metadata: &Value, faults: &mut Vec<String>) {
     while let Some(node) = open.pop().and_then(|id| nodes.get(id)) {
         for dependency in list(&node["deps"]) {
             let normal = list(&dependency["dep_kinds"]).any(|k| k["kind"].is_null());
-            let Some(id) = dependency["pkg"].as_str().filter(|_| normal) else { continue };
+            let Some(id) = dependency["pkg"].as_str().filter(|_| normal) else {
+                continue;
+            };
             if seen.insert(id) {
                 open.push(id);
             }

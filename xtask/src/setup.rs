@@ -4,7 +4,12 @@ use std::process::{Command, Stdio};
 use crate::tool::{self, Outcome};
 
 /// Programs that the build calls, and the Debian packages that bring them.
-const PROGRAMS: [(&str, &str); 4] = [("cmake", "cmake"), ("nasm", "nasm"), ("cc", "build-essential"), ("git", "git")];
+const PROGRAMS: [(&str, &str); 4] = [
+    ("cmake", "cmake"),
+    ("nasm", "nasm"),
+    ("cc", "build-essential"),
+    ("git", "git"),
+];
 
 fn there(program: &str) -> bool {
     let mut probe = Command::new(program);
@@ -18,18 +23,33 @@ fn root_user() -> bool {
 
 /// Installs what is missing.
 pub fn packages() -> Outcome {
-    let missing: Vec<&str> = PROGRAMS.iter().filter(|(p, _)| !there(p)).map(|(_, package)| *package).collect();
+    let missing: Vec<&str> = PROGRAMS
+        .iter()
+        .filter(|(p, _)| !there(p))
+        .map(|(_, package)| *package)
+        .collect();
     if missing.is_empty() {
         return Ok(());
     }
     let list = missing.join(" ");
     if !root_user() {
-        return Err(format!("these packages are missing: {list}; install them, for example: sudo apt-get install {list}"));
+        return Err(format!(
+            "these packages are missing: {list}; install them, for example: sudo apt-get install {list}"
+        ));
     }
-    tool::run("apt-get update", Command::new("apt-get").args(["update", "-qq"]).stdout(Stdio::null()))?;
+    tool::run(
+        "apt-get update",
+        Command::new("apt-get").args(["update", "-qq"]).stdout(Stdio::null()),
+    )?;
     let mut install = Command::new("apt-get");
-    install.args(["install", "-y", "-qq", "--no-install-recommends"]).args(&missing).stdout(Stdio::null());
-    tool::run(&format!("apt-get install {list}"), install.env("DEBIAN_FRONTEND", "noninteractive"))
+    install
+        .args(["install", "-y", "-qq", "--no-install-recommends"])
+        .args(&missing)
+        .stdout(Stdio::null());
+    tool::run(
+        &format!("apt-get install {list}"),
+        install.env("DEBIAN_FRONTEND", "noninteractive"),
+    )
 }
 
 /// A Python with the CloudEvents and S3 clients, cached. `None` with the reason when it cannot be had.
@@ -43,9 +63,18 @@ pub fn python_clients() -> Result<std::path::PathBuf, String> {
     if !there("python3") {
         return Err("python3 is not installed".to_owned());
     }
-    tool::run("python environment", Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
+    tool::run(
+        "python environment",
+        Command::new("python3").args(["-m", "venv"]).arg(&venv),
+    )?;
     let mut pip = Command::new(venv.join("bin/pip"));
-    pip.args(["install", "--quiet", "--disable-pip-version-check", "cloudevents>=1.11,<2", "boto3>=1.35"]);
+    pip.args([
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "cloudevents>=1.11,<2",
+        "boto3>=1.35",
+    ]);
     tool::run("python clients (cloudevents, boto3)", &mut pip)?;
     std::fs::write(&ready, "").map_err(|e| format!("{} cannot be written: {e}", ready.display()))?;
     Ok(python)

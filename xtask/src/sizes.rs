@@ -14,9 +14,14 @@ pub fn check() -> Outcome {
         if path.components().any(|c| c.as_os_str() == "gen") {
             continue;
         }
-        let body = text.lines().take_while(|l| !l.starts_with("#[cfg(test)]") && !l.starts_with("mod tests")).count();
+        let body = text
+            .lines()
+            .take_while(|l| !l.starts_with("#[cfg(test)]") && !l.starts_with("mod tests"))
+            .count();
         if body > LONGEST_FILE {
-            faults.push(format!("{shown} has {body} lines before its tests, more than {LONGEST_FILE}"));
+            faults.push(format!(
+                "{shown} has {body} lines before its tests, more than {LONGEST_FILE}"
+            ));
         }
         let lines = text.lines().count();
         if path.ends_with("main.rs") && lines > LONGEST_MAIN {

@@ -24,7 +24,12 @@ pub fn run_args(args: &[String]) -> Outcome {
     for arg in args {
         match TIERS.iter().find(|t| *t == arg) {
             Some(tier) => tiers.push(*tier),
-            None => return Err(format!("there is no tier \"{arg}\": the tiers are {}", TIERS.join(", "))),
+            None => {
+                return Err(format!(
+                    "there is no tier \"{arg}\": the tiers are {}",
+                    TIERS.join(", ")
+                ));
+            }
         }
     }
     run_tiers(if tiers.is_empty() { &TIERS } else { &tiers })
@@ -35,13 +40,27 @@ fn lint() -> Outcome {
     layers::check()?;
     map::check()?;
     sizes::check()?;
-    step("clippy", &mut cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))
+    step(
+        "clippy",
+        &mut cargo(&[
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--locked",
+            "--",
+            "-D",
+            "warnings",
+        ]),
+    )
 }
 
 fn unit() -> Outcome {
     // The whole-system tests start the real binary.
     step("build", &mut cargo(&["build", "--workspace", "--bins", "--locked"]))?;
-    step("tests", &mut cargo(&["test", "--workspace", "--locked", "--no-fail-fast"]))
+    step(
+        "tests",
+        &mut cargo(&["test", "--workspace", "--locked", "--no-fail-fast"]),
+    )
 }
 
 fn docs() -> Outcome {
@@ -52,7 +71,16 @@ fn docs() -> Outcome {
 fn peers() -> Outcome {
     match setup::python_clients() {
         Ok(python) => {
-            let mut test = cargo(&["test", "-p", "imageflow-tests", "--test", "peers", "--locked", "--", "--nocapture"]);
+            let mut test = cargo(&[
+                "test",
+                "-p",
+                "imageflow-tests",
+                "--test",
+                "peers",
+                "--locked",
+                "--",
+                "--nocapture",
+            ]);
             step("peers", test.env("IMAGEFLOW_PEERS_PYTHON", python))
         }
         Err(reason) => {
@@ -61,7 +89,6 @@ fn peers() -> Outcome {
         }
     }
 }
-
 
 /// `cargo xtask test`.
 pub fn run(args: &[String]) -> Outcome {

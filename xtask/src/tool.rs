@@ -37,7 +37,9 @@ pub fn cargo(args: &[&str]) -> Command {
 pub fn run(what: &str, command: &mut Command) -> Outcome {
     println!("==> {what}");
     let begun = Instant::now();
-    let status = command.status().map_err(|e| format!("{what}: {:?} cannot be started: {e}", command.get_program()))?;
+    let status = command
+        .status()
+        .map_err(|e| format!("{what}: {:?} cannot be started: {e}", command.get_program()))?;
     if status.success() {
         println!("    {what}: {:.1} s", begun.elapsed().as_secs_f64());
         return Ok(());
@@ -48,7 +50,9 @@ pub fn run(what: &str, command: &mut Command) -> Outcome {
 /// What a command prints.
 pub fn output(command: &mut Command) -> Result<String, String> {
     let program = format!("{:?}", command.get_program());
-    let output = command.output().map_err(|e| format!("{program} cannot be started: {e}"))?;
+    let output = command
+        .output()
+        .map_err(|e| format!("{program} cannot be started: {e}"))?;
     if !output.status.success() {
         return Err(format!("{program} failed: {}", String::from_utf8_lossy(&output.stderr)));
     }
@@ -58,7 +62,12 @@ pub fn output(command: &mut Command) -> Result<String, String> {
 /// All Rust sources that git knows or would take.
 pub fn sources() -> Result<Vec<PathBuf>, String> {
     let mut git = Command::new("git");
-    git.args(["ls-files", "--cached", "--others", "--exclude-standard", "*.rs"]).current_dir(root());
+    git.args(["ls-files", "--cached", "--others", "--exclude-standard", "*.rs"])
+        .current_dir(root());
     let list = output(&mut git)?;
-    Ok(list.lines().map(|line| root().join(line)).filter(|path| path.exists()).collect())
+    Ok(list
+        .lines()
+        .map(|line| root().join(line))
+        .filter(|path| path.exists())
+        .collect())
 }

@@ -24,8 +24,8 @@ impl Color {
 
 /// A colour that cannot be read.
 #[derive(Debug, thiserror::Error)]
-#[error("\"{0}\" is no colour: write #rgb, #rrggbb, #rrggbbaa, white, black or transparent")]
-pub struct BadColor(String);
+#[error("this is no colour: write #rgb, #rrggbb, #rrggbbaa, white, black or transparent")]
+pub struct BadColor;
 
 impl TryFrom<String> for Color {
     type Error = BadColor;
@@ -47,7 +47,7 @@ impl TryFrom<String> for Color {
             Some(&[r, g, b]) => Ok(Self([r * 17, g * 17, b * 17, 255])),
             Some(&[r, s, g, h, b, c]) => Ok(Self([r * 16 + s, g * 16 + h, b * 16 + c, 255])),
             Some(&[r, s, g, h, b, c, a, d]) => Ok(Self([r * 16 + s, g * 16 + h, b * 16 + c, a * 16 + d])),
-            _ => Err(BadColor(text)),
+            _ => Err(BadColor),
         }
     }
 }

@@ -184,26 +184,28 @@ impl OpError {
         Self::Encode { format, source }
     }
 
-    /// A value that cannot be; `value` is shown cut, since it may be a whole picture in base64.
+    /// A value that cannot be. Both texts are cut, since the value may be a whole picture in base64 and serde repeats it.
     pub(crate) fn parameter(
         operation: &'static str,
         field: impl Into<String>,
         value: impl fmt::Display,
         expected: impl Into<String>,
     ) -> Self {
-        const SHOWN: usize = 60;
-        let whole = value.to_string();
-        let mut value: String = whole.chars().take(SHOWN).collect();
-        if value.len() < whole.len() {
-            value.push('…');
-        }
         Self::BadParameter {
             operation,
             field: field.into(),
-            value,
-            expected: expected.into(),
+            value: cut(value.to_string(), 60),
+            expected: cut(expected.into(), 300),
         }
     }
+}
+
+fn cut(mut text: String, length: usize) -> String {
+    if let Some((end, _)) = text.char_indices().nth(length) {
+        text.truncate(end);
+        text.push('…');
+    }
+    text
 }
 
 struct Nearest<'a>(&'a Option<String>);

@@ -287,8 +287,12 @@ mod tests {
         assert!(refusal("rotate", json!({"angle": 9, "background": "mauve"})).contains("#rrggbb"));
         assert!(refusal("resize", json!([1])).contains("object"));
         assert!(refusal("resize", json!({})).contains("width"));
-        let long = refusal("watermark", json!({"image": "!".repeat(5000)}));
-        assert!(long.len() < 300, "{long}");
+        for field in ["fit", "background", "width"] {
+            let mut params = json!({"width": 5});
+            params[field] = "!".repeat(5000).into();
+            let message = refusal("resize", params);
+            assert!(message.len() < 400, "{message}");
+        }
     }
 
     #[test]

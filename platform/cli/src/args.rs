@@ -3,7 +3,6 @@ pub mod manage;
 pub mod up;
 pub mod work;
 
-
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Serverless image processing: functions, flows and the events that start them.

@@ -17,7 +17,11 @@ pub async fn up(args: UpArgs) -> Result<(), CliError> {
 pub fn pod() -> Result<(), CliError> {
     imageflow_cpu::main_with(&|name| std::env::var(name).ok()).map_err(|e| {
         let text = e.to_string();
-        if e.exit_code() == 64 { CliError::Usage(text) } else { CliError::Failed(text) }
+        if e.exit_code() == 64 {
+            CliError::Usage(text)
+        } else {
+            CliError::Failed(text)
+        }
     })
 }
 

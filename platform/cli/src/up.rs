@@ -23,7 +23,11 @@ fn failed(what: &str) -> impl Fn(String) -> CliError + '_ {
 /// A bare level is for our own lines; libraries tell only what is wrong.
 fn quiet(filter: &str) -> String {
     let bare = !filter.contains(['=', ',']);
-    if bare { format!("{filter},fjall=warn,lsm_tree=warn,s3s=warn,hyper=warn") } else { filter.to_owned() }
+    if bare {
+        format!("{filter},fjall=warn,lsm_tree=warn,s3s=warn,hyper=warn")
+    } else {
+        filter.to_owned()
+    }
 }
 
 /// Runs until a signal, or with `--once` until the demo is over.
@@ -50,7 +54,12 @@ pub async fn run(args: UpArgs) -> Result<(), CliError> {
     write_endpoints(&data, &platform)?;
     println!("ImageFlow is up");
     println!("  API  {}", platform.api_url);
-    println!("  S3   {}  (access key {}, secret key {})", platform.s3_url, platform.access_key, shown_secret(&platform));
+    println!(
+        "  S3   {}  (access key {}, secret key {})",
+        platform.s3_url,
+        platform.access_key,
+        shown_secret(&platform)
+    );
     println!("  data {}", data.display());
     let work = async {
         for file in &args.apply {
@@ -82,7 +91,11 @@ pub async fn run(args: UpArgs) -> Result<(), CliError> {
 
 /// The secret is the local mode's well-known one, or was given by the user: then it is not repeated.
 fn shown_secret(platform: &Platform) -> &str {
-    if platform.own_credentials { "as given" } else { &platform.secret_key }
+    if platform.own_credentials {
+        "as given"
+    } else {
+        &platform.secret_key
+    }
 }
 
 /// For programs: where everything is, readable by the owner only.
@@ -96,10 +109,18 @@ fn write_endpoints(data: &Path, platform: &Platform) -> Result<(), CliError> {
     let mut options = std::fs::OpenOptions::new();
     let aside = data.join("endpoints.json.new");
     let write = || {
-        let mut file = options.create(true).write(true).truncate(true).mode(0o600).open(&aside)?;
+        let mut file = options
+            .create(true)
+            .write(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&aside)?;
         std::io::Write::write_all(&mut file, text.to_string().as_bytes())?;
         std::fs::rename(&aside, &path)
     };
     let mut write = write;
-    write().map_err(|source| CliError::Output { path: path.clone(), source })
+    write().map_err(|source| CliError::Output {
+        path: path.clone(),
+        source,
+    })
 }

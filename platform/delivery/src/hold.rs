@@ -67,7 +67,11 @@ impl Hold {
         self.interactive.retain(|w| !w.grant.is_closed());
         self.batch.retain(|w| !w.grant.is_closed());
         let batch_turn = self.since_batch + 1 >= BATCH_SHARE;
-        let order = if batch_turn { [Class::Batch, Class::Interactive] } else { [Class::Interactive, Class::Batch] };
+        let order = if batch_turn {
+            [Class::Batch, Class::Interactive]
+        } else {
+            [Class::Interactive, Class::Batch]
+        };
         for class in order {
             let queue = match class {
                 Class::Interactive => &mut self.interactive,
@@ -75,7 +79,11 @@ impl Hold {
             };
             if queue.front().is_some_and(|w| fits(w.demand)) {
                 let waiter = queue.pop_front()?;
-                self.since_batch = if class == Class::Batch { 0 } else { (self.since_batch + 1).min(BATCH_SHARE) };
+                self.since_batch = if class == Class::Batch {
+                    0
+                } else {
+                    (self.since_batch + 1).min(BATCH_SHARE)
+                };
                 return Some((class, waiter));
             }
         }
@@ -94,7 +102,13 @@ mod tests {
 
     fn waiter() -> (Waiter, oneshot::Receiver<Slot>) {
         let (grant, receiver) = oneshot::channel();
-        (Waiter { demand: Demand::One, grant }, receiver)
+        (
+            Waiter {
+                demand: Demand::One,
+                grant,
+            },
+            receiver,
+        )
     }
 
     #[test]

@@ -32,7 +32,11 @@ pub struct DeliveryConfig {
 
 impl Default for DeliveryConfig {
     fn default() -> Self {
-        Self { max_held: 1_000, max_answer_bytes: 64 << 20, start_failures: 3 }
+        Self {
+            max_held: 1_000,
+            max_answer_bytes: 64 << 20,
+            start_failures: 3,
+        }
     }
 }
 
@@ -125,7 +129,13 @@ impl Delivery {
             .pool_idle_timeout(Duration::from_secs(20))
             .build(connector);
         let (pokes, _) = broadcast::channel(1024);
-        let delivery = Arc::new(Self { config, client, host, state: Mutex::default(), pokes });
+        let delivery = Arc::new(Self {
+            config,
+            client,
+            host,
+            state: Mutex::default(),
+            pokes,
+        });
         let mut table = delivery.host.watch();
         let (shared, stop) = (delivery.clone(), stop.clone());
         tasks.spawn(async move {
@@ -171,12 +181,18 @@ impl Delivery {
             if let Some(reason) = &queue.failure {
                 // Poke again: it is the autoscaler that keeps trying to start pods while there is work.
                 let _ = self.pokes.send(function.clone());
-                return Err(DeliveryError::StartFailed { function: function.clone(), reason: reason.clone() });
+                return Err(DeliveryError::StartFailed {
+                    function: function.clone(),
+                    reason: reason.clone(),
+                });
             }
             if class == Class::Interactive {
                 let held = queue.hold.waiting(Class::Interactive);
                 if held >= self.config.max_held {
-                    return Err(DeliveryError::Overloaded { function: function.clone(), held });
+                    return Err(DeliveryError::Overloaded {
+                        function: function.clone(),
+                        held,
+                    });
                 }
             }
             let first = queue.hold.is_empty();
@@ -197,13 +213,17 @@ impl Delivery {
             Ok(Err(_)) => {
                 let state = self.lock();
                 match state.queues.get(revision).and_then(|q| q.failure.clone()) {
-                    Some(reason) if !state.closing => {
-                        Err(DeliveryError::StartFailed { function: function.clone(), reason })
-                    }
+                    Some(reason) if !state.closing => Err(DeliveryError::StartFailed {
+                        function: function.clone(),
+                        reason,
+                    }),
                     _ => Err(DeliveryError::Closing),
                 }
             }
-            Err(_) => Err(DeliveryError::NoSlot { function: function.clone(), waited: begun.elapsed() }),
+            Err(_) => Err(DeliveryError::NoSlot {
+                function: function.clone(),
+                waited: begun.elapsed(),
+            }),
         }
     }
 
@@ -244,7 +264,10 @@ impl Delivery {
 
     /// How many other requests the pod holds now.
     pub(crate) fn beside(&self, pod: &PodId, own_weight: u32) -> u32 {
-        self.lock().endpoints.get(pod).map_or(0, |e| e.in_flight.saturating_sub(own_weight))
+        self.lock()
+            .endpoints
+            .get(pod)
+            .map_or(0, |e| e.in_flight.saturating_sub(own_weight))
     }
 
     pub(crate) const fn weight(slot: &Slot) -> u32 {
@@ -264,13 +287,7 @@ impl Delivery {
     }
 
     /// A place at the accepting pod with the fewest requests.
-    fn place(
-        self: &Arc<Self>,
-        state: &mut State,
-        revision: &RevisionName,
-        demand: Demand,
-        cold: bool,
-    ) -> Option<Slot> {
+    fn place(self: &Arc<Self>, state: &mut State, revision: &RevisionName, demand: Demand, cold: bool) -> Option<Slot> {
         let (pod, endpoint) = state
             .endpoints
             .iter_mut()
@@ -304,10 +321,21 @@ impl Delivery {
     /// Gives free places to those who wait.
     fn grant(self: &Arc<Self>, state: &mut State, revision: &RevisionName, cold: bool) {
         loop {
-            let free = |demand| state.endpoints.values().any(|e| &e.revision == revision && fits(e, demand));
-            let Some(queue) = state.queues.get_mut(revision) else { return };
-            let Some((_, waiter)) = queue.hold.next(free) else { return };
-            let Some(slot) = self.place(state, revision, waiter.demand, cold) else { return };
+            let free = |demand| {
+                state
+                    .endpoints
+                    .values()
+                    .any(|e| &e.revision == revision && fits(e, demand))
+            };
+            let Some(queue) = state.queues.get_mut(revision) else {
+                return;
+            };
+            let Some((_, waiter)) = queue.hold.next(free) else {
+                return;
+            };
+            let Some(slot) = self.place(state, revision, waiter.demand, cold) else {
+                return;
+            };
             if let Err(mut slot) = waiter.grant.send(slot) {
                 // The caller went away in this moment. Undo by hand: its drop would lock again.
                 slot.delivery = Weak::new();
@@ -362,8 +390,12 @@ impl Delivery {
                 fresh.push(pod.revision.clone());
             }
         }
-        let ready: Vec<RevisionName> =
-            state.endpoints.values().filter(|e| e.accepting).map(|e| e.revision.clone()).collect();
+        let ready: Vec<RevisionName> = state
+            .endpoints
+            .values()
+            .filter(|e| e.accepting)
+            .map(|e| e.revision.clone())
+            .collect();
         for (revision, queue) in &mut state.queues {
             queue.coming = coming.get(revision).copied().unwrap_or(0);
             queue.failure = match failures.get(revision) {

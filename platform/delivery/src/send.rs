@@ -34,29 +34,49 @@ impl Delivery {
             .authority(slot.addr.to_string())
             .path_and_query(path)
             .build()
-            .map_err(|error| DeliveryError::PodLost { beside: 0, source: Box::new(error) })?;
+            .map_err(|error| DeliveryError::PodLost {
+                beside: 0,
+                source: Box::new(error),
+            })?;
         let begun = Instant::now();
         let call = async {
-            let response = self.client.request(Request::from_parts(parts, Full::new(body))).await.map_err(|error| {
-                if error.is_connect() {
-                    self.distrust(&slot.pod);
-                    return DeliveryError::NotReached(error);
-                }
-                let beside = self.beside(&slot.pod, Self::weight(slot));
-                DeliveryError::PodLost { beside, source: Box::new(error) }
-            })?;
+            let response = self
+                .client
+                .request(Request::from_parts(parts, Full::new(body)))
+                .await
+                .map_err(|error| {
+                    if error.is_connect() {
+                        self.distrust(&slot.pod);
+                        return DeliveryError::NotReached(error);
+                    }
+                    let beside = self.beside(&slot.pod, Self::weight(slot));
+                    DeliveryError::PodLost {
+                        beside,
+                        source: Box::new(error),
+                    }
+                })?;
             let (head, body) = response.into_parts();
-            let body = Limited::new(body, self.config.max_answer_bytes).collect().await.map_err(|source| {
-                if source.downcast_ref::<LengthLimitError>().is_some() {
-                    return DeliveryError::AnswerTooLarge(self.config.max_answer_bytes);
-                }
-                DeliveryError::PodLost { beside: self.beside(&slot.pod, Self::weight(slot)), source }
-            })?;
+            let body = Limited::new(body, self.config.max_answer_bytes)
+                .collect()
+                .await
+                .map_err(|source| {
+                    if source.downcast_ref::<LengthLimitError>().is_some() {
+                        return DeliveryError::AnswerTooLarge(self.config.max_answer_bytes);
+                    }
+                    DeliveryError::PodLost {
+                        beside: self.beside(&slot.pod, Self::weight(slot)),
+                        source,
+                    }
+                })?;
             Ok(Response::from_parts(head, body.to_bytes()))
         };
-        let response = tokio::time::timeout(timeout, call).await.map_err(|_| DeliveryError::Timeout(timeout))??;
+        let response = tokio::time::timeout(timeout, call)
+            .await
+            .map_err(|_| DeliveryError::Timeout(timeout))??;
         if let Some(why) = response.headers().get(REFUSED) {
-            return Err(DeliveryError::Refused { why: why.to_str().unwrap_or("unknown").to_owned() });
+            return Err(DeliveryError::Refused {
+                why: why.to_str().unwrap_or("unknown").to_owned(),
+            });
         }
         self.completed(slot.revision(), begun.elapsed());
         Ok(response)
@@ -78,7 +98,9 @@ impl Delivery {
         let mut cold = false;
         let mut refusals = 0;
         loop {
-            let slot = self.acquire(function, revision, Class::Interactive, Demand::One, deadline).await?;
+            let slot = self
+                .acquire(function, revision, Class::Interactive, Demand::One, deadline)
+                .await?;
             cold |= slot.cold();
             let left = deadline.saturating_duration_since(tokio::time::Instant::now());
             match self.send(&slot, request(), left).await {

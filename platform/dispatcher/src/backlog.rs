@@ -42,7 +42,10 @@ impl Backlogs {
     /// Every function with work.
     #[must_use]
     pub fn all(&self) -> Vec<(FunctionName, Backlog)> {
-        self.lock().iter().map(|(name, counts)| (name.clone(), counts.view())).collect()
+        self.lock()
+            .iter()
+            .map(|(name, counts)| (name.clone(), counts.view()))
+            .collect()
     }
 
     pub(crate) fn taken(&self, function: &FunctionName, requested_ms: i64) {
@@ -65,7 +68,9 @@ impl Backlogs {
     }
 
     pub(crate) fn working(&self, function: &FunctionName, delta: i64) {
-        self.change(function, |counts| counts.working = counts.working.saturating_add_signed(delta));
+        self.change(function, |counts| {
+            counts.working = counts.working.saturating_add_signed(delta)
+        });
     }
 
     pub(crate) fn unread(&self, function: &FunctionName, unread: u64) {

@@ -27,13 +27,22 @@ mod tests {
 
     #[test]
     fn waits_double_within_their_spread_up_to_the_longest() {
-        let policy = Delivery { backoff_delay: HumanDuration::from_millis(200), ..Delivery::default() };
+        let policy = Delivery {
+            backoff_delay: HumanDuration::from_millis(200),
+            ..Delivery::default()
+        };
         assert_eq!(wait(&policy, 1, None, 1.0), Duration::from_millis(200));
         assert_eq!(wait(&policy, 1, None, 0.0), Duration::from_millis(100));
         assert_eq!(wait(&policy, 4, None, 1.0), Duration::from_millis(1600));
         assert_eq!(wait(&policy, 40, None, 1.0), LONGEST);
-        assert_eq!(wait(&policy, 1, Some(Duration::from_secs(3)), 0.5), Duration::from_secs(3));
-        let linear = Delivery { backoff: Backoff::Linear, ..policy };
+        assert_eq!(
+            wait(&policy, 1, Some(Duration::from_secs(3)), 0.5),
+            Duration::from_secs(3)
+        );
+        let linear = Delivery {
+            backoff: Backoff::Linear,
+            ..policy
+        };
         assert_eq!(wait(&linear, 3, None, 1.0), Duration::from_millis(600));
     }
 }

@@ -36,7 +36,11 @@ pub struct DispatcherConfig {
 
 impl Default for DispatcherConfig {
     fn default() -> Self {
-        Self { member: "dispatcher-0".to_owned(), window: 128, commit_every: Duration::from_millis(200) }
+        Self {
+            member: "dispatcher-0".to_owned(),
+            window: 128,
+            commit_every: Duration::from_millis(200),
+        }
     }
 }
 
@@ -174,8 +178,12 @@ impl Intake {
 
     fn assign(&mut self, assigned: Vec<Assignment>) {
         for assignment in assigned {
-            let Some(function) = topics::function_of_work(&assignment.topic) else { continue };
-            let (start, metadata) = assignment.committed.map_or((0, String::new()), |c| (c.offset, c.metadata));
+            let Some(function) = topics::function_of_work(&assignment.topic) else {
+                continue;
+            };
+            let (start, metadata) = assignment
+                .committed
+                .map_or((0, String::new()), |c| (c.offset, c.metadata));
             let partition = Partition {
                 tracker: Tracker::new(start, &metadata),
                 function,
@@ -184,7 +192,8 @@ impl Intake {
                 keys: HashSet::new(),
                 behind: VecDeque::new(),
             };
-            self.partitions.insert(TopicPartition::new(assignment.topic, assignment.partition), partition);
+            self.partitions
+                .insert(TopicPartition::new(assignment.topic, assignment.partition), partition);
         }
     }
 
@@ -201,7 +210,9 @@ impl Intake {
             }
         }
         while open > 0 {
-            let Some(finished) = self.tasks.join_next().await else { break };
+            let Some(finished) = self.tasks.join_next().await else {
+                break;
+            };
             if finished.as_ref().is_ok_and(|f| revoked.contains(&f.at)) {
                 open -= 1;
             }
@@ -217,22 +228,36 @@ impl Intake {
     fn take(&mut self, consumer: &mut dyn Consumer, records: Vec<Record>) {
         for record in records {
             let at = TopicPartition::new(record.topic.clone(), record.partition);
-            let Some(partition) = self.partitions.get_mut(&at) else { continue };
+            let Some(partition) = self.partitions.get_mut(&at) else {
+                continue;
+            };
             self.dirty = true;
             if !partition.tracker.take(record.offset) {
                 continue;
             }
-            let step = record.value.as_ref().map(|value| serde_json::from_slice::<StepRequest>(value));
+            let step = record
+                .value
+                .as_ref()
+                .map(|value| serde_json::from_slice::<StepRequest>(value));
             let Some(Ok(step)) = step else {
                 // Only the router writes here. What it cannot have written is kept for people and passed by.
-                tracing::error!(topic = record.topic, offset = record.offset, "a work record cannot be read");
+                tracing::error!(
+                    topic = record.topic,
+                    offset = record.offset,
+                    "a work record cannot be read"
+                );
                 metrics::counter!("imageflow_function_unreadable_total").increment(1);
                 partition.tracker.done(record.offset);
                 continue;
             };
             self.context.backlogs.taken(&partition.function, step.requested_ms);
             let ordered = is_ordered(&self.context, &partition.function);
-            if ordered && record.key.as_ref().is_some_and(|key| !partition.keys.insert(key.clone())) {
+            if ordered
+                && record
+                    .key
+                    .as_ref()
+                    .is_some_and(|key| !partition.keys.insert(key.clone()))
+            {
                 partition.behind.push_back((record, step));
             } else {
                 start(&mut self.tasks, &self.context, partition, at.clone(), record, step);
@@ -253,15 +278,22 @@ impl Intake {
                 return;
             }
         };
-        self.context.backlogs.finished(&finished.step.function, finished.step.requested_ms);
-        let Some(partition) = self.partitions.get_mut(&finished.at) else { return };
+        self.context
+            .backlogs
+            .finished(&finished.step.function, finished.step.requested_ms);
+        let Some(partition) = self.partitions.get_mut(&finished.at) else {
+            return;
+        };
         if finished.done {
             partition.tracker.done(finished.offset);
             self.dirty = true;
         }
         let Some(key) = finished.key else { return };
         partition.keys.remove(&key);
-        let next = partition.behind.iter().position(|(record, _)| record.key.as_ref() == Some(&key));
+        let next = partition
+            .behind
+            .iter()
+            .position(|(record, _)| record.key.as_ref() == Some(&key));
         if finished.done
             && let Some((record, step)) = next.and_then(|i| partition.behind.remove(i))
         {
@@ -345,7 +377,10 @@ impl Intake {
 
 fn is_ordered(context: &Context, function: &FunctionName) -> bool {
     let catalog = context.resources.snapshot();
-    catalog.functions.get(function).is_some_and(|f| f.spec().delivery.ordering == Ordering::Key)
+    catalog
+        .functions
+        .get(function)
+        .is_some_and(|f| f.spec().delivery.ordering == Ordering::Key)
 }
 
 fn start(
@@ -357,9 +392,18 @@ fn start(
     step: StepRequest,
 ) {
     let (context, stop) = (context.clone(), partition.stop.clone());
-    let id = StepId { function: partition.function.clone(), requested_ms: step.requested_ms };
+    let id = StepId {
+        function: partition.function.clone(),
+        requested_ms: step.requested_ms,
+    };
     tasks.spawn(async move {
         let done = work::perform(&context, step, &stop).await.is_ok();
-        Finished { at, offset: record.offset, key: record.key, step: id, done }
+        Finished {
+            at,
+            offset: record.offset,
+            key: record.key,
+            step: id,
+            done,
+        }
     });
 }

@@ -54,7 +54,11 @@ pub fn read(response: Response<Bytes>) -> Outcome {
                 Some(event) => replied(&event),
                 None => Outcome::Data(Value::Null),
             },
-            Err(error) => failed(ErrorCode::FunctionFailed, format!("its answer is no event: {error}"), false),
+            Err(error) => failed(
+                ErrorCode::FunctionFailed,
+                format!("its answer is no event: {error}"),
+                false,
+            ),
         };
     }
     if body.is_empty() {
@@ -76,12 +80,25 @@ fn replied(event: &imageflow_events::Event) -> Outcome {
     }
     match serde_json::from_value(data) {
         Ok(reply) => Outcome::Replied(reply),
-        Err(error) => failed(ErrorCode::FunctionFailed, format!("its answer cannot be read: {error}"), false),
+        Err(error) => failed(
+            ErrorCode::FunctionFailed,
+            format!("its answer cannot be read: {error}"),
+            false,
+        ),
     }
 }
 
 fn failed(code: ErrorCode, message: String, retry: bool) -> Outcome {
-    Outcome::Failed { error: StepError { code, message, status: None, step: None }, retry, retry_after: None }
+    Outcome::Failed {
+        error: StepError {
+            code,
+            message,
+            status: None,
+            step: None,
+        },
+        retry,
+        retry_after: None,
+    }
 }
 
 fn failure(response: &Response<Bytes>) -> Outcome {
@@ -93,7 +110,11 @@ fn failure(response: &Response<Bytes>) -> Outcome {
         None => {
             let text = String::from_utf8_lossy(response.body());
             let text = text.trim();
-            let said = if text.is_empty() { String::new() } else { format!(": {text}") };
+            let said = if text.is_empty() {
+                String::new()
+            } else {
+                format!(": {text}")
+            };
             (code_of(status), format!("the function answered {status}{said}"))
         }
     };
@@ -102,7 +123,12 @@ fn failure(response: &Response<Bytes>) -> Outcome {
         None => message,
     };
     Outcome::Failed {
-        error: StepError { code, message, status: Some(status), step },
+        error: StepError {
+            code,
+            message,
+            status: Some(status),
+            step,
+        },
         retry: http_status_retries(status),
         retry_after: retry_after(response),
     }
@@ -132,7 +158,14 @@ const fn code_of(status: u16) -> ErrorCode {
 
 /// Seconds only: the date form is not sent by functions that we know of.
 fn retry_after(response: &Response<Bytes>) -> Option<Duration> {
-    let seconds: u64 = response.headers().get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    let seconds: u64 = response
+        .headers()
+        .get(RETRY_AFTER)?
+        .to_str()
+        .ok()?
+        .trim()
+        .parse()
+        .ok()?;
     Some(Duration::from_secs(seconds.min(3600)))
 }
 
@@ -151,7 +184,14 @@ mod tests {
 
     #[test]
     fn a_server_error_retries_and_a_bad_picture_does_not() {
-        let Outcome::Failed { error, retry, retry_after } = read(answer(503, "text/plain", "busy")) else { panic!() };
+        let Outcome::Failed {
+            error,
+            retry,
+            retry_after,
+        } = read(answer(503, "text/plain", "busy"))
+        else {
+            panic!()
+        };
         assert!(retry && error.message.contains("503: busy") && retry_after == Some(Duration::from_secs(7)));
         let problem = serde_json::to_string(&Problem::new(ErrorCode::Unprocessable, "the JPEG is truncated")).unwrap();
         let Outcome::Failed { error, retry, .. } = read(answer(422, "application/problem+json", &problem)) else {
@@ -167,6 +207,9 @@ mod tests {
         let event = r#"{"specversion":"1.0","id":"1","source":"urn:x","type":"com.example.done","data":{"n":1}}"#;
         let data = read(answer(200, "application/cloudevents+json", event));
         assert_eq!(data, Outcome::Data(serde_json::json!({"n": 1})));
-        assert!(matches!(read(answer(200, "application/cloudevents+json", "{")), Outcome::Failed { retry: false, .. }));
+        assert!(matches!(
+            read(answer(200, "application/cloudevents+json", "{")),
+            Outcome::Failed { retry: false, .. }
+        ));
     }
 }

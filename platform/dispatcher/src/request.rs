@@ -52,7 +52,11 @@ fn event(step: &StepRequest, attempt: u32, signed: &Signed) -> Result<Event, Req
             .iter()
             .filter_map(|s| {
                 let operation = s.operation.clone()?;
-                Some(InvokedStep { name: s.name.to_string(), operation, params: s.params.clone() })
+                Some(InvokedStep {
+                    name: s.name.to_string(),
+                    operation,
+                    params: s.params.clone(),
+                })
             })
             .collect(),
         ..StepData::default()
@@ -80,8 +84,12 @@ fn event(step: &StepRequest, attempt: u32, signed: &Signed) -> Result<Event, Req
         Input::Event(value) => data.event = Some(value.clone()),
     }
     if let Some(input) = &signed.input {
-        let target = InputTarget { headers: without_host(&input.headers) };
-        builder = builder.extension(ext::DATAREF, input.url.clone()).extension(ext::INPUT, pack(&target)?);
+        let target = InputTarget {
+            headers: without_host(&input.headers),
+        };
+        builder = builder
+            .extension(ext::DATAREF, input.url.clone())
+            .extension(ext::INPUT, pack(&target)?);
     }
     if let Some(output) = &signed.output {
         builder = builder.extension(ext::OUTPUT, pack(output)?);
@@ -94,7 +102,11 @@ fn event(step: &StepRequest, attempt: u32, signed: &Signed) -> Result<Event, Req
 
 /// The client's HTTP library sets Host itself.
 fn without_host(headers: &BTreeMap<String, String>) -> BTreeMap<String, String> {
-    headers.iter().filter(|(n, _)| !n.eq_ignore_ascii_case("host")).map(|(n, v)| (n.clone(), v.clone())).collect()
+    headers
+        .iter()
+        .filter(|(n, _)| !n.eq_ignore_ascii_case("host"))
+        .map(|(n, v)| (n.clone(), v.clone()))
+        .collect()
 }
 
 #[cfg(test)]
@@ -123,7 +135,11 @@ pub(crate) mod tests {
                 size: 3,
                 content_type: Some("image/jpeg".into()),
             }),
-            output: OutputRef { bucket: "processed-images".into(), key: "k".into(), intermediate: false },
+            output: OutputRef {
+                bucket: "processed-images".into(),
+                key: "k".into(),
+                intermediate: false,
+            },
             requested_ms: 0,
             traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
         }
@@ -131,10 +147,25 @@ pub(crate) mod tests {
 
     #[test]
     fn the_event_says_all_that_the_pod_needs() {
-        let input = SignedRequest { url: "http://s3/a%20b?sig=1".into(), method: "GET".into(), headers: BTreeMap::new() };
-        let output =
-            OutputTarget { object: input.clone(), sidecar: input.clone(), intermediate: false };
-        let request = build(&step(), 2, &Signed { input: Some(input), output: Some(output.clone()) }).unwrap();
+        let input = SignedRequest {
+            url: "http://s3/a%20b?sig=1".into(),
+            method: "GET".into(),
+            headers: BTreeMap::new(),
+        };
+        let output = OutputTarget {
+            object: input.clone(),
+            sidecar: input.clone(),
+            intermediate: false,
+        };
+        let request = build(
+            &step(),
+            2,
+            &Signed {
+                input: Some(input),
+                output: Some(output.clone()),
+            },
+        )
+        .unwrap();
         let (parts, body) = request.into_parts();
         let event = imageflow_events::http::read(&parts.headers, &body).unwrap().remove(0);
         assert_eq!(ext::text(&event, ext::DATAREF).unwrap(), "http://s3/a%20b?sig=1");

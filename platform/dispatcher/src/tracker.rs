@@ -45,7 +45,13 @@ impl Tracker {
     #[must_use]
     pub fn new(start: i64, metadata: &str) -> Self {
         let beyond: BTreeSet<i64> = decode(start, metadata).unwrap_or_default();
-        Self { committed: start, next: start, open: BTreeSet::new(), beyond, last: Some((start, metadata.to_owned())) }
+        Self {
+            committed: start,
+            next: start,
+            open: BTreeSet::new(),
+            beyond,
+            last: Some((start, metadata.to_owned())),
+        }
     }
 
     /// Takes a record that was read. False when it was done before: then there is nothing to do.
@@ -92,7 +98,11 @@ impl Tracker {
         if self.last.as_ref().is_some_and(|(o, m)| *o == offset && *m == metadata) {
             return None;
         }
-        Some(Commit { offset, metadata, truncated })
+        Some(Commit {
+            offset,
+            metadata,
+            truncated,
+        })
     }
 
     /// Remembers that a commit was made.
@@ -130,7 +140,11 @@ fn encode<'a>(offset: i64, done: impl Iterator<Item = &'a i64>) -> String {
     if let Some((from, to)) = run {
         write(from, to, &mut at);
     }
-    if bytes.is_empty() { String::new() } else { format!("{VERSION}{}", STANDARD_NO_PAD.encode(bytes)) }
+    if bytes.is_empty() {
+        String::new()
+    } else {
+        format!("{VERSION}{}", STANDARD_NO_PAD.encode(bytes))
+    }
 }
 
 fn decode(offset: i64, metadata: &str) -> Option<BTreeSet<i64>> {
@@ -218,7 +232,11 @@ mod tests {
         for offset in (1..10_000).step_by(2) {
             tracker.done(offset);
         }
-        let commit = tracker.commit(None).unwrap_or_else(|| Commit { offset: 0, metadata: String::new(), truncated: true });
+        let commit = tracker.commit(None).unwrap_or_else(|| Commit {
+            offset: 0,
+            metadata: String::new(),
+            truncated: true,
+        });
         assert!(commit.truncated && commit.metadata.is_empty());
     }
 

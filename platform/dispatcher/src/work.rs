@@ -59,16 +59,28 @@ async fn attempts(context: &Context, step: &StepRequest) -> RunEvent {
     let mut demand = Demand::One;
     loop {
         let Some((entry, spec)) = function_of(context, step) else {
-            let message = format!("function {} or its revision {} was deleted", step.function, step.revision);
+            let message = format!(
+                "function {} or its revision {} was deleted",
+                step.function, step.revision
+            );
             return end_failed(context, step, plain(ErrorCode::NotFound, message), attempts);
         };
         let number = u32::try_from(attempts.len()).unwrap_or(u32::MAX).saturating_add(1);
         let (error, retry, retry_after) = match attempt(context, step, &spec, number, demand).await {
             Ok(Tried::Done(result)) => {
                 let at_ms = (context.clock)();
-                return RunEvent::StageCompleted { run: step.run.clone(), stage: step.stage, result, at_ms };
+                return RunEvent::StageCompleted {
+                    run: step.run.clone(),
+                    stage: step.stage,
+                    result,
+                    at_ms,
+                };
             }
-            Ok(Tried::Failed { error, retry, retry_after }) => (error, retry, retry_after),
+            Ok(Tried::Failed {
+                error,
+                retry,
+                retry_after,
+            }) => (error, retry, retry_after),
             Err(Undelivered::NoAttempt { alone }) => {
                 demand = if alone { Demand::Alone } else { demand };
                 continue;
@@ -81,7 +93,11 @@ async fn attempts(context: &Context, step: &StepRequest) -> RunEvent {
         };
         metrics::counter!("imageflow_function_attempts_failed_total", "function" => step.function.to_string(), "code" => error.code.slug()).increment(1);
         let at_ms = (context.clock)();
-        attempts.push(Attempt { number, at_ms, error: error.clone() });
+        attempts.push(Attempt {
+            number,
+            at_ms,
+            error: error.clone(),
+        });
         let policy = &entry.spec().delivery;
         if !retry || number > policy.retry {
             return end_failed(context, step, error, attempts);
@@ -89,7 +105,12 @@ async fn attempts(context: &Context, step: &StepRequest) -> RunEvent {
         let wait = backoff::wait(policy, number, retry_after, rand::random());
         let next_ms = at_ms.saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX));
         if let Some(attempt) = attempts.last().cloned() {
-            let event = RunEvent::AttemptFailed { run: step.run.clone(), stage: step.stage, attempt, next_ms };
+            let event = RunEvent::AttemptFailed {
+                run: step.run.clone(),
+                stage: step.stage,
+                attempt,
+                next_ms,
+            };
             tell(context, event).await;
         }
         tokio::time::sleep(wait).await;
@@ -106,7 +127,11 @@ fn function_of(context: &Context, step: &StepRequest) -> Option<(Arc<FunctionEnt
 
 enum Tried {
     Done(StepResult),
-    Failed { error: StepError, retry: bool, retry_after: Option<Duration> },
+    Failed {
+        error: StepError,
+        retry: bool,
+        retry_after: Option<Duration>,
+    },
 }
 
 enum Undelivered {
@@ -136,7 +161,11 @@ async fn attempt(
             std::future::pending::<()>().await;
             return Err(Undelivered::NoAttempt { alone: false });
         }
-        Err(_) => return Err(Undelivered::NoAttempt { alone: demand == Demand::Alone }),
+        Err(_) => {
+            return Err(Undelivered::NoAttempt {
+                alone: demand == Demand::Alone,
+            });
+        }
     };
     let timeout = spec.timeout.0;
     let signed = sign(context, step, timeout).await?;
@@ -152,8 +181,11 @@ async fn attempt(
         match tokio::time::timeout(REPORT_STARTED_AFTER, &mut send).await {
             Ok(sent) => sent,
             Err(_) => {
-                let started =
-                    RunEvent::StageStarted { run: step.run.clone(), stage: step.stage, at_ms: (context.clock)() };
+                let started = RunEvent::StageStarted {
+                    run: step.run.clone(),
+                    stage: step.stage,
+                    at_ms: (context.clock)(),
+                };
                 let (sent, ()) = tokio::join!(send, tell(context, started));
                 sent
             }
@@ -168,29 +200,45 @@ async fn attempt(
         Err(_) => {
             // Refused or not reached: the pod is busy with others or has just gone.
             tokio::time::sleep(Duration::from_millis(20)).await;
-            Err(Undelivered::NoAttempt { alone: demand == Demand::Alone })
+            Err(Undelivered::NoAttempt {
+                alone: demand == Demand::Alone,
+            })
         }
     }
 }
 
 /// Makes the result durable where the pod has not, and checks it where the pod found it there.
-async fn finish(
-    context: &Context,
-    step: &StepRequest,
-    outcome: Outcome,
-    cold: bool,
-) -> Result<Tried, Undelivered> {
+async fn finish(context: &Context, step: &StepRequest, outcome: Outcome, cold: bool) -> Result<Tried, Undelivered> {
     let reply = match outcome {
-        Outcome::Failed { error, retry, retry_after } => return Ok(Tried::Failed { error, retry, retry_after }),
+        Outcome::Failed {
+            error,
+            retry,
+            retry_after,
+        } => {
+            return Ok(Tried::Failed {
+                error,
+                retry,
+                retry_after,
+            });
+        }
         Outcome::Replied(reply) => reply,
-        Outcome::Data(data) => StepReply { data, ..StepReply::default() },
+        Outcome::Data(data) => StepReply {
+            data,
+            ..StepReply::default()
+        },
         Outcome::Body { body, content_type } => store(context, step, body, content_type).await?,
     };
     let output = match &reply.output {
         None => None,
         Some(written) => Some(verified(context, step, written, &reply).await?),
     };
-    Ok(Tried::Done(StepResult { output, data: reply.data, service_ms: reply.service_ms, cold, reused: reply.reused }))
+    Ok(Tried::Done(StepResult {
+        output,
+        data: reply.data,
+        service_ms: reply.service_ms,
+        cold,
+        reused: reply.reused,
+    }))
 }
 
 /// Stores the answer of a foreign function as the step's result: data first, then the object, each once.
@@ -208,13 +256,26 @@ async fn store(
         metadata: written_by(step),
         if_none_match: true,
     };
-    let (etag, reused) = match context.objects.put(&step.output.bucket, &step.output.key, body, options).await {
+    let (etag, reused) = match context
+        .objects
+        .put(&step.output.bucket, &step.output.key, body, options)
+        .await
+    {
         Ok(info) => (info.etag, false),
         Err(ObjectError::AlreadyExists { .. }) => (String::new(), true),
         Err(error) => return Err(storage(&error)),
     };
-    let output = Some(WrittenOutput { etag, size, content_type });
-    Ok(StepReply { output, data, reused, ..StepReply::default() })
+    let output = Some(WrittenOutput {
+        etag,
+        size,
+        content_type,
+    });
+    Ok(StepReply {
+        output,
+        data,
+        reused,
+        ..StepReply::default()
+    })
 }
 
 /// The object as it is in the store. Asked for when the pod did not write it itself or does not know its ETag.
@@ -227,7 +288,13 @@ async fn verified(
     let OutputRef { bucket, key, .. } = step.output.clone();
     if !reply.reused && !written.etag.is_empty() {
         let content_type = Some(written.content_type.clone());
-        return Ok(ObjectRef { bucket, key, etag: written.etag.clone(), size: written.size, content_type });
+        return Ok(ObjectRef {
+            bucket,
+            key,
+            etag: written.etag.clone(),
+            size: written.size,
+            content_type,
+        });
     }
     let info = match context.objects.head(&bucket, &key).await {
         Ok(Some(info)) => info,
@@ -240,7 +307,13 @@ async fn verified(
         Ok(None) => put_sidecar(context, step, &reply.data).await?,
         Err(error) => return Err(storage(&error)),
     }
-    Ok(ObjectRef { bucket, key, etag: info.etag, size: info.size, content_type: info.content_type })
+    Ok(ObjectRef {
+        bucket,
+        key,
+        etag: info.etag,
+        size: info.size,
+        content_type: info.content_type,
+    })
 }
 
 async fn put_sidecar(context: &Context, step: &StepRequest, data: &Value) -> Result<(), Undelivered> {
@@ -250,7 +323,11 @@ async fn put_sidecar(context: &Context, step: &StepRequest, data: &Value) -> Res
         if_none_match: true,
     };
     let key = sidecar_key(&step.output.key);
-    match context.objects.put(&step.output.bucket, &key, data.to_string().into(), options).await {
+    match context
+        .objects
+        .put(&step.output.bucket, &key, data.to_string().into(), options)
+        .await
+    {
         Ok(_) | Err(ObjectError::AlreadyExists { .. }) => Ok(()),
         Err(error) => Err(storage(&error)),
     }
@@ -273,19 +350,28 @@ fn sidecar_key(key: &str) -> String {
 async fn sign(context: &Context, step: &StepRequest, timeout: Duration) -> Result<Signed, Undelivered> {
     let life = timeout + CLOCK_SKEW;
     let Input::Object(object) = &step.input else {
-        return Ok(Signed { input: None, output: Some(sign_output(context, step, life).await?) });
+        return Ok(Signed {
+            input: None,
+            output: Some(sign_output(context, step, life).await?),
+        });
     };
     let input = context
         .objects
         .sign_get(&object.bucket, &object.key, Some(&object.etag), life)
         .await
         .map_err(|e| storage(&e))?;
-    Ok(Signed { input: Some(signed_request(&input)), output: Some(sign_output(context, step, life).await?) })
+    Ok(Signed {
+        input: Some(signed_request(&input)),
+        output: Some(sign_output(context, step, life).await?),
+    })
 }
 
 async fn sign_output(context: &Context, step: &StepRequest, life: Duration) -> Result<OutputTarget, Undelivered> {
     let sign = async |key: String| {
-        let signed = context.objects.sign_put(&step.output.bucket, &key, &written_by(step), life).await;
+        let signed = context
+            .objects
+            .sign_put(&step.output.bucket, &key, &written_by(step), life)
+            .await;
         signed.map(|s| signed_request(&s)).map_err(|e| storage(&e))
     };
     Ok(OutputTarget {
@@ -304,16 +390,31 @@ fn signed_request(signed: &imageflow_objects::SignedUrl) -> imageflow_events::in
 }
 
 const fn plain(code: ErrorCode, message: String) -> StepError {
-    StepError { code, message, status: None, step: None }
+    StepError {
+        code,
+        message,
+        status: None,
+        step: None,
+    }
 }
 
 const fn failed(error: StepError, retry: bool) -> Tried {
-    Tried::Failed { error, retry, retry_after: None }
+    Tried::Failed {
+        error,
+        retry,
+        retry_after: None,
+    }
 }
 
 fn end_failed(context: &Context, step: &StepRequest, error: StepError, attempts: Vec<Attempt>) -> RunEvent {
     let at_ms = (context.clock)();
-    RunEvent::StageFailed { run: step.run.clone(), stage: step.stage, error, attempts, at_ms }
+    RunEvent::StageFailed {
+        run: step.run.clone(),
+        stage: step.stage,
+        error,
+        attempts,
+        at_ms,
+    }
 }
 
 /// A report that people look at but nothing depends on: it is tried once.
@@ -327,7 +428,9 @@ async fn tell(context: &Context, event: RunEvent) {
 
 /// The report that ends the work: repeated until it is durable, for the record may not be marked done before.
 async fn report(context: &Context, event: RunEvent, stop: &CancellationToken) -> Result<(), GivenUp> {
-    let Some(record) = record(&event) else { return Err(GivenUp) };
+    let Some(record) = record(&event) else {
+        return Err(GivenUp);
+    };
     loop {
         match context.log.produce(vec![record.clone()]).await {
             Ok(_) => return Ok(()),
@@ -342,7 +445,11 @@ async fn report(context: &Context, event: RunEvent, stop: &CancellationToken) ->
 
 fn record(event: &RunEvent) -> Option<NewRecord> {
     match serde_json::to_vec(event) {
-        Ok(value) => Some(NewRecord::new(topics::RUN_EVENTS).key(event.run().as_str().to_owned()).value(value)),
+        Ok(value) => Some(
+            NewRecord::new(topics::RUN_EVENTS)
+                .key(event.run().as_str().to_owned())
+                .value(value),
+        ),
         Err(error) => {
             tracing::error!(%error, run = %event.run(), "an event cannot be written");
             None

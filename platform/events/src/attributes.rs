@@ -23,8 +23,15 @@ pub fn get(event: &Event, name: &str) -> Option<String> {
 pub fn check(event: &Event) -> Result<(), EventError> {
     const LONGEST_NAME: usize = 20;
     const LONGEST_VALUE: usize = 8 * 1024;
-    let fault = |name: &str, why| EventError::Attribute { name: name.chars().take(40).collect(), why };
-    for (name, value) in [("id", event.id()), ("type", event.ty()), ("source", &event.source().to_string())] {
+    let fault = |name: &str, why| EventError::Attribute {
+        name: name.chars().take(40).collect(),
+        why,
+    };
+    for (name, value) in [
+        ("id", event.id()),
+        ("type", event.ty()),
+        ("source", &event.source().to_string()),
+    ] {
         if value.is_empty() {
             return Err(fault(name, "is empty"));
         }
@@ -105,7 +112,13 @@ mod tests {
 
     #[test]
     fn header_values_survive_encoding() {
-        for text in ["raw-images/a b.jpg", "Grüße \"x\" 100%", "http://h/p?X=a%2Fb", "%zz", "plain"] {
+        for text in [
+            "raw-images/a b.jpg",
+            "Grüße \"x\" 100%",
+            "http://h/p?X=a%2Fb",
+            "%zz",
+            "plain",
+        ] {
             assert_eq!(decode(&encode(text)), text);
             assert!(encode(text).is_ascii());
         }

@@ -39,7 +39,9 @@ pub const TYPE_STEP_COMPLETED: &str = "dev.imageflow.step.completed";
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Untrusted {
     /// It claims a type of ours.
-    #[error("events of type \"{0}\" are raised by the platform only: use a type that does not start with {TYPE_PREFIX}")]
+    #[error(
+        "events of type \"{0}\" are raised by the platform only: use a type that does not start with {TYPE_PREFIX}"
+    )]
     ReservedType(String),
     /// It asks us to fetch from somewhere.
     #[error("a dataref is not taken from outside: put the data into a bucket and refer to bucket and key in the data")]
@@ -85,7 +87,12 @@ mod tests {
     use cloudevents::{EventBuilder, EventBuilderV10};
 
     fn event(ty: &str) -> Event {
-        EventBuilderV10::new().id("1").source("urn:test").ty(ty).build().unwrap()
+        EventBuilderV10::new()
+            .id("1")
+            .source("urn:test")
+            .ty(ty)
+            .build()
+            .unwrap()
     }
 
     #[test]

@@ -27,7 +27,10 @@ pub enum Mode {
 /// How a request carries events; `None` when it does not.
 #[must_use]
 pub fn mode(headers: &HeaderMap) -> Option<Mode> {
-    let media = headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let media = headers
+        .get(CONTENT_TYPE)
+        .and_then(|v| v.to_str().ok())
+        .unwrap_or_default();
     let essence = media.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     match essence.as_str() {
         BATCH => Some(Mode::Batch),
@@ -44,21 +47,31 @@ pub fn mode(headers: &HeaderMap) -> Option<Mode> {
 pub fn read(headers: &HeaderMap, body: &Bytes) -> Result<Vec<Event>, EventError> {
     let events = match mode(headers).ok_or(EventError::NoEvent)? {
         Mode::Batch => {
-            let values: Vec<serde_json::Value> = serde_json::from_slice(body)
-                .map_err(|source| EventError::Json { expected: "a JSON array of events", source })?;
+            let values: Vec<serde_json::Value> = serde_json::from_slice(body).map_err(|source| EventError::Json {
+                expected: "a JSON array of events",
+                source,
+            })?;
             if values.len() > MAX_BATCH {
-                return Err(EventError::Attribute { name: "batch".into(), why: "has more than 1000 events" });
+                return Err(EventError::Attribute {
+                    name: "batch".into(),
+                    why: "has more than 1000 events",
+                });
             }
             values
                 .into_iter()
                 .map(|value| {
-                    serde_json::from_value(value).map_err(|source| EventError::Json { expected: "an event", source })
+                    serde_json::from_value(value).map_err(|source| EventError::Json {
+                        expected: "an event",
+                        source,
+                    })
                 })
                 .collect::<Result<Vec<Event>, _>>()?
         }
         Mode::Structured => {
-            let event =
-                serde_json::from_slice(body).map_err(|source| EventError::Json { expected: "an event", source })?;
+            let event = serde_json::from_slice(body).map_err(|source| EventError::Json {
+                expected: "an event",
+                source,
+            })?;
             vec![event]
         }
         Mode::Binary => {
@@ -66,7 +79,10 @@ pub fn read(headers: &HeaderMap, body: &Bytes) -> Result<Vec<Event>, EventError>
             for name in ["ce-id", "ce-source", "ce-type"] {
                 let value = headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default();
                 if value.is_empty() {
-                    return Err(EventError::Attribute { name: name[3..].to_owned(), why: "is missing or empty" });
+                    return Err(EventError::Attribute {
+                        name: name[3..].to_owned(),
+                        why: "is missing or empty",
+                    });
                 }
             }
             let mut event = to_event(headers, body.to_vec()).map_err(EventError::Invalid)?;
@@ -97,13 +113,17 @@ pub fn write_binary(event: &Event) -> Result<(HeaderMap, Bytes), EventError> {
             "specversion" => continue,
             "datacontenttype" => (CONTENT_TYPE, text),
             _ => {
-                let header = HeaderName::try_from(format!("ce-{name}"))
-                    .map_err(|_| EventError::Attribute { name: name.to_owned(), why: "is not a header name" })?;
+                let header = HeaderName::try_from(format!("ce-{name}")).map_err(|_| EventError::Attribute {
+                    name: name.to_owned(),
+                    why: "is not a header name",
+                })?;
                 (header, attributes::encode(&text))
             }
         };
-        let value = HeaderValue::try_from(text)
-            .map_err(|_| EventError::Attribute { name: name.to_owned(), why: "is not a header value" })?;
+        let value = HeaderValue::try_from(text).map_err(|_| EventError::Attribute {
+            name: name.to_owned(),
+            why: "is not a header value",
+        })?;
         headers.insert(header, value);
     }
     if !headers.contains_key(CONTENT_TYPE) && event.data().is_some() {
@@ -117,10 +137,15 @@ pub fn write_binary(event: &Event) -> Result<(HeaderMap, Bytes), EventError> {
 /// # Errors
 /// [`EventError::Json`] when the data cannot be written as JSON.
 pub fn write_structured(event: &Event) -> Result<(HeaderMap, Bytes), EventError> {
-    let body =
-        serde_json::to_vec(event).map_err(|source| EventError::Json { expected: "an event as JSON", source })?;
+    let body = serde_json::to_vec(event).map_err(|source| EventError::Json {
+        expected: "an event as JSON",
+        source,
+    })?;
     let mut headers = HeaderMap::new();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/cloudevents+json; charset=utf-8"));
+    headers.insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("application/cloudevents+json; charset=utf-8"),
+    );
     Ok((headers, body.into()))
 }
 
@@ -179,6 +204,9 @@ mod tests {
         assert!(read(&headers, &body).is_err());
         assert!(matches!(read(&HeaderMap::new(), &body), Err(EventError::NoEvent)));
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(STRUCTURED));
-        assert!(matches!(read(&headers, &Bytes::from_static(b"{")), Err(EventError::Json { .. })));
+        assert!(matches!(
+            read(&headers, &Bytes::from_static(b"{")),
+            Err(EventError::Json { .. })
+        ));
     }
 }

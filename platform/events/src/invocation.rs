@@ -22,7 +22,9 @@ pub struct SignedRequest {
 
 impl fmt::Debug for SignedRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SignedRequest").field("method", &self.method).finish_non_exhaustive()
+        f.debug_struct("SignedRequest")
+            .field("method", &self.method)
+            .finish_non_exhaustive()
     }
 }
 
@@ -170,8 +172,13 @@ pub fn pack<T: Serialize>(value: &T) -> Result<String, serde_json::Error> {
 /// # Errors
 /// [`UnpackError`].
 pub fn unpack<T: DeserializeOwned>(text: &str) -> Result<T, UnpackError> {
-    let json = URL_SAFE_NO_PAD.decode(text.trim_end_matches('=')).map_err(|_| UnpackError::Base64)?;
-    serde_json::from_slice(&json).map_err(|e| UnpackError::Json { line: e.line(), column: e.column() })
+    let json = URL_SAFE_NO_PAD
+        .decode(text.trim_end_matches('='))
+        .map_err(|_| UnpackError::Base64)?;
+    serde_json::from_slice(&json).map_err(|e| UnpackError::Json {
+        line: e.line(),
+        column: e.column(),
+    })
 }
 
 #[cfg(test)]
@@ -180,9 +187,16 @@ mod tests {
 
     #[test]
     fn an_output_target_survives_packing_and_hides_its_url() {
-        let request =
-            SignedRequest { url: "http://h/secret".into(), method: "PUT".into(), headers: BTreeMap::new() };
-        let target = OutputTarget { object: request.clone(), sidecar: request, intermediate: true };
+        let request = SignedRequest {
+            url: "http://h/secret".into(),
+            method: "PUT".into(),
+            headers: BTreeMap::new(),
+        };
+        let target = OutputTarget {
+            object: request.clone(),
+            sidecar: request,
+            intermediate: true,
+        };
         assert_eq!(unpack::<OutputTarget>(&pack(&target).unwrap()).unwrap(), target);
         assert!(!format!("{target:?}").contains("secret"));
         assert!(unpack::<OutputTarget>("***").is_err() && unpack::<OutputTarget>("e30").is_err());

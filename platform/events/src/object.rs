@@ -11,7 +11,11 @@ use crate::{EventError, ext, json_data};
 /// # Errors
 /// [`EventError::Attribute`] when the names cannot stand in an event.
 pub fn object_event(object: &ObjectRef, created: bool, written_by: Option<&str>) -> Result<Event, EventError> {
-    let ty = if created { ext::TYPE_OBJECT_CREATED } else { ext::TYPE_OBJECT_REMOVED };
+    let ty = if created {
+        ext::TYPE_OBJECT_CREATED
+    } else {
+        ext::TYPE_OBJECT_REMOVED
+    };
     let mut builder = EventBuilderV10::new()
         .id(&digest(&["object-event", ty, &object.bucket, &object.key, &object.etag])[..32])
         .source(format!("/imageflow/buckets/{}", object.bucket))
@@ -25,7 +29,10 @@ pub fn object_event(object: &ObjectRef, created: bool, written_by: Option<&str>)
     builder
         .data("application/json", data)
         .build()
-        .map_err(|_| EventError::Attribute { name: "subject".into(), why: "cannot stand in an event" })
+        .map_err(|_| EventError::Attribute {
+            name: "subject".into(),
+            why: "cannot stand in an event",
+        })
 }
 
 /// The object that an event refers to: `bucket` and `key` (and `etag`) in its JSON data.
@@ -51,12 +58,20 @@ mod tests {
 
     #[test]
     fn the_same_object_makes_the_same_event() {
-        let object =
-            ObjectRef { bucket: "raw-images".into(), key: "a b.jpg".into(), etag: "e1".into(), size: 3, content_type: None };
+        let object = ObjectRef {
+            bucket: "raw-images".into(),
+            key: "a b.jpg".into(),
+            etag: "e1".into(),
+            size: 3,
+            content_type: None,
+        };
         let event = object_event(&object, true, None).unwrap();
         assert_eq!(event.id(), object_event(&object, true, Some("run-1")).unwrap().id());
         assert_eq!(own_object(&event).unwrap(), object);
-        let other = ObjectRef { etag: "e2".into(), ..object };
+        let other = ObjectRef {
+            etag: "e2".into(),
+            ..object
+        };
         assert_ne!(event.id(), object_event(&other, true, None).unwrap().id());
     }
 }

@@ -30,17 +30,26 @@ pub fn write(event: &Event) -> RecordParts {
 /// # Errors
 /// [`EventError`] when it is no event.
 pub fn read(headers: &[(String, Bytes)], value: Option<&Bytes>) -> Result<Event, EventError> {
-    let content_type = headers.iter().find(|(n, _)| n.eq_ignore_ascii_case("content-type")).map(|(_, v)| v);
+    let content_type = headers
+        .iter()
+        .find(|(n, _)| n.eq_ignore_ascii_case("content-type"))
+        .map(|(_, v)| v);
     let body = value.cloned().unwrap_or_default();
     if content_type.is_some_and(|v| v.starts_with(b"application/cloudevents")) {
-        return serde_json::from_slice(&body).map_err(|source| EventError::Json { expected: "an event", source });
+        return serde_json::from_slice(&body).map_err(|source| EventError::Json {
+            expected: "an event",
+            source,
+        });
     }
     // The SDK's HTTP reader does the work: same attributes, other prefix; bytes beyond ASCII travel encoded.
     let mut map = HeaderMap::new();
     for (name, value) in headers {
         let text = String::from_utf8_lossy(value);
         let (header, text) = match name.strip_prefix("ce_") {
-            Some(attribute) => (HeaderName::try_from(format!("ce-{attribute}")), crate::attributes::encode(&text)),
+            Some(attribute) => (
+                HeaderName::try_from(format!("ce-{attribute}")),
+                crate::attributes::encode(&text),
+            ),
             None if name.eq_ignore_ascii_case("content-type") => (Ok(CONTENT_TYPE), text.into_owned()),
             None => continue,
         };
@@ -50,7 +59,10 @@ pub fn read(headers: &[(String, Bytes)], value: Option<&Bytes>) -> Result<Event,
     }
     for required in ["ce-specversion", "ce-id", "ce-source", "ce-type"] {
         if !map.contains_key(required) {
-            return Err(EventError::Attribute { name: required[3..].to_owned(), why: "is missing" });
+            return Err(EventError::Attribute {
+                name: required[3..].to_owned(),
+                why: "is missing",
+            });
         }
     }
     let mut event = to_event(&map, body.to_vec()).map_err(EventError::Invalid)?;
@@ -75,11 +87,18 @@ mod tests {
             .build()
             .unwrap();
         let (headers, value) = write(&event);
-        assert!(headers.iter().any(|(n, v)| n == "ce_subject" && v == "Grüße 100%.jpg".as_bytes()));
+        assert!(
+            headers
+                .iter()
+                .any(|(n, v)| n == "ce_subject" && v == "Grüße 100%.jpg".as_bytes())
+        );
         let back = read(&headers, value.as_ref()).unwrap();
         assert_eq!((back.id(), back.subject()), ("1", Some("Grüße 100%.jpg")));
         assert_eq!(crate::json_data(&back), Some(serde_json::json!({"a": 1})));
-        let structured = [("content-type".to_owned(), Bytes::from_static(b"application/cloudevents+json"))];
+        let structured = [(
+            "content-type".to_owned(),
+            Bytes::from_static(b"application/cloudevents+json"),
+        )];
         let json = Bytes::from(serde_json::to_vec(&event).unwrap());
         assert_eq!(read(&structured, Some(&json)).unwrap().id(), "1");
         assert!(read(&[], None).unwrap_err().to_string().contains("specversion"));

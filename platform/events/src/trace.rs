@@ -34,13 +34,20 @@ impl TraceParent {
     /// A new trace, sampled.
     #[must_use]
     pub fn generate() -> Self {
-        Self { trace_id: uuid::Uuid::new_v4().as_u128(), span_id: random_span(), flags: 1 }
+        Self {
+            trace_id: uuid::Uuid::new_v4().as_u128(),
+            span_id: random_span(),
+            flags: 1,
+        }
     }
 
     /// Another span of the same trace.
     #[must_use]
     pub fn child(self) -> Self {
-        Self { span_id: random_span(), ..self }
+        Self {
+            span_id: random_span(),
+            ..self
+        }
     }
 }
 
@@ -66,7 +73,12 @@ mod tests {
         let child = parent.child();
         assert_eq!(child.trace_id, parent.trace_id);
         assert_ne!(child.span_id, parent.span_id);
-        for bad in ["", "00-0-0-01", &format!("ff-{:032x}-{:016x}-01", 1, 1), &format!("00-{:032x}-{:016x}-01", 0, 1)] {
+        for bad in [
+            "",
+            "00-0-0-01",
+            &format!("ff-{:032x}-{:016x}-01", 1, 1),
+            &format!("00-{:032x}-{:016x}-01", 0, 1),
+        ] {
             assert_eq!(TraceParent::parse(bad), None, "{bad}");
         }
     }

@@ -21,7 +21,8 @@ const MOST: usize = 6_000;
 
 /// `POST /v1/apply`: all documents are checked, then kept: functions first, then flows, then triggers, each in the order given.
 pub async fn apply(State(gateway): State<Arc<Gateway>>, RawQuery(raw): RawQuery, body: Bytes) -> Answer {
-    let text = std::str::from_utf8(&body).map_err(|_| Problem::new(ErrorCode::InvalidArgument, "the body is not UTF-8"))?;
+    let text =
+        std::str::from_utf8(&body).map_err(|_| Problem::new(ErrorCode::InvalidArgument, "the body is not UTF-8"))?;
     let mut resources = documents(text)?;
     resources.sort_by_key(Resource::kind);
     if resources.is_empty() || resources.len() > MOST {
@@ -30,8 +31,10 @@ pub async fn apply(State(gateway): State<Arc<Gateway>>, RawQuery(raw): RawQuery,
     }
     check_all(&gateway, &resources)?;
     if query(raw.as_deref(), "dryRun").is_some_and(|v| v != "false") {
-        let items: Vec<Value> =
-            resources.iter().map(|r| json!({"kind": r.kind(), "name": r.name(), "outcome": "checked"})).collect();
+        let items: Vec<Value> = resources
+            .iter()
+            .map(|r| json!({"kind": r.kind(), "name": r.name(), "outcome": "checked"}))
+            .collect();
         return Ok(Json(json!({"items": items})).into_response());
     }
     let mut items = Vec::with_capacity(resources.len());
@@ -55,10 +58,14 @@ fn documents(text: &str) -> Result<Vec<Resource>, Problem> {
 fn check_all(gateway: &Gateway, resources: &[Resource]) -> Result<(), Problem> {
     let mut catalog = Catalog::clone(&gateway.deps.resources.snapshot());
     for resource in resources {
-        gateway.deps.resources.check(resource, &catalog).map_err(|mut problem| {
-            problem.detail = format!("{} {}: {}", resource.kind(), resource.name(), problem.detail);
-            problem
-        })?;
+        gateway
+            .deps
+            .resources
+            .check(resource, &catalog)
+            .map_err(|mut problem| {
+                problem.detail = format!("{} {}: {}", resource.kind(), resource.name(), problem.detail);
+                problem
+            })?;
         match resource.clone() {
             Resource::Function(document) => {
                 let name = document.metadata.name.clone();
@@ -66,13 +73,17 @@ fn check_all(gateway: &Gateway, resources: &[Resource]) -> Result<(), Problem> {
                     Some(before) => before.revisions.clone(),
                     None => vec![Revision::new(&name, 1, &document.spec, gateway.now_ms())],
                 };
-                catalog.functions.insert(name, Arc::new(FunctionEntry { document, revisions }));
+                catalog
+                    .functions
+                    .insert(name, Arc::new(FunctionEntry { document, revisions }));
             }
             Resource::Flow(document) => {
                 catalog.flows.insert(document.metadata.name.clone(), Arc::new(document));
             }
             Resource::Trigger(document) => {
-                catalog.triggers.insert(document.metadata.name.clone(), Arc::new(document));
+                catalog
+                    .triggers
+                    .insert(document.metadata.name.clone(), Arc::new(document));
             }
         }
     }
@@ -87,11 +98,17 @@ fn outcome(applied: &Applied) -> Value {
 }
 
 async fn put(gateway: &Gateway, kind: Kind, name: &str, body: &Bytes) -> Answer {
-    let text = std::str::from_utf8(body).map_err(|_| Problem::new(ErrorCode::InvalidArgument, "the body is not UTF-8"))?;
+    let text =
+        std::str::from_utf8(body).map_err(|_| Problem::new(ErrorCode::InvalidArgument, "the body is not UTF-8"))?;
     let mut resources = Resource::from_yaml(text).map_err(Problem::from)?;
-    let one = resources.pop().filter(|r| resources.is_empty() && r.kind() == kind && r.name() == name);
+    let one = resources
+        .pop()
+        .filter(|r| resources.is_empty() && r.kind() == kind && r.name() == name);
     let resource = one.ok_or_else(|| {
-        Problem::new(ErrorCode::InvalidArgument, format!("the body is not one {kind} with metadata.name {name}"))
+        Problem::new(
+            ErrorCode::InvalidArgument,
+            format!("the body is not one {kind} with metadata.name {name}"),
+        )
     })?;
     Ok(Json(outcome(&gateway.deps.resources.apply(resource).await?)).into_response())
 }
@@ -149,14 +166,17 @@ struct Rollback {
 }
 
 /// `POST /v1/functions/{name}/rollback`.
-pub async fn rollback(
-    State(gateway): State<Arc<Gateway>>,
-    Path(name): Path<String>,
-    body: Bytes,
-) -> Answer<Response> {
-    let to = if body.is_empty() { None } else { read_json::<Rollback>(&body)?.to };
+pub async fn rollback(State(gateway): State<Arc<Gateway>>, Path(name): Path<String>, body: Bytes) -> Answer<Response> {
+    let to = if body.is_empty() {
+        None
+    } else {
+        read_json::<Rollback>(&body)?.to
+    };
     let catalog = gateway.deps.resources.snapshot();
     let function: FunctionName = catalog.function(&name)?.document.metadata.name.clone();
     let applied = gateway.deps.resources.rollback(&function, to.as_ref()).await?;
-    Ok(Json(json!({"outcome": applied.outcome, "revision": routed(&applied), "resource": applied.resource})).into_response())
+    Ok(
+        Json(json!({"outcome": applied.outcome, "revision": routed(&applied), "resource": applied.resource}))
+            .into_response(),
+    )
 }

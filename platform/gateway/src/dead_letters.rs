@@ -26,12 +26,21 @@ async fn read(gateway: &Gateway) -> Result<Vec<DeadLetter>, Problem> {
     let fail = |e| log_problem(&e);
     let mut letters: HashMap<String, DeadLetter> = HashMap::new();
     let mut replayed: HashSet<String> = HashSet::new();
-    let mut follower = gateway.deps.log.follow(topics::DEAD_LETTERS, Start::Earliest).await.map_err(fail)?;
+    let mut follower = gateway
+        .deps
+        .log
+        .follow(topics::DEAD_LETTERS, Start::Earliest)
+        .await
+        .map_err(fail)?;
     while let FollowEvent::Records(records) = follower.next().await.map_err(fail)? {
         for record in records {
             if let Some(id) = record.header(REPLAYED) {
                 replayed.insert(String::from_utf8_lossy(id).into_owned());
-            } else if let Some(letter) = record.value.as_ref().and_then(|v| serde_json::from_slice::<DeadLetter>(v).ok()) {
+            } else if let Some(letter) = record
+                .value
+                .as_ref()
+                .and_then(|v| serde_json::from_slice::<DeadLetter>(v).ok())
+            {
                 // Told again (after a crash, by a reconcile) it is the same letter.
                 letters.entry(letter.id.clone()).or_insert(letter);
             }
@@ -47,7 +56,10 @@ pub async fn list(State(gateway): State<Arc<Gateway>>, RawQuery(raw): RawQuery) 
     let limit = number(raw.as_deref(), "limit", 100, 10_000)?;
     let function = query(raw.as_deref(), "function");
     let letters = read(&gateway).await?;
-    let wanted = letters.iter().rev().filter(|l| function.as_ref().is_none_or(|f| *f == l.function));
+    let wanted = letters
+        .iter()
+        .rev()
+        .filter(|l| function.as_ref().is_none_or(|f| *f == l.function));
     let items: Vec<&DeadLetter> = wanted.take(limit).collect();
     Ok(Json(json!({"items": items})).into_response())
 }
@@ -56,7 +68,11 @@ async fn find(gateway: &Gateway, id: &str) -> Result<DeadLetter, Problem> {
     let letters = read(gateway).await?;
     match letters.iter().find(|l| l.id == id) {
         Some(letter) => Ok(letter.clone()),
-        None => Err(Problem::not_found("dead letter", id, letters.iter().map(|l| l.id.as_str()))),
+        None => Err(Problem::not_found(
+            "dead letter",
+            id,
+            letters.iter().map(|l| l.id.as_str()),
+        )),
     }
 }
 
@@ -77,10 +93,17 @@ pub async fn replay_all(State(gateway): State<Arc<Gateway>>, RawQuery(raw): RawQ
     let function = query(raw.as_deref(), "function");
     let letters = read(&gateway).await?;
     let mut items = Vec::new();
-    for letter in letters.into_iter().filter(|l| function.as_ref().is_none_or(|f| *f == l.function)) {
+    for letter in letters
+        .into_iter()
+        .filter(|l| function.as_ref().is_none_or(|f| *f == l.function))
+    {
         items.push(replay_one(&gateway, letter).await?);
     }
-    Ok((StatusCode::ACCEPTED, Json(json!({"replayed": items.len(), "items": items}))).into_response())
+    Ok((
+        StatusCode::ACCEPTED,
+        Json(json!({"replayed": items.len(), "items": items})),
+    )
+        .into_response())
 }
 
 /// The wish first, the mark after: a crash between the two leaves the letter in the list, and the run's derived id keeps a
@@ -96,18 +119,38 @@ async fn replay_one(gateway: &Gateway, letter: DeadLetter) -> Result<Value, Prob
             json!({"id": letter.id, "run": run})
         }
         (None, Some(event)) => {
-            let mut event: imageflow_events::Event = serde_json::from_value(event)
-                .map_err(|e| Problem::new(ErrorCode::Internal, format!("the event of the letter cannot be read: {e}")))?;
+            let mut event: imageflow_events::Event = serde_json::from_value(event).map_err(|e| {
+                Problem::new(
+                    ErrorCode::Internal,
+                    format!("the event of the letter cannot be read: {e}"),
+                )
+            })?;
             // Another id, else the trigger takes it for the one it has seen.
             imageflow_events::AttributesWriter::set_id(&mut event, format!("replay-{}", letter.id));
-            gateway.deps.log.produce(vec![to_record(&event)]).await.map_err(|e| log_problem(&e))?;
+            gateway
+                .deps
+                .log
+                .produce(vec![to_record(&event)])
+                .await
+                .map_err(|e| log_problem(&e))?;
             json!({"id": letter.id, "event": "sent again"})
         }
         (None, None) => {
-            return Err(Problem::new(ErrorCode::Conflict, format!("dead letter {} holds nothing to send again", letter.id)));
+            return Err(Problem::new(
+                ErrorCode::Conflict,
+                format!("dead letter {} holds nothing to send again", letter.id),
+            ));
         }
     };
-    let mark = NewRecord::new(topics::DEAD_LETTERS).key(letter.function).header(REPLAYED, letter.id).value("{}");
-    gateway.deps.log.produce(vec![mark]).await.map_err(|e| log_problem(&e))?;
+    let mark = NewRecord::new(topics::DEAD_LETTERS)
+        .key(letter.function)
+        .header(REPLAYED, letter.id)
+        .value("{}");
+    gateway
+        .deps
+        .log
+        .produce(vec![mark])
+        .await
+        .map_err(|e| log_problem(&e))?;
     Ok(answer)
 }

@@ -18,7 +18,10 @@ use crate::state::{Gateway, log_problem};
 pub async fn post(State(gateway): State<Arc<Gateway>>, headers: HeaderMap, body: Bytes) -> Answer {
     gateway.check_room().await?;
     let mut events = imageflow_events::http::read(&headers, &body).map_err(|e| event_problem(&e))?;
-    let caller = headers.get(ext::TRACEPARENT).and_then(|v| v.to_str().ok()).and_then(TraceParent::parse);
+    let caller = headers
+        .get(ext::TRACEPARENT)
+        .and_then(|v| v.to_str().ok())
+        .and_then(TraceParent::parse);
     let mut records = Vec::with_capacity(events.len());
     for event in &mut events {
         let forged = ext::sanitise(event).map_err(|e| Problem::new(ErrorCode::MalformedEvent, e.to_string()))?;

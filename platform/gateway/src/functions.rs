@@ -42,10 +42,14 @@ fn function(gateway: &Gateway, catalog: &Catalog, entry: &FunctionEntry, whole: 
                 })
             })
             .collect();
-        let failing = table.pods.values().filter(|p| &p.function == name).find_map(|p| match &p.state {
-            PodState::BackOff { reason, .. } | PodState::Failed { reason } => Some(reason.clone()),
-            _ => None,
-        });
+        let failing = table
+            .pods
+            .values()
+            .filter(|p| &p.function == name)
+            .find_map(|p| match &p.state {
+                PodState::BackOff { reason, .. } | PodState::Failed { reason } => Some(reason.clone()),
+                _ => None,
+            });
         status["revisions"] = revisions.into();
         status["parameters"] = catalog.parameters(entry.spec()).unwrap_or_default();
         status["problem"] = failing.into();
@@ -66,7 +70,11 @@ fn function(gateway: &Gateway, catalog: &Catalog, entry: &FunctionEntry, whole: 
 /// `GET /v1/functions`.
 pub async fn list(State(gateway): State<Arc<Gateway>>) -> Answer {
     let catalog = gateway.deps.resources.snapshot();
-    let items: Vec<Value> = catalog.functions.values().map(|f| function(&gateway, &catalog, f, false)).collect();
+    let items: Vec<Value> = catalog
+        .functions
+        .values()
+        .map(|f| function(&gateway, &catalog, f, false))
+        .collect();
     Ok(Json(json!({"items": items})).into_response())
 }
 
@@ -80,7 +88,11 @@ pub async fn get(State(gateway): State<Arc<Gateway>>, Path(name): Path<String>) 
 /// `GET /v1/flows`.
 pub async fn flows(State(gateway): State<Arc<Gateway>>) -> Answer {
     let catalog = gateway.deps.resources.snapshot();
-    let items: Vec<Value> = catalog.flows.values().map(|f| document(Resource::Flow((**f).clone()))).collect();
+    let items: Vec<Value> = catalog
+        .flows
+        .values()
+        .map(|f| document(Resource::Flow((**f).clone())))
+        .collect();
     Ok(Json(json!({"items": items})).into_response())
 }
 
@@ -94,7 +106,11 @@ pub async fn flow(State(gateway): State<Arc<Gateway>>, Path(name): Path<String>)
 /// `GET /v1/triggers`.
 pub async fn triggers(State(gateway): State<Arc<Gateway>>) -> Answer {
     let catalog = gateway.deps.resources.snapshot();
-    let items: Vec<Value> = catalog.triggers.values().map(|t| document(Resource::Trigger((**t).clone()))).collect();
+    let items: Vec<Value> = catalog
+        .triggers
+        .values()
+        .map(|t| document(Resource::Trigger((**t).clone())))
+        .collect();
     Ok(Json(json!({"items": items})).into_response())
 }
 
@@ -103,7 +119,11 @@ pub async fn trigger(State(gateway): State<Arc<Gateway>>, Path(name): Path<Strin
     let catalog = gateway.deps.resources.snapshot();
     let found = catalog.triggers.iter().find(|(n, _)| n.as_str() == name);
     let (_, trigger) = found.ok_or_else(|| {
-        Problem::not_found("trigger", &name, catalog.triggers.keys().map(imageflow_types::TriggerName::as_str))
+        Problem::not_found(
+            "trigger",
+            &name,
+            catalog.triggers.keys().map(imageflow_types::TriggerName::as_str),
+        )
     })?;
     Ok(Json(document(Resource::Trigger((**trigger).clone()))).into_response())
 }

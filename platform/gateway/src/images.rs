@@ -6,8 +6,8 @@ use axum::body::Body;
 use axum::extract::{Path, RawQuery, State};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, ETAG, HeaderValue};
 use http::StatusCode;
+use http::header::{CONTENT_TYPE, ETAG, HeaderValue};
 use imageflow_objects::PutOptions;
 use imageflow_types::{ErrorCode, Problem, topics};
 use serde_json::json;
@@ -25,8 +25,16 @@ pub async fn upload(State(gateway): State<Arc<Gateway>>, RawQuery(raw): RawQuery
         return Err(Problem::new(ErrorCode::InvalidArgument, "key: must not start with a dot").into());
     }
     let (content_type, _) = sniff(&body)?;
-    let options = PutOptions { content_type: Some(content_type.to_owned()), ..PutOptions::default() };
-    let info = gateway.deps.objects.put(topics::BUCKET_RAW, &key, body, options).await.map_err(|e| object_problem(&e))?;
+    let options = PutOptions {
+        content_type: Some(content_type.to_owned()),
+        ..PutOptions::default()
+    };
+    let info = gateway
+        .deps
+        .objects
+        .put(topics::BUCKET_RAW, &key, body, options)
+        .await
+        .map_err(|e| object_problem(&e))?;
     Ok((StatusCode::CREATED, Json(info)).into_response())
 }
 
@@ -37,15 +45,27 @@ pub async fn list(State(gateway): State<Arc<Gateway>>, RawQuery(raw): RawQuery) 
     let prefix = query(raw, "prefix").unwrap_or_default();
     let after = query(raw, "after");
     let limit = number(raw, "limit", 100, 1000)?;
-    let items = gateway.deps.objects.list(&bucket, &prefix, after.as_deref(), limit).await;
+    let items = gateway
+        .deps
+        .objects
+        .list(&bucket, &prefix, after.as_deref(), limit)
+        .await;
     Ok(Json(json!({"items": items.map_err(|e| object_problem(&e))?})).into_response())
 }
 
 /// `GET /v1/images/{bucket}/{key}`.
 pub async fn get(State(gateway): State<Arc<Gateway>>, Path((bucket, key)): Path<(String, String)>) -> Answer {
-    let (info, body) = gateway.deps.objects.get(&bucket, &key, None).await.map_err(|e| object_problem(&e))?;
+    let (info, body) = gateway
+        .deps
+        .objects
+        .get(&bucket, &key, None)
+        .await
+        .map_err(|e| object_problem(&e))?;
     let mut response = Response::new(Body::from(body));
-    let told = [(CONTENT_TYPE, info.content_type.unwrap_or_default()), (ETAG, format!("\"{}\"", info.etag))];
+    let told = [
+        (CONTENT_TYPE, info.content_type.unwrap_or_default()),
+        (ETAG, format!("\"{}\"", info.etag)),
+    ];
     for (name, value) in told {
         if let Ok(value) = HeaderValue::try_from(value) {
             response.headers_mut().insert(name, value);
@@ -56,6 +76,11 @@ pub async fn get(State(gateway): State<Arc<Gateway>>, Path((bucket, key)): Path<
 
 /// `DELETE /v1/images/{bucket}/{key}`.
 pub async fn delete(State(gateway): State<Arc<Gateway>>, Path((bucket, key)): Path<(String, String)>) -> Answer {
-    gateway.deps.objects.delete(&bucket, &key).await.map_err(|e| object_problem(&e))?;
+    gateway
+        .deps
+        .objects
+        .delete(&bucket, &key)
+        .await
+        .map_err(|e| object_problem(&e))?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }

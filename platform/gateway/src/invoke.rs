@@ -42,11 +42,25 @@ pub async fn invoke(
     if let Some(parameters) = catalog.parameters(entry.spec()) {
         check_names(&parameters, raw.as_deref())?;
     }
-    let query: Vec<String> = raw.as_deref().unwrap_or_default().split('&').filter(|p| !p.is_empty() && !p.starts_with("tag=")).map(str::to_owned).collect();
+    let query: Vec<String> = raw
+        .as_deref()
+        .unwrap_or_default()
+        .split('&')
+        .filter(|p| !p.is_empty() && !p.starts_with("tag="))
+        .map(str::to_owned)
+        .collect();
     let uri = format!("/?{}", query.join("&"));
-    let parent = headers.get(TRACEPARENT).and_then(|v| v.to_str().ok()).and_then(TraceParent::parse);
-    let trace = parent.map_or_else(TraceParent::generate, TraceParent::child).to_string();
-    let content_type = headers.get(CONTENT_TYPE).cloned().unwrap_or(HeaderValue::from_static("application/octet-stream"));
+    let parent = headers
+        .get(TRACEPARENT)
+        .and_then(|v| v.to_str().ok())
+        .and_then(TraceParent::parse);
+    let trace = parent
+        .map_or_else(TraceParent::generate, TraceParent::child)
+        .to_string();
+    let content_type = headers
+        .get(CONTENT_TYPE)
+        .cloned()
+        .unwrap_or(HeaderValue::from_static("application/octet-stream"));
     let request = || {
         let mut request = Request::new(body.clone());
         *request.method_mut() = http::Method::POST;
@@ -58,7 +72,11 @@ pub async fn invoke(
         request
     };
     let timeout = revision.template.timeout.0;
-    let answer = gateway.deps.delivery.call(&function, &revision.name, timeout, request).await;
+    let answer = gateway
+        .deps
+        .delivery
+        .call(&function, &revision.name, timeout, request)
+        .await;
     let (answer, cold) = answer.map_err(|e| Problem::from(&e))?;
     let (parts, body) = answer.into_parts();
     let mut response = Response::new(Body::from(body));
@@ -72,7 +90,10 @@ pub async fn invoke(
     let told = [
         ("imageflow-revision", revision.name.to_string()),
         ("imageflow-cold-start", cold.to_string()),
-        ("server-timing", format!("total;dur={:.1}", begun.elapsed().as_secs_f64() * 1000.0)),
+        (
+            "server-timing",
+            format!("total;dur={:.1}", begun.elapsed().as_secs_f64() * 1000.0),
+        ),
         ("traceparent", trace),
     ];
     for (name, value) in told {
@@ -90,7 +111,9 @@ fn check_names(parameters: &serde_json::Value, raw: Option<&str>) -> Result<(), 
     if open {
         return Ok(());
     }
-    let unknown = pairs(raw).into_iter().filter(|(name, _)| name != "tag" && !known.contains(&name.as_str()));
+    let unknown = pairs(raw)
+        .into_iter()
+        .filter(|(name, _)| name != "tag" && !known.contains(&name.as_str()));
     let faults = unknown
         .map(|(name, _)| {
             let fault = imageflow_types::FieldError::new(name.clone(), "is not a parameter of this function");

@@ -21,7 +21,9 @@ impl IntoResponse for Refused {
         let status = StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let body = serde_json::to_vec(&self.0).unwrap_or_default();
         let mut response = (status, body).into_response();
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        response
+            .headers_mut()
+            .insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if let Some(seconds) = self.0.retry_after {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
@@ -49,8 +51,12 @@ pub fn object_problem(error: &ObjectError) -> Problem {
 
 /// A JSON body.
 pub fn json<T: DeserializeOwned>(body: &Bytes) -> Result<T, Problem> {
-    serde_json::from_slice(body)
-        .map_err(|e| Problem::new(ErrorCode::InvalidArgument, format!("the body is not the JSON expected: {e}")))
+    serde_json::from_slice(body).map_err(|e| {
+        Problem::new(
+            ErrorCode::InvalidArgument,
+            format!("the body is not the JSON expected: {e}"),
+        )
+    })
 }
 
 /// One value of a query string.
@@ -74,7 +80,10 @@ fn decode(text: &str) -> String {
     let mut out = Vec::with_capacity(bytes.len());
     let mut i = 0;
     while i < bytes.len() {
-        let hex = bytes.get(i + 1..i + 3).filter(|_| bytes[i] == b'%').and_then(|h| std::str::from_utf8(h).ok());
+        let hex = bytes
+            .get(i + 1..i + 3)
+            .filter(|_| bytes[i] == b'%')
+            .and_then(|h| std::str::from_utf8(h).ok());
         if let Some(byte) = hex.and_then(|h| u8::from_str_radix(h, 16).ok()) {
             out.push(byte);
             i += 3;
@@ -88,10 +97,21 @@ fn decode(text: &str) -> String {
 
 /// A number in the query, within bounds.
 pub fn number(query_string: Option<&str>, name: &str, default: usize, most: usize) -> Result<usize, Problem> {
-    let Some(text) = query(query_string, name) else { return Ok(default) };
-    let fault = || Problem::new(ErrorCode::InvalidArgument, format!("{name}: \"{text}\" is not a number from 1 to {most}"));
+    let Some(text) = query(query_string, name) else {
+        return Ok(default);
+    };
+    let fault = || {
+        Problem::new(
+            ErrorCode::InvalidArgument,
+            format!("{name}: \"{text}\" is not a number from 1 to {most}"),
+        )
+    };
     let value: usize = text.parse().map_err(|_| fault())?;
-    if (1..=most).contains(&value) { Ok(value) } else { Err(fault()) }
+    if (1..=most).contains(&value) {
+        Ok(value)
+    } else {
+        Err(fault())
+    }
 }
 
 #[cfg(test)]

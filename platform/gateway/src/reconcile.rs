@@ -20,8 +20,11 @@ const PAGE: usize = 1000;
 /// When the object store or the log fails; the next reconcile goes on.
 pub async fn reconcile(gateway: &Gateway) -> Result<usize, Problem> {
     let catalog = gateway.deps.resources.snapshot();
-    let buckets: BTreeSet<&str> =
-        catalog.triggers.values().flat_map(|t| t.spec.buckets.iter().map(String::as_str)).collect();
+    let buckets: BTreeSet<&str> = catalog
+        .triggers
+        .values()
+        .flat_map(|t| t.spec.buckets.iter().map(String::as_str))
+        .collect();
     let mut raised = 0;
     for bucket in buckets {
         let mut after: Option<String> = None;
@@ -34,8 +37,13 @@ pub async fn reconcile(gateway: &Gateway) -> Result<usize, Problem> {
                 if INTERNAL.iter().any(|prefix| info.key.starts_with(prefix)) {
                     continue;
                 }
-                let object =
-                    ObjectRef { bucket: info.bucket, key: info.key, etag: info.etag, size: info.size, content_type: None };
+                let object = ObjectRef {
+                    bucket: info.bucket,
+                    key: info.key,
+                    etag: info.etag,
+                    size: info.size,
+                    content_type: None,
+                };
                 if !wanted(gateway, &catalog, &object)? {
                     continue;
                 }
@@ -58,16 +66,35 @@ fn wanted(gateway: &Gateway, catalog: &imageflow_resources::Catalog, object: &Ob
 
 async fn raise(gateway: &Gateway, object: ObjectRef) -> Result<bool, Problem> {
     gateway.check_room().await?;
-    let info = gateway.deps.objects.head(&object.bucket, &object.key).await.map_err(|e| object_problem(&e))?;
-    let Some(info) = info.filter(|i| i.etag == object.etag) else { return Ok(false) };
+    let info = gateway
+        .deps
+        .objects
+        .head(&object.bucket, &object.key)
+        .await
+        .map_err(|e| object_problem(&e))?;
+    let Some(info) = info.filter(|i| i.etag == object.etag) else {
+        return Ok(false);
+    };
     // What the platform wrote itself starts nothing, unless a trigger wants it: then its event was raised by the put.
     if info.metadata.contains_key(METADATA_RUN) {
         return Ok(false);
     }
-    let object = ObjectRef { content_type: info.content_type, ..object };
+    let object = ObjectRef {
+        content_type: info.content_type,
+        ..object
+    };
     let event = object_event(&object, true, None)
         .map_err(|e| Problem::new(imageflow_types::ErrorCode::Internal, e.to_string()))?;
-    gateway.deps.log.produce(vec![to_record(&event)]).await.map_err(|e| log_problem(&e))?;
-    tracing::info!(bucket = object.bucket, key = object.key, "the event of an object was raised by the reconcile");
+    gateway
+        .deps
+        .log
+        .produce(vec![to_record(&event)])
+        .await
+        .map_err(|e| log_problem(&e))?;
+    tracing::info!(
+        bucket = object.bucket,
+        key = object.key,
+        "the event of an object was raised by the reconcile"
+    );
     Ok(true)
 }

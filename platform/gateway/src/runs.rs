@@ -5,8 +5,8 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, RawQuery, State};
 use axum::response::{IntoResponse, Response};
-use http::header::{CONTENT_TYPE, ETAG, HeaderValue};
 use http::StatusCode;
+use http::header::{CONTENT_TYPE, ETAG, HeaderValue};
 use imageflow_eventlog::NewRecord;
 use imageflow_types::work::RunEvent;
 use imageflow_types::{ErrorCode, Problem, RunId, RunState, RunStatus, topics};
@@ -23,14 +23,20 @@ fn run_id(text: &str) -> Result<RunId, Problem> {
 
 fn found(gateway: &Gateway, text: &str) -> Result<Arc<RunState>, Problem> {
     let run = run_id(text)?;
-    gateway.runs.get(&run).ok_or_else(|| Problem::not_found("run", text, []))
+    gateway
+        .runs
+        .get(&run)
+        .ok_or_else(|| Problem::not_found("run", text, []))
 }
 
 fn run_query(raw: Option<&str>) -> Result<RunQuery, Problem> {
     let status = query(raw, "status").map(|text| {
         serde_json::from_value(json!(text)).map_err(|_| {
             let known = "running, succeeded, failed, cancelled";
-            Problem::new(ErrorCode::InvalidArgument, format!("status: \"{text}\" is none of {known}"))
+            Problem::new(
+                ErrorCode::InvalidArgument,
+                format!("status: \"{text}\" is none of {known}"),
+            )
         })
     });
     Ok(RunQuery {
@@ -67,10 +73,20 @@ pub async fn cancel(State(gateway): State<Arc<Gateway>>, Path(id): Path<String>)
         let detail = format!("run {id} has ended already: {}", state.status.as_str());
         return Err(Problem::new(ErrorCode::Conflict, detail).into());
     }
-    let event = RunEvent::Cancel { run: state.run.clone(), at_ms: gateway.now_ms() };
+    let event = RunEvent::Cancel {
+        run: state.run.clone(),
+        at_ms: gateway.now_ms(),
+    };
     let value = serde_json::to_vec(&event).map_err(|e| Problem::new(ErrorCode::Internal, e.to_string()))?;
-    let record = NewRecord::new(topics::RUN_EVENTS).key(state.run.to_string()).value(value);
-    gateway.deps.log.produce(vec![record]).await.map_err(|e| log_problem(&e))?;
+    let record = NewRecord::new(topics::RUN_EVENTS)
+        .key(state.run.to_string())
+        .value(value);
+    gateway
+        .deps
+        .log
+        .produce(vec![record])
+        .await
+        .map_err(|e| log_problem(&e))?;
     Ok((StatusCode::ACCEPTED, Json(json!({"run": id, "cancelling": true}))).into_response())
 }
 
@@ -90,10 +106,14 @@ pub async fn step_output(State(gateway): State<Arc<Gateway>>, Path((id, step)): 
 pub async fn output_of(gateway: &Gateway, state: &RunState, step: Option<&str>) -> Answer {
     if step.is_none() && matches!(state.status, RunStatus::Failed | RunStatus::Cancelled) {
         let problem = match state.error() {
-            Some((step, error)) => {
-                Problem::new(error.code, format!("run {}: step {step} failed: {}", state.run, error.message))
-            }
-            None => Problem::new(ErrorCode::Cancelled, format!("run {} was {}", state.run, state.status.as_str())),
+            Some((step, error)) => Problem::new(
+                error.code,
+                format!("run {}: step {step} failed: {}", state.run, error.message),
+            ),
+            None => Problem::new(
+                ErrorCode::Cancelled,
+                format!("run {} was {}", state.run, state.status.as_str()),
+            ),
         };
         return Err(problem.into());
     }
@@ -102,16 +122,29 @@ pub async fn output_of(gateway: &Gateway, state: &RunState, step: Option<&str>) 
         Some(name) => {
             let found = state.steps.iter().find(|s| s.name.as_str() == name);
             let names = state.steps.iter().map(|s| s.name.as_str());
-            found.ok_or_else(|| Problem::not_found("step", name, names))?.output.as_ref()
+            found
+                .ok_or_else(|| Problem::not_found("step", name, names))?
+                .output
+                .as_ref()
         }
     };
     let output = output.ok_or_else(|| {
-        Problem::new(ErrorCode::NotFound, format!("run {} ({}) has no such output", state.run, state.status.as_str()))
+        Problem::new(
+            ErrorCode::NotFound,
+            format!("run {} ({}) has no such output", state.run, state.status.as_str()),
+        )
     })?;
-    let object = gateway.deps.objects.get(&output.bucket, &output.key, Some(&output.etag)).await;
+    let object = gateway
+        .deps
+        .objects
+        .get(&output.bucket, &output.key, Some(&output.etag))
+        .await;
     let (info, body) = object.map_err(|e| object_problem(&e))?;
     let mut response = Response::new(Body::from(body));
-    let told = [(CONTENT_TYPE, info.content_type.unwrap_or_default()), (ETAG, format!("\"{}\"", info.etag))];
+    let told = [
+        (CONTENT_TYPE, info.content_type.unwrap_or_default()),
+        (ETAG, format!("\"{}\"", info.etag)),
+    ];
     for (name, value) in told {
         if let Ok(value) = HeaderValue::try_from(value) {
             response.headers_mut().insert(name, value);

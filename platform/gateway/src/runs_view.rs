@@ -22,7 +22,11 @@ struct Runs {
 
 impl Table for Runs {
     fn apply(&mut self, record: &Record) {
-        let key = record.key.as_ref().and_then(|k| std::str::from_utf8(k).ok()).and_then(|k| RunId::parse(k).ok());
+        let key = record
+            .key
+            .as_ref()
+            .and_then(|k| std::str::from_utf8(k).ok())
+            .and_then(|k| RunId::parse(k).ok());
         let state = record.value.as_ref().map(|v| serde_json::from_slice::<RunState>(v));
         match (key, state) {
             (Some(run), None) => self.forget(&run),
@@ -84,7 +88,10 @@ impl RunsView {
     ) -> Result<Self, ViewError> {
         let runs = Runs::default();
         let changed = runs.changed.subscribe();
-        Ok(Self { view: TableView::open(log, topics::RUNS, runs, tasks, stop).await?, changed })
+        Ok(Self {
+            view: TableView::open(log, topics::RUNS, runs, tasks, stop).await?,
+            changed,
+        })
     }
 
     /// One run.
@@ -97,12 +104,25 @@ impl RunsView {
     #[must_use]
     pub fn list(&self, query: &RunQuery) -> Vec<Arc<RunState>> {
         self.view.read(|runs| {
-            let from = query.after.as_ref().and_then(|id| runs.by_id.get(id)).map(|s| (s.created_ms, s.run.clone()));
-            let newest_first = runs.order.keys().rev().skip_while(|key| from.as_ref().is_some_and(|from| *key >= from));
+            let from = query
+                .after
+                .as_ref()
+                .and_then(|id| runs.by_id.get(id))
+                .map(|s| (s.created_ms, s.run.clone()));
+            let newest_first = runs
+                .order
+                .keys()
+                .rev()
+                .skip_while(|key| from.as_ref().is_some_and(|from| *key >= from));
             newest_first
                 .filter_map(|(_, id)| runs.by_id.get(id))
                 .filter(|s| query.status.is_none_or(|status| s.status == status))
-                .filter(|s| query.flow.as_ref().is_none_or(|flow| s.request.target.to_string() == *flow))
+                .filter(|s| {
+                    query
+                        .flow
+                        .as_ref()
+                        .is_none_or(|flow| s.request.target.to_string() == *flow)
+                })
                 .take(query.limit)
                 .cloned()
                 .collect()

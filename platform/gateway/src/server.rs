@@ -15,7 +15,9 @@ use tokio::net::TcpListener;
 use crate::auth::{AuthError, needed};
 use crate::problem::Refused;
 use crate::state::Gateway;
-use crate::{apply, dead_letters, events, functions, images, invoke, logs, reconcile, runs, scaling, start_run, status};
+use crate::{
+    apply, dead_letters, events, functions, images, invoke, logs, reconcile, runs, scaling, start_run, status,
+};
 
 /// Why the gateway could not serve.
 #[derive(Debug, thiserror::Error)]
@@ -32,16 +34,29 @@ fn router(gateway: &Arc<Gateway>) -> Router {
     let api = Router::new()
         .route("/v1/apply", post(apply::apply))
         .route("/v1/functions", get(functions::list))
-        .route("/v1/functions/{name}", get(functions::get).put(apply::put_function).delete(apply::delete_function))
+        .route(
+            "/v1/functions/{name}",
+            get(functions::get)
+                .put(apply::put_function)
+                .delete(apply::delete_function),
+        )
         .route("/v1/functions/{name}/rollback", post(apply::rollback))
         .route("/v1/functions/{name}/invoke", post(invoke::invoke))
         .route("/v1/functions/{name}/runs", post(start_run::function))
         .route("/v1/functions/{name}/logs", get(logs::get))
         .route("/v1/flows", get(functions::flows))
-        .route("/v1/flows/{name}", get(functions::flow).put(apply::put_flow).delete(apply::delete_flow))
+        .route(
+            "/v1/flows/{name}",
+            get(functions::flow).put(apply::put_flow).delete(apply::delete_flow),
+        )
         .route("/v1/flows/{name}/runs", post(start_run::flow))
         .route("/v1/triggers", get(functions::triggers))
-        .route("/v1/triggers/{name}", get(functions::trigger).put(apply::put_trigger).delete(apply::delete_trigger))
+        .route(
+            "/v1/triggers/{name}",
+            get(functions::trigger)
+                .put(apply::put_trigger)
+                .delete(apply::delete_trigger),
+        )
         .route("/v1/operations", get(functions::operations))
         .route("/v1/runs", get(runs::list))
         .route("/v1/runs/{id}", get(runs::get))
@@ -97,17 +112,31 @@ async fn allowed(State(gateway): State<Arc<Gateway>>, request: Request, next: Ne
 
 /// A method as a label. Callers can make methods up, and every label is kept for good.
 fn label(method: &Method) -> &'static str {
-    const KNOWN: [Method; 7] =
-        [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::DELETE, Method::PATCH, Method::OPTIONS];
+    const KNOWN: [Method; 7] = [
+        Method::GET,
+        Method::HEAD,
+        Method::POST,
+        Method::PUT,
+        Method::DELETE,
+        Method::PATCH,
+        Method::OPTIONS,
+    ];
     const NAMES: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"];
-    KNOWN.iter().position(|known| known == method).map_or("other", |at| NAMES[at])
+    KNOWN
+        .iter()
+        .position(|known| known == method)
+        .map_or("other", |at| NAMES[at])
 }
 
 /// Counts and times every request, and makes a problem document of what the framework refuses by itself.
 async fn around(State(gateway): State<Arc<Gateway>>, request: Request, next: Next) -> Response {
     let begun = Instant::now();
     let method = label(request.method());
-    let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or("none", MatchedPath::as_str)
+        .to_owned();
     let response = next.run(request).await;
     let status = response.status();
     metrics::counter!("imageflow_api_requests_total", "route" => route.clone(), "method" => method, "status" => status.as_u16().to_string()).increment(1);
@@ -115,13 +144,19 @@ async fn around(State(gateway): State<Arc<Gateway>>, request: Request, next: Nex
     if response.extensions().get::<invoke::FromPod>().is_some() {
         return response;
     }
-    let plain = response.headers().get(CONTENT_TYPE).is_none_or(|t| t.as_bytes().starts_with(b"text/plain"));
+    let plain = response
+        .headers()
+        .get(CONTENT_TYPE)
+        .is_none_or(|t| t.as_bytes().starts_with(b"text/plain"));
     if status == StatusCode::PAYLOAD_TOO_LARGE && plain {
         let detail = format!("the body is over the limit of {} bytes", gateway.config.max_body_bytes);
         return Refused(Problem::new(ErrorCode::TooLarge, detail)).into_response();
     }
     if status.is_client_error() && plain {
-        let detail = status.canonical_reason().unwrap_or("the request was refused").to_lowercase();
+        let detail = status
+            .canonical_reason()
+            .unwrap_or("the request was refused")
+            .to_lowercase();
         let mut problem = Problem::new(ErrorCode::InvalidArgument, detail);
         problem.status = status.as_u16();
         return Refused(problem).into_response();
@@ -140,7 +175,9 @@ pub async fn serve(listener: TcpListener, gateway: Arc<Gateway>) -> Result<(), G
     let listener = axum::serve::ListenerExt::tap_io(listener, |stream| {
         let _ = stream.set_nodelay(true);
     });
-    let served = axum::serve(listener, router(&gateway)).with_graceful_shutdown(stop.cancelled_owned()).await;
+    let served = axum::serve(listener, router(&gateway))
+        .with_graceful_shutdown(stop.cancelled_owned())
+        .await;
     reconciling.abort();
     Ok(served?)
 }

@@ -59,7 +59,11 @@ pub async fn flow(
     let flow = catalog.flow(&name)?;
     let target = Target::Flow(flow.metadata.name.clone());
     let functions = flow.spec.steps.iter().map(|s| s.function.clone()).collect();
-    let asked = Asked { target, buckets: flow.spec.buckets.clone(), functions };
+    let asked = Asked {
+        target,
+        buckets: flow.spec.buckets.clone(),
+        functions,
+    };
     start(&gateway, &catalog, asked, raw.as_deref(), &headers, body).await
 }
 
@@ -75,7 +79,11 @@ pub async fn function(
     let function = catalog.function(&name)?.document.metadata.name.clone();
     let target = Target::Function(function.clone());
     let buckets = imageflow_types::flow::default_buckets();
-    let asked = Asked { target, buckets, functions: vec![function] };
+    let asked = Asked {
+        target,
+        buckets,
+        functions: vec![function],
+    };
     start(&gateway, &catalog, asked, raw.as_deref(), &headers, body).await
 }
 
@@ -91,10 +99,13 @@ fn header<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
 
 /// The caller's key. One that cannot be told from another must not quietly stand for none: the retry would make a second run.
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
-    let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
+    let Some(value) = headers.get("idempotency-key") else {
+        return Ok(None);
+    };
     let key = value.to_str().ok().filter(|k| !k.is_empty() && k.len() <= LONGEST_KEY);
     let rule = format!("Idempotency-Key: is not 1 to {LONGEST_KEY} visible ASCII characters");
-    key.map(Some).ok_or_else(|| Problem::new(ErrorCode::InvalidArgument, rule))
+    key.map(Some)
+        .ok_or_else(|| Problem::new(ErrorCode::InvalidArgument, rule))
 }
 
 async fn start(
@@ -136,7 +147,11 @@ async fn start(
             params,
             fuse: query(raw, "fuse").is_none_or(|v| v != "false"),
             requested_ms: gateway.now_ms(),
-            traceparent: Some(parent.map_or_else(TraceParent::generate, TraceParent::child).to_string()),
+            traceparent: Some(
+                parent
+                    .map_or_else(TraceParent::generate, TraceParent::child)
+                    .to_string(),
+            ),
         };
         want(gateway, request).await?;
     }
@@ -149,19 +164,27 @@ pub async fn want(gateway: &Gateway, request: RunRequest) -> Result<(), Problem>
     let value = serde_json::to_vec(&RunEvent::Requested(request))
         .map_err(|e| Problem::new(ErrorCode::Internal, e.to_string()))?;
     let record = NewRecord::new(topics::RUN_EVENTS).key(key).value(value);
-    gateway.deps.log.produce(vec![record]).await.map_err(|e| log_problem(&e))?;
+    gateway
+        .deps
+        .log
+        .produce(vec![record])
+        .await
+        .map_err(|e| log_problem(&e))?;
     Ok(())
 }
 
 fn check_params(catalog: &Catalog, target: &Target, params: &Map<String, Value>) -> Result<(), Problem> {
     match target {
-        Target::Flow(_) if !params.is_empty() => {
-            Err(Problem::new(ErrorCode::InvalidArgument, "params: a flow has them at its steps; send none"))
-        }
+        Target::Flow(_) if !params.is_empty() => Err(Problem::new(
+            ErrorCode::InvalidArgument,
+            "params: a flow has them at its steps; send none",
+        )),
         Target::Flow(_) => Ok(()),
         Target::Function(name) => {
             let spec = catalog.function(name.as_str())?.spec();
-            let Some(parameters) = catalog.parameters(spec) else { return Ok(()) };
+            let Some(parameters) = catalog.parameters(spec) else {
+                return Ok(());
+            };
             let mut merged = spec.params.clone();
             merged.extend(params.clone());
             let faults = schema::check(&parameters, &Value::Object(merged));
@@ -174,15 +197,32 @@ fn check_params(catalog: &Catalog, target: &Target, params: &Map<String, Value>)
 async fn referred(gateway: &Gateway, asked: &Asked, place: &Place) -> Result<ObjectRef, Problem> {
     if !asked.buckets.contains(&place.bucket) {
         let allowed = asked.buckets.join(", ");
-        let detail = format!("input.bucket: {} may not read \"{}\", only {allowed}", asked.target, place.bucket);
+        let detail = format!(
+            "input.bucket: {} may not read \"{}\", only {allowed}",
+            asked.target, place.bucket
+        );
         return Err(Problem::new(ErrorCode::Forbidden, detail));
     }
     check_key(&place.key).map_err(|e| object_problem(&e))?;
-    let info = gateway.deps.objects.head(&place.bucket, &place.key).await.map_err(|e| object_problem(&e))?;
+    let info = gateway
+        .deps
+        .objects
+        .head(&place.bucket, &place.key)
+        .await
+        .map_err(|e| object_problem(&e))?;
     let info = info.ok_or_else(|| {
-        Problem::new(ErrorCode::NotFound, format!("there is no object {}/{}", place.bucket, place.key))
+        Problem::new(
+            ErrorCode::NotFound,
+            format!("there is no object {}/{}", place.bucket, place.key),
+        )
     })?;
-    Ok(ObjectRef { bucket: info.bucket, key: info.key, etag: info.etag, size: info.size, content_type: info.content_type })
+    Ok(ObjectRef {
+        bucket: info.bucket,
+        key: info.key,
+        etag: info.etag,
+        size: info.size,
+        content_type: info.content_type,
+    })
 }
 
 /// An image in the body: stored under its content's digest, marked as the run's own so that it starts nothing else.
@@ -199,12 +239,24 @@ async fn brought(gateway: &Gateway, run: &RunId, body: Bytes) -> Result<ObjectRe
     let etag = match gateway.deps.objects.put(bucket, &key, body, options).await {
         Ok(info) => info.etag,
         Err(ObjectError::AlreadyExists { .. }) => {
-            let info = gateway.deps.objects.head(bucket, &key).await.map_err(|e| object_problem(&e))?;
-            info.map(|i| i.etag).ok_or_else(|| Problem::new(ErrorCode::Unavailable, "the input vanished: try again"))?
+            let info = gateway
+                .deps
+                .objects
+                .head(bucket, &key)
+                .await
+                .map_err(|e| object_problem(&e))?;
+            info.map(|i| i.etag)
+                .ok_or_else(|| Problem::new(ErrorCode::Unavailable, "the input vanished: try again"))?
         }
         Err(error) => return Err(object_problem(&error)),
     };
-    Ok(ObjectRef { bucket: bucket.to_owned(), key, etag, size, content_type: Some(content_type.to_owned()) })
+    Ok(ObjectRef {
+        bucket: bucket.to_owned(),
+        key,
+        etag,
+        size,
+        content_type: Some(content_type.to_owned()),
+    })
 }
 
 /// Media type and extension by the first bytes.
@@ -213,19 +265,31 @@ pub fn sniff(body: &[u8]) -> Result<(&'static str, &'static str), Problem> {
         [0xff, 0xd8, 0xff, ..] => Ok(("image/jpeg", "jpg")),
         [0x89, b'P', b'N', b'G', ..] => Ok(("image/png", "png")),
         [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Ok(("image/webp", "webp")),
-        [] => Err(Problem::new(ErrorCode::InvalidArgument, "the body is empty: send an image, or JSON with input.bucket and input.key")),
-        _ => Err(Problem::new(ErrorCode::UnsupportedFormat, "the body is no image that can be read: send JPEG, PNG or WebP")),
+        [] => Err(Problem::new(
+            ErrorCode::InvalidArgument,
+            "the body is empty: send an image, or JSON with input.bucket and input.key",
+        )),
+        _ => Err(Problem::new(
+            ErrorCode::UnsupportedFormat,
+            "the body is no image that can be read: send JPEG, PNG or WebP",
+        )),
     }
 }
 
 /// `Prefer: wait` (60 s) or `wait=N`.
 fn wait(headers: &HeaderMap) -> Option<Duration> {
     let prefer = header(headers, "prefer")?;
-    prefer.split([',', ';']).map(str::trim).find_map(|preference| match preference.split_once('=') {
-        None if preference == "wait" => Some(Duration::from_secs(60)),
-        Some(("wait", seconds)) => seconds.parse::<u64>().ok().map(|s| Duration::from_secs(s.min(LONGEST_WAIT))),
-        _ => None,
-    })
+    prefer
+        .split([',', ';'])
+        .map(str::trim)
+        .find_map(|preference| match preference.split_once('=') {
+            None if preference == "wait" => Some(Duration::from_secs(60)),
+            Some(("wait", seconds)) => seconds
+                .parse::<u64>()
+                .ok()
+                .map(|s| Duration::from_secs(s.min(LONGEST_WAIT))),
+            _ => None,
+        })
 }
 
 /// Waits so long, but not beyond the platform's own end: a drain must not take as long as the most patient caller.
@@ -244,7 +308,11 @@ async fn answer(gateway: &Gateway, run: &RunId, headers: &HeaderMap) -> Answer {
         && let Some(state) = within(gateway, patience, gateway.runs.finished(run)).await
     {
         let wants_image = header(headers, ACCEPT.as_str()).is_some_and(|a| a.starts_with("image/"));
-        return if wants_image { output_of(gateway, &state, None).await } else { Ok(Json(&*state).into_response()) };
+        return if wants_image {
+            output_of(gateway, &state, None).await
+        } else {
+            Ok(Json(&*state).into_response())
+        };
     }
     // The wish is durable; the router takes it in a moment. A caller gets the run itself, unless the router is behind.
     let state = within(gateway, ROUTER_PATIENCE, gateway.runs.started(run)).await;
@@ -256,7 +324,9 @@ async fn answer(gateway: &Gateway, run: &RunId, headers: &HeaderMap) -> Answer {
     if let Ok(location) = HeaderValue::try_from(format!("/v1/runs/{run}")) {
         response.headers_mut().insert(LOCATION, location);
     }
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     Ok(response)
 }
 
@@ -266,7 +336,13 @@ mod tests {
 
     #[test]
     fn prefer_is_read_as_the_specification_says() {
-        let asked = |text: &'static str| wait(&[("prefer".parse().unwrap(), HeaderValue::from_static(text))].into_iter().collect());
+        let asked = |text: &'static str| {
+            wait(
+                &[("prefer".parse().unwrap(), HeaderValue::from_static(text))]
+                    .into_iter()
+                    .collect(),
+            )
+        };
         assert_eq!(asked("wait=5"), Some(Duration::from_secs(5)));
         assert_eq!(asked("respond-async, wait"), Some(Duration::from_secs(60)));
         assert_eq!(asked("wait=100000"), Some(Duration::from_secs(LONGEST_WAIT)));

@@ -104,7 +104,12 @@ impl Gateway {
         stop: &CancellationToken,
     ) -> Result<Arc<Self>, ViewError> {
         let runs = RunsView::open(&deps.log, tasks, stop).await?;
-        Ok(Arc::new(Self { deps, config, runs, stop: stop.clone() }))
+        Ok(Arc::new(Self {
+            deps,
+            config,
+            runs,
+            stop: stop.clone(),
+        }))
     }
 
     /// The runs as they stand.
@@ -122,7 +127,10 @@ impl Gateway {
         let usage = self.deps.log.usage().await.map_err(|e| log_problem(&e))?;
         let Some(limit) = usage.limit else { return Ok(()) };
         if usage.bytes as f64 > limit as f64 * self.config.max_log_fraction {
-            let detail = format!("the event log holds {} of {limit} bytes; new work is taken when some is done", usage.bytes);
+            let detail = format!(
+                "the event log holds {} of {limit} bytes; new work is taken when some is done",
+                usage.bytes
+            );
             return Err(Problem::new(ErrorCode::Overloaded, detail).retry_after(5));
         }
         Ok(())
@@ -147,5 +155,9 @@ pub fn log_problem(error: &LogError) -> Problem {
         _ => ErrorCode::Unavailable,
     };
     let problem = Problem::new(code, error.to_string());
-    if code.retryable() { problem.retry_after(5) } else { problem }
+    if code.retryable() {
+        problem.retry_after(5)
+    } else {
+        problem
+    }
 }

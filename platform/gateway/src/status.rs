@@ -16,7 +16,11 @@ use crate::state::{Gateway, log_problem};
 pub async fn get(State(gateway): State<Arc<Gateway>>) -> Answer {
     let catalog = gateway.deps.resources.snapshot();
     let usage = gateway.deps.log.usage().await.map_err(|e| log_problem(&e))?;
-    let running = RunQuery { status: Some(RunStatus::Running), limit: 10_000, ..RunQuery::default() };
+    let running = RunQuery {
+        status: Some(RunStatus::Running),
+        limit: 10_000,
+        ..RunQuery::default()
+    };
     let table = gateway.deps.pods.watch().borrow().clone();
     Ok(Json(json!({
         "version": env!("CARGO_PKG_VERSION"),

@@ -16,7 +16,9 @@ use crate::state::Gateway;
 /// A response of lines.
 pub fn lines(stream: impl Stream<Item = Result<Bytes, std::convert::Infallible>> + Send + 'static) -> Response {
     let mut response = Response::new(Body::from_stream(stream));
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
     response
 }
 
@@ -31,53 +33,59 @@ pub fn line<T: Serialize>(value: &T) -> Vec<u8> {
 pub fn run(gateway: Arc<Gateway>, run: RunId) -> Response {
     let changed = gateway.runs.changed();
     let start = (gateway, changed, 0_u64, false);
-    lines(futures::stream::unfold(start, move |(gateway, mut changed, seen, done)| {
-        let run = run.clone();
-        async move {
-            if done {
-                return None;
-            }
-            loop {
-                changed.borrow_and_update();
-                if let Some(state) = gateway.runs.get(&run).filter(|s| s.version + 1 > seen) {
-                    let (next, done) = (state.version + 1, state.status.is_final());
-                    return Some((Ok(line(&*state).into()), (gateway, changed, next, done)));
+    lines(futures::stream::unfold(
+        start,
+        move |(gateway, mut changed, seen, done)| {
+            let run = run.clone();
+            async move {
+                if done {
+                    return None;
                 }
-                tokio::select! {
-                    () = gateway.stop.cancelled() => return None,
-                    more = changed.changed() => more.ok()?,
+                loop {
+                    changed.borrow_and_update();
+                    if let Some(state) = gateway.runs.get(&run).filter(|s| s.version + 1 > seen) {
+                        let (next, done) = (state.version + 1, state.status.is_final());
+                        return Some((Ok(line(&*state).into()), (gateway, changed, next, done)));
+                    }
+                    tokio::select! {
+                        () = gateway.stop.cancelled() => return None,
+                        more = changed.changed() => more.ok()?,
+                    }
                 }
             }
-        }
-    }))
+        },
+    ))
 }
 
 /// All runs of a query, each time one changes.
 pub fn runs(gateway: Arc<Gateway>, asked: RunQuery) -> Response {
     let changed = gateway.runs.changed();
     let start = (gateway, changed, HashMap::<RunId, u64>::new());
-    lines(futures::stream::unfold(start, move |(gateway, mut changed, mut seen)| {
-        let asked = asked.clone();
-        async move {
-            loop {
-                changed.borrow_and_update();
-                let mut news = Vec::new();
-                let now = gateway.runs.list(&asked);
-                for state in now.iter().rev() {
-                    if seen.get(&state.run) != Some(&state.version) {
-                        seen.insert(state.run.clone(), state.version);
-                        news.extend(line(&**state));
+    lines(futures::stream::unfold(
+        start,
+        move |(gateway, mut changed, mut seen)| {
+            let asked = asked.clone();
+            async move {
+                loop {
+                    changed.borrow_and_update();
+                    let mut news = Vec::new();
+                    let now = gateway.runs.list(&asked);
+                    for state in now.iter().rev() {
+                        if seen.get(&state.run) != Some(&state.version) {
+                            seen.insert(state.run.clone(), state.version);
+                            news.extend(line(&**state));
+                        }
+                    }
+                    seen.retain(|run, _| now.iter().any(|s| &s.run == run));
+                    if !news.is_empty() {
+                        return Some((Ok(news.into()), (gateway, changed, seen)));
+                    }
+                    tokio::select! {
+                        () = gateway.stop.cancelled() => return None,
+                        more = changed.changed() => more.ok()?,
                     }
                 }
-                seen.retain(|run, _| now.iter().any(|s| &s.run == run));
-                if !news.is_empty() {
-                    return Some((Ok(news.into()), (gateway, changed, seen)));
-                }
-                tokio::select! {
-                    () = gateway.stop.cancelled() => return None,
-                    more = changed.changed() => more.ok()?,
-                }
             }
-        }
-    }))
+        },
+    ))
 }

@@ -38,7 +38,12 @@ impl LocalHostConfig {
     /// Defaults: 1,000 lines, 30 s.
     #[must_use]
     pub const fn new(state_dir: PathBuf, warden: Vec<String>) -> Self {
-        Self { state_dir, warden, kept_lines: 1000, start_timeout: Duration::from_secs(30) }
+        Self {
+            state_dir,
+            warden,
+            kept_lines: 1000,
+            start_timeout: Duration::from_secs(30),
+        }
     }
 }
 
@@ -137,11 +142,22 @@ impl LocalHost {
     fn spawn_replica(self: &Arc<Self>, state: &mut State, revision: &RevisionName) {
         state.created += 1;
         let created = state.created;
-        let Some(entry) = state.revisions.get_mut(revision) else { return };
+        let Some(entry) = state.revisions.get_mut(revision) else {
+            return;
+        };
         let spec = entry.spec.clone();
-        let id = PodId::new(format!("{revision}-{}", &uuid::Uuid::new_v4().simple().to_string()[..8]));
+        let id = PodId::new(format!(
+            "{revision}-{}",
+            &uuid::Uuid::new_v4().simple().to_string()[..8]
+        ));
         let stop = CancellationToken::new();
-        entry.replicas.insert(id.clone(), Replica { stop: stop.clone(), created });
+        entry.replicas.insert(
+            id.clone(),
+            Replica {
+                stop: stop.clone(),
+                created,
+            },
+        );
         let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let mut pod = Pod::new(
             id.clone(),
@@ -151,12 +167,16 @@ impl LocalHost {
             spec.concurrency_limit,
             PodState::Starting,
         );
-        pod.phases = Phases { asked_ms: now_ms(), ..Phases::default() };
+        pod.phases = Phases {
+            asked_ms: now_ms(),
+            ..Phases::default()
+        };
         self.change(|table| {
             table.pods.insert(id.clone(), pod);
         });
         let host = self.clone();
-        self.tasks.spawn(async move { run::replica(&host, &spec, &id, &stop).await });
+        self.tasks
+            .spawn(async move { run::replica(&host, &spec, &id, &stop).await });
     }
 
     /// A replica's task has ended.
@@ -197,7 +217,13 @@ impl PodHost for Arc<LocalHost> {
         match state.revisions.get_mut(&spec.revision) {
             Some(revision) => revision.spec = spec,
             None => {
-                state.revisions.insert(spec.revision.clone(), Revision { spec, replicas: HashMap::new() });
+                state.revisions.insert(
+                    spec.revision.clone(),
+                    Revision {
+                        spec,
+                        replicas: HashMap::new(),
+                    },
+                );
             }
         }
         Ok(())
@@ -208,12 +234,21 @@ impl PodHost for Arc<LocalHost> {
         if state.closing {
             return Err(PodError::Closing);
         }
-        let entry = state.revisions.get(revision).ok_or_else(|| PodError::UnknownRevision(revision.clone()))?;
+        let entry = state
+            .revisions
+            .get(revision)
+            .ok_or_else(|| PodError::UnknownRevision(revision.clone()))?;
         let mut live: Vec<(u32, u64, PodId)> = entry
             .replicas
             .iter()
             .filter(|(_, r)| !r.stop.is_cancelled())
-            .map(|(id, r)| (state.loads.get(id).copied().unwrap_or(0), u64::MAX - r.created, id.clone()))
+            .map(|(id, r)| {
+                (
+                    state.loads.get(id).copied().unwrap_or(0),
+                    u64::MAX - r.created,
+                    id.clone(),
+                )
+            })
             .collect();
         let wanted = usize::try_from(replicas).unwrap_or(usize::MAX);
         for _ in live.len()..wanted {
@@ -250,8 +285,12 @@ impl PodHost for Arc<LocalHost> {
 
     async fn logs(&self, query: LogQuery) -> Result<Vec<LogLine>, PodError> {
         let state = self.lock();
-        let Some(lines) = state.lines.get(&query.function) else { return Ok(Vec::new()) };
-        let wanted = lines.iter().filter(|l| query.revision.as_ref().is_none_or(|r| r == &l.revision));
+        let Some(lines) = state.lines.get(&query.function) else {
+            return Ok(Vec::new());
+        };
+        let wanted = lines
+            .iter()
+            .filter(|l| query.revision.as_ref().is_none_or(|r| r == &l.revision));
         let wanted: Vec<LogLine> = wanted.cloned().collect();
         Ok(wanted[wanted.len().saturating_sub(query.tail)..].to_vec())
     }

@@ -26,7 +26,9 @@ fn start_time(pid: i32) -> Option<u64> {
 
 fn find(platform: &str) -> Vec<Found> {
     let wanted = format!("{MARK}={platform}").into_bytes();
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
     entries
         .filter_map(|entry| {
             let pid: i32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
@@ -60,7 +62,10 @@ pub fn reap(platform: &str) -> usize {
     killed
 }
 
-#[expect(clippy::disallowed_methods, reason = "the warden has no runtime; killed processes need a moment to go")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the warden has no runtime; killed processes need a moment to go"
+)]
 fn pause() {
     std::thread::sleep(std::time::Duration::from_millis(5));
 }

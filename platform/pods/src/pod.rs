@@ -104,7 +104,17 @@ impl Pod {
         concurrency_limit: u32,
         state: PodState,
     ) -> Self {
-        Self { id, function, revision, addr, concurrency_limit, state, pid: None, restarts: 0, phases: Phases::default() }
+        Self {
+            id,
+            function,
+            revision,
+            addr,
+            concurrency_limit,
+            state,
+            pid: None,
+            restarts: 0,
+            phases: Phases::default(),
+        }
     }
 }
 

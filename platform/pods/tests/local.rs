@@ -1,5 +1,9 @@
 //! Local pods with real processes: a small HTTP server in Python stands for any program.
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests: a panic is the failure of a test")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "helpers of tests: a panic is the failure of a test"
+)]
 
 use std::path::Path;
 use std::sync::Arc;
@@ -49,11 +53,20 @@ fn host(dir: &Path) -> Arc<LocalHost> {
 async fn until(host: &Arc<LocalHost>, there: impl Fn(&PodTable) -> bool) -> Arc<PodTable> {
     let mut table = host.watch();
     let wait = table.wait_for(|t| there(t));
-    tokio::time::timeout(Duration::from_secs(20), wait).await.expect("in time").unwrap().clone()
+    tokio::time::timeout(Duration::from_secs(20), wait)
+        .await
+        .expect("in time")
+        .unwrap()
+        .clone()
 }
 
 fn ready(table: &PodTable) -> Vec<Pod> {
-    table.pods.values().filter(|p| p.state == PodState::Ready).cloned().collect()
+    table
+        .pods
+        .values()
+        .filter(|p| p.state == PodState::Ready)
+        .cloned()
+        .collect()
 }
 
 fn exists(pid: u32) -> bool {
@@ -74,7 +87,11 @@ async fn pods_start_and_drain_and_their_lines_are_kept() {
     host.scale(&spec.revision, 1).await.unwrap();
     let table = until(&host, |t| t.pods.len() == 1).await;
     assert_eq!(ready(&table)[0].id, pods[0].id, "the busy one stays");
-    let query = LogQuery { function: spec.function.clone(), revision: None, tail: 10 };
+    let query = LogQuery {
+        function: spec.function.clone(),
+        revision: None,
+        tail: 10,
+    };
     let lines = host.logs(query).await.unwrap();
     assert!(lines.iter().any(|l| l.text == "listening"), "{lines:?}");
     host.shutdown().await;
@@ -96,8 +113,14 @@ async fn a_pod_that_dies_is_seen_and_started_again() {
     client.writable().await.unwrap();
     client.try_write(b"GET /die HTTP/1.0\r\n\r\n").unwrap();
     let seen = table.wait_for(|t| t.pods.values().any(|p| matches!(p.state, PodState::BackOff { .. })));
-    let seen = tokio::time::timeout(Duration::from_secs(1), seen).await.expect("within a second").unwrap().clone();
-    let PodState::BackOff { reason, .. } = &seen.pods[&first.id].state else { unreachable!() };
+    let seen = tokio::time::timeout(Duration::from_secs(1), seen)
+        .await
+        .expect("within a second")
+        .unwrap()
+        .clone();
+    let PodState::BackOff { reason, .. } = &seen.pods[&first.id].state else {
+        unreachable!()
+    };
     assert!(reason.contains("exit code 3"), "{reason}");
     let again = ready(&*until(&host, |t| ready(t).len() == 1).await)[0].clone();
     assert_ne!(again.pid, first.pid);
@@ -113,8 +136,13 @@ async fn a_program_that_is_not_there_gives_the_reason() {
     host.scale(&spec.revision, 1).await.unwrap();
     let backed_off = |t: &PodTable| t.pods.values().any(|p| matches!(p.state, PodState::BackOff { .. }));
     let table = until(&host, backed_off).await;
-    let PodState::BackOff { reason, .. } = &table.pods.values().next().unwrap().state else { unreachable!() };
-    assert!(reason.contains("no-such-program") && reason.contains("No such file"), "{reason}");
+    let PodState::BackOff { reason, .. } = &table.pods.values().next().unwrap().state else {
+        unreachable!()
+    };
+    assert!(
+        reason.contains("no-such-program") && reason.contains("No such file"),
+        "{reason}"
+    );
     host.shutdown().await;
 }
 
@@ -122,13 +150,19 @@ async fn a_program_that_is_not_there_gives_the_reason() {
 async fn memory_beyond_the_limit_ends_the_pod() {
     let dir = tempfile::tempdir().unwrap();
     let host = host(dir.path());
-    let mut hog = spec(vec!["python3".into(), "-c".into(), "x = bytearray(700 << 20)\nimport time\ntime.sleep(60)".into()]);
+    let mut hog = spec(vec![
+        "python3".into(),
+        "-c".into(),
+        "x = bytearray(700 << 20)\nimport time\ntime.sleep(60)".into(),
+    ]);
     hog.resources.memory.bytes = 64 << 20;
     host.apply(hog.clone()).await.unwrap();
     host.scale(&hog.revision, 1).await.unwrap();
     let backed_off = |t: &PodTable| t.pods.values().any(|p| matches!(p.state, PodState::BackOff { .. }));
     let table = until(&host, backed_off).await;
-    let PodState::BackOff { reason, .. } = &table.pods.values().next().unwrap().state else { unreachable!() };
+    let PodState::BackOff { reason, .. } = &table.pods.values().next().unwrap().state else {
+        unreachable!()
+    };
     assert!(reason.contains("MemoryError"), "{reason}");
     host.shutdown().await;
 }

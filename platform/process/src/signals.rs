@@ -17,7 +17,10 @@ pub struct Stop {
 /// When the handlers cannot be set.
 pub fn on_signals() -> std::io::Result<Stop> {
     let mut signals = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    let stop = Stop { gentle: CancellationToken::new(), hard: CancellationToken::new() };
+    let stop = Stop {
+        gentle: CancellationToken::new(),
+        hard: CancellationToken::new(),
+    };
     let tokens = stop.clone();
     tokio::spawn(async move {
         next(&mut signals).await;

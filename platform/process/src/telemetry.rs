@@ -79,14 +79,24 @@ impl Telemetry {
     /// # Errors
     /// [`TelemetryError`].
     pub fn start(config: &TelemetryConfig) -> Result<Self, TelemetryError> {
-        let filter = Targets::from_str(&config.filter)
-            .map_err(|source| TelemetryError::Filter { filter: config.filter.clone(), source })?;
-        let provider = config.otlp_endpoint.as_deref().map(|e| provider(&config.service, e)).transpose()?;
+        let filter = Targets::from_str(&config.filter).map_err(|source| TelemetryError::Filter {
+            filter: config.filter.clone(),
+            source,
+        })?;
+        let provider = config
+            .otlp_endpoint
+            .as_deref()
+            .map(|e| provider(&config.service, e))
+            .transpose()?;
         let spans = provider.as_ref().map(|provider| {
             let tracer = provider.tracer("imageflow");
-            tracing_opentelemetry::layer().with_tracer(tracer).with_filter(LevelFilter::INFO)
+            tracing_opentelemetry::layer()
+                .with_tracer(tracer)
+                .with_filter(LevelFilter::INFO)
         });
-        let writer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(config.ansi);
+        let writer = tracing_subscriber::fmt::layer()
+            .with_writer(std::io::stderr)
+            .with_ansi(config.ansi);
         let logs = match config.format {
             LogFormat::Text => writer.with_filter(filter).boxed(),
             LogFormat::Json => writer.json().with_filter(filter).boxed(),
@@ -111,8 +121,17 @@ impl Telemetry {
 }
 
 fn provider(service: &str, endpoint: &str) -> Result<SdkTracerProvider, TelemetryError> {
-    let exporter = opentelemetry_otlp::SpanExporter::builder().with_tonic().with_endpoint(endpoint).build();
-    let exporter = exporter.map_err(|source| TelemetryError::Otlp { endpoint: endpoint.to_owned(), source })?;
+    let exporter = opentelemetry_otlp::SpanExporter::builder()
+        .with_tonic()
+        .with_endpoint(endpoint)
+        .build();
+    let exporter = exporter.map_err(|source| TelemetryError::Otlp {
+        endpoint: endpoint.to_owned(),
+        source,
+    })?;
     let resource = Resource::builder_empty().with_service_name(service.to_owned()).build();
-    Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build())
+    Ok(SdkTracerProvider::builder()
+        .with_batch_exporter(exporter)
+        .with_resource(resource)
+        .build())
 }

@@ -79,7 +79,15 @@ impl FunctionEntry {
     #[must_use]
     pub fn routes(&self) -> Vec<Route<'_>> {
         if self.spec().traffic.is_empty() {
-            return self.latest().map(|revision| Route { revision, percent: 100, tag: None }).into_iter().collect();
+            return self
+                .latest()
+                .map(|revision| Route {
+                    revision,
+                    percent: 100,
+                    tag: None,
+                })
+                .into_iter()
+                .collect();
         }
         self.spec()
             .traffic
@@ -89,7 +97,11 @@ impl FunctionEntry {
                     Some(name) => self.revision(name)?,
                     None => self.latest()?,
                 };
-                Some(Route { revision, percent: target.percent, tag: target.tag.as_deref() })
+                Some(Route {
+                    revision,
+                    percent: target.percent,
+                    tag: target.tag.as_deref(),
+                })
             })
             .collect()
     }
@@ -101,9 +113,11 @@ impl FunctionEntry {
     pub fn route(&self, tag: Option<&str>, pick: u64) -> Result<&Revision, Problem> {
         let routes = self.routes();
         if let Some(tag) = tag {
-            return routes.iter().find(|r| r.tag == Some(tag)).map(|r| r.revision).ok_or_else(|| {
-                Problem::not_found("traffic tag", tag, routes.iter().filter_map(|r| r.tag))
-            });
+            return routes
+                .iter()
+                .find(|r| r.tag == Some(tag))
+                .map(|r| r.revision)
+                .ok_or_else(|| Problem::not_found("traffic tag", tag, routes.iter().filter_map(|r| r.tag)));
         }
         let mut at = u32::try_from(pick % 100).unwrap_or(0);
         for route in &routes {
@@ -112,7 +126,8 @@ impl FunctionEntry {
             }
             at -= route.percent;
         }
-        self.latest().ok_or_else(|| Problem::not_found("revision of", self.document.metadata.name.as_str(), []))
+        self.latest()
+            .ok_or_else(|| Problem::not_found("revision of", self.document.metadata.name.as_str(), []))
     }
 }
 
@@ -198,7 +213,11 @@ impl FunctionLookup for Catalog {
             Some(operation) => self.operations.schema(operation).map(Cow::Borrowed),
             None => spec.parameters.clone().map(|p| Cow::Owned(Value::Object(p))),
         };
-        Some(FunctionView { spec, revisions: &entry.revisions, schema })
+        Some(FunctionView {
+            spec,
+            revisions: &entry.revisions,
+            schema,
+        })
     }
 
     fn names(&self) -> Vec<&str> {

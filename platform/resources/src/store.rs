@@ -57,7 +57,9 @@ struct CatalogTable {
 
 impl Table for CatalogTable {
     fn apply(&mut self, record: &Record) {
-        let Some(key) = record.key.as_ref().and_then(|k| std::str::from_utf8(k).ok()) else { return };
+        let Some(key) = record.key.as_ref().and_then(|k| std::str::from_utf8(k).ok()) else {
+            return;
+        };
         let Some(value) = &record.value else {
             remove(&mut self.current, key);
             return;
@@ -77,20 +79,29 @@ impl Table for CatalogTable {
 fn insert(catalog: &mut Catalog, kept: Kept) {
     match kept.resource {
         Resource::Function(document) => {
-            let entry = FunctionEntry { document, revisions: kept.revisions };
-            catalog.functions.insert(entry.document.metadata.name.clone(), Arc::new(entry));
+            let entry = FunctionEntry {
+                document,
+                revisions: kept.revisions,
+            };
+            catalog
+                .functions
+                .insert(entry.document.metadata.name.clone(), Arc::new(entry));
         }
         Resource::Flow(document) => {
             catalog.flows.insert(document.metadata.name.clone(), Arc::new(document));
         }
         Resource::Trigger(document) => {
-            catalog.triggers.insert(document.metadata.name.clone(), Arc::new(document));
+            catalog
+                .triggers
+                .insert(document.metadata.name.clone(), Arc::new(document));
         }
     }
 }
 
 fn remove(catalog: &mut Catalog, key: &str) {
-    let Some((kind, name)) = key.split_once('/') else { return };
+    let Some((kind, name)) = key.split_once('/') else {
+        return;
+    };
     if kind == Kind::Function.as_str() {
         catalog.functions.retain(|n, _| n.as_str() != name);
     } else if kind == Kind::Flow.as_str() {
@@ -132,12 +143,25 @@ impl ResourceStore {
         let topic = topics::RESOURCES;
         log.ensure_topics(&[TopicSpec::compacted(topic, topics::PARTITIONS)])
             .await
-            .map_err(|source| ViewError::Log { topic: topic.to_owned(), source })?;
-        let empty = Catalog { operations, ..Catalog::default() };
+            .map_err(|source| ViewError::Log {
+                topic: topic.to_owned(),
+                source,
+            })?;
+        let empty = Catalog {
+            operations,
+            ..Catalog::default()
+        };
         let (sender, catalog) = watch::channel(Arc::new(empty.clone()));
         let table = CatalogTable { current: empty, sender };
         let view = TableView::open(&log, topic, table, tasks, stop).await?;
-        Ok(Arc::new(Self { log, view, catalog, changing: Mutex::new(()), clock, images }))
+        Ok(Arc::new(Self {
+            log,
+            view,
+            catalog,
+            changing: Mutex::new(()),
+            clock,
+            images,
+        }))
     }
 
     /// The resources now.
@@ -162,7 +186,10 @@ impl ResourceStore {
                 document.spec.validate(&catalog.operations.names())?;
                 if document.spec.image.is_some() && !self.images {
                     let fault = FieldError::new("spec.image", "this platform runs local processes, not images");
-                    return Err(FieldErrors::from(fault.remedy("set command to a program of this machine, or use Kubernetes")).into());
+                    return Err(FieldErrors::from(
+                        fault.remedy("set command to a program of this machine, or use Kubernetes"),
+                    )
+                    .into());
                 }
                 check_params(catalog, &document.spec)?;
                 check_traffic(catalog, document)?;
@@ -175,7 +202,9 @@ impl ResourceStore {
                     catalog.flow(flow.as_str()).map_err(|p| under("spec.flow", &p))?;
                 }
                 if let Some(function) = &document.spec.function {
-                    catalog.function(function.as_str()).map_err(|p| under("spec.function", &p))?;
+                    catalog
+                        .function(function.as_str())
+                        .map_err(|p| under("spec.function", &p))?;
                 }
                 Ok(())
             }
@@ -199,7 +228,10 @@ impl ResourceStore {
         if outcome != Outcome::Unchanged {
             if let Resource::Function(document) = &kept.resource {
                 let topic = topics::work(&document.metadata.name);
-                self.log.ensure_topics(&[TopicSpec::new(topic, topics::WORK_PARTITIONS)]).await.map_err(log_problem)?;
+                self.log
+                    .ensure_topics(&[TopicSpec::new(topic, topics::WORK_PARTITIONS)])
+                    .await
+                    .map_err(log_problem)?;
             }
             self.keep(&kept).await?;
         }
@@ -251,18 +283,29 @@ impl ResourceStore {
         let entry = catalog.function(function.as_str())?;
         let revision = match to {
             Some(name) => entry.revision(name).ok_or_else(|| {
-                Problem::not_found("revision", name.as_str(), entry.revisions.iter().map(|r| r.name.as_str()))
+                Problem::not_found(
+                    "revision",
+                    name.as_str(),
+                    entry.revisions.iter().map(|r| r.name.as_str()),
+                )
             })?,
             None => {
                 let routes = entry.routes();
                 let now = routes.iter().max_by_key(|r| r.percent).map_or(0, |r| r.revision.number);
                 entry.revisions.iter().rev().find(|r| r.number < now).ok_or_else(|| {
-                    Problem::new(ErrorCode::Conflict, format!("function {function} has no revision before the current"))
+                    Problem::new(
+                        ErrorCode::Conflict,
+                        format!("function {function} has no revision before the current"),
+                    )
                 })?
             }
         };
         let mut document = entry.document.clone();
-        document.spec.traffic = vec![TrafficTarget { revision: Some(revision.name.clone()), percent: 100, tag: None }];
+        document.spec.traffic = vec![TrafficTarget {
+            revision: Some(revision.name.clone()),
+            percent: 100,
+            tag: None,
+        }];
         self.apply(Resource::Function(document)).await
     }
 
@@ -304,16 +347,26 @@ fn check_params(catalog: &Catalog, spec: &FunctionSpec) -> Result<(), FieldError
         object.remove("anyOf");
     }
     let value = serde_json::Value::Object(spec.params.clone());
-    let faults = schema::check(&parameters, &value).into_iter().map(|f| f.under("spec.params")).collect();
+    let faults = schema::check(&parameters, &value)
+        .into_iter()
+        .map(|f| f.under("spec.params"))
+        .collect();
     FieldErrors(faults).into_result()
 }
 
 fn check_traffic(catalog: &Catalog, document: &Document<FunctionName, FunctionSpec>) -> Result<(), FieldErrors> {
     let entry = catalog.functions.get(&document.metadata.name);
-    let known: Vec<&str> =
-        entry.map(|e| e.revisions.iter().map(|r| r.name.as_str()).collect()).unwrap_or_default();
+    let known: Vec<&str> = entry
+        .map(|e| e.revisions.iter().map(|r| r.name.as_str()).collect())
+        .unwrap_or_default();
     let mut faults = Vec::new();
-    for (i, name) in document.spec.traffic.iter().enumerate().filter_map(|(i, t)| Some((i, t.revision.as_ref()?))) {
+    for (i, name) in document
+        .spec
+        .traffic
+        .iter()
+        .enumerate()
+        .filter_map(|(i, t)| Some((i, t.revision.as_ref()?)))
+    {
         if !known.contains(&name.as_str()) {
             let remedy = if known.is_empty() {
                 "apply the function once without traffic first".to_owned()
@@ -333,12 +386,26 @@ fn merge(catalog: &Catalog, resource: Resource, now_ms: i64) -> (Kept, Outcome) 
         Resource::Flow(mut document) => {
             let before = catalog.flows.get::<FlowName>(&document.metadata.name);
             let outcome = settle(before.map(|b| &**b), &mut document);
-            (Kept { schema: SCHEMA, resource: Resource::Flow(document), revisions: Vec::new() }, outcome)
+            (
+                Kept {
+                    schema: SCHEMA,
+                    resource: Resource::Flow(document),
+                    revisions: Vec::new(),
+                },
+                outcome,
+            )
         }
         Resource::Trigger(mut document) => {
             let before = catalog.triggers.get::<TriggerName>(&document.metadata.name);
             let outcome = settle(before.map(|b| &**b), &mut document);
-            (Kept { schema: SCHEMA, resource: Resource::Trigger(document), revisions: Vec::new() }, outcome)
+            (
+                Kept {
+                    schema: SCHEMA,
+                    resource: Resource::Trigger(document),
+                    revisions: Vec::new(),
+                },
+                outcome,
+            )
         }
     }
 }
@@ -372,13 +439,25 @@ fn merge_function(
         revisions.push(candidate);
     }
     let surplus = revisions.len().saturating_sub(KEPT_REVISIONS);
-    let routed: Vec<&RevisionName> = document.spec.traffic.iter().filter_map(|t| t.revision.as_ref()).collect();
+    let routed: Vec<&RevisionName> = document
+        .spec
+        .traffic
+        .iter()
+        .filter_map(|t| t.revision.as_ref())
+        .collect();
     let mut index = 0;
     revisions.retain(|r| {
         index += 1;
         index > surplus || routed.contains(&&r.name)
     });
-    (Kept { schema: SCHEMA, resource: Resource::Function(document), revisions }, outcome)
+    (
+        Kept {
+            schema: SCHEMA,
+            resource: Resource::Function(document),
+            revisions,
+        },
+        outcome,
+    )
 }
 
 #[cfg(test)]

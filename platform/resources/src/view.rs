@@ -55,7 +55,10 @@ impl<T: Table> TableView<T> {
         tasks: &TaskTracker,
         stop: &CancellationToken,
     ) -> Result<Self, ViewError> {
-        let fail = |source| ViewError::Log { topic: topic.to_owned(), source };
+        let fail = |source| ViewError::Log {
+            topic: topic.to_owned(),
+            source,
+        };
         let mut follower = log.follow(topic, Start::Earliest).await.map_err(fail)?;
         let table = Arc::new(Mutex::new(table));
         let (sender, progress) = watch::channel(HashMap::new());
@@ -79,7 +82,11 @@ impl<T: Table> TableView<T> {
                 }
             }
         });
-        Ok(Self { topic: topic.to_owned(), table, progress })
+        Ok(Self {
+            topic: topic.to_owned(),
+            table,
+            progress,
+        })
     }
 
     /// Looks at the table. Keep it short: the follower waits.
@@ -101,7 +108,9 @@ impl<T: Table> TableView<T> {
         };
         match progress.wait_for(there).await {
             Ok(_) => Ok(()),
-            Err(_) => Err(ViewError::Ended { topic: self.topic.clone() }),
+            Err(_) => Err(ViewError::Ended {
+                topic: self.topic.clone(),
+            }),
         }
     }
 }

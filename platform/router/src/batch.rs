@@ -62,13 +62,19 @@ impl Batch {
 
     /// Deletes ended runs from the changelog.
     pub fn delete(&mut self, runs: &[RunId]) {
-        self.records.extend(runs.iter().map(|r| NewRecord::tombstone(topics::RUNS, r.as_str().to_owned())));
+        self.records.extend(
+            runs.iter()
+                .map(|r| NewRecord::tombstone(topics::RUNS, r.as_str().to_owned())),
+        );
     }
 
     /// The records to write: the last state of each run, then work and dead letters.
     #[must_use]
     pub fn records(&self) -> Vec<NewRecord> {
-        let states = self.states.values().filter_map(|state| json(topics::RUNS, state.run.as_str(), state));
+        let states = self
+            .states
+            .values()
+            .filter_map(|state| json(topics::RUNS, state.run.as_str(), state));
         states.chain(self.records.iter().cloned()).collect()
     }
 
@@ -117,12 +123,22 @@ fn plan(catalog: &Catalog, request: &RunRequest, fuse: bool) -> Result<imageflow
             &single
         }
     };
-    Ok(imageflow_flow::compile(&request.target, flow, catalog, request.fuse && fuse, pick)?)
+    Ok(imageflow_flow::compile(
+        &request.target,
+        flow,
+        catalog,
+        request.fuse && fuse,
+        pick,
+    )?)
 }
 
 /// A run that cannot be made, because its flow or a function changed or went away since it was asked for.
 fn refused(request: &RunRequest, problem: &Problem, now_ms: i64) -> DeadLetter {
-    let code = if problem.code == ErrorCode::NotFound { ErrorCode::NotFound } else { ErrorCode::InvalidArgument };
+    let code = if problem.code == ErrorCode::NotFound {
+        ErrorCode::NotFound
+    } else {
+        ErrorCode::InvalidArgument
+    };
     DeadLetter {
         id: format!("dl-{}", &digest(&["refused", request.run.as_str()])[..24]),
         run: Some(request.run.clone()),
@@ -130,7 +146,12 @@ fn refused(request: &RunRequest, problem: &Problem, now_ms: i64) -> DeadLetter {
             Target::Function(name) => name.to_string(),
             Target::Flow(_) => "-".to_owned(),
         },
-        error: StepError { code, message: problem.to_string(), status: None, step: None },
+        error: StepError {
+            code,
+            message: problem.to_string(),
+            status: None,
+            step: None,
+        },
         attempts: Vec::new(),
         request: Some(request.clone()),
         event: None,

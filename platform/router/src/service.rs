@@ -9,8 +9,8 @@ use imageflow_eventlog::{
 };
 use imageflow_objects::ObjectStore;
 use imageflow_resources::ResourceStore;
-use imageflow_types::work::RunEvent;
 use imageflow_types::topics;
+use imageflow_types::work::RunEvent;
 use tokio_util::sync::CancellationToken;
 
 use crate::batch::{Batch, read_run_event};
@@ -32,7 +32,12 @@ pub struct RouterConfig {
 
 impl Default for RouterConfig {
     fn default() -> Self {
-        Self { member: "router-0".to_owned(), fuse: true, keep_runs: 50_000, batch: 500 }
+        Self {
+            member: "router-0".to_owned(),
+            fuse: true,
+            keep_runs: 50_000,
+            batch: 500,
+        }
     }
 }
 
@@ -102,7 +107,9 @@ impl Router {
                 })
                 .collect();
             if !records.is_empty()
-                && !self.process(&mut runs, producer.as_mut(), consumer.as_mut(), &records, &stop).await?
+                && !self
+                    .process(&mut runs, producer.as_mut(), consumer.as_mut(), &records, &stop)
+                    .await?
             {
                 break;
             }

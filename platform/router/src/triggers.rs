@@ -2,12 +2,12 @@
 use imageflow_events::{AttributesReader, Event, attributes, ext, object};
 use imageflow_objects::ObjectStore;
 use imageflow_resources::Catalog;
+use imageflow_types::RunId;
 use imageflow_types::error::ErrorCode;
 use imageflow_types::manifest::Document;
 use imageflow_types::names::{TriggerName, digest};
 use imageflow_types::trigger::TriggerSpec;
 use imageflow_types::work::{DeadLetter, Input, ObjectRef, RunRequest, StepError, Target};
-use imageflow_types::RunId;
 
 /// What a trigger makes of an event.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,7 +37,8 @@ pub async fn matches(
     let mut found = Vec::new();
     for (name, trigger) in &catalog.triggers {
         // What the platform wrote starts nothing, unless the trigger asks for it: a flow cannot start itself.
-        if (ours && !trigger.spec.platform_objects) || !trigger.spec.matches(|attribute| attributes::get(event, attribute))
+        if (ours && !trigger.spec.platform_objects)
+            || !trigger.spec.matches(|attribute| attributes::get(event, attribute))
         {
             continue;
         }
@@ -54,9 +55,17 @@ async fn make(
     now_ms: i64,
 ) -> Result<Match, LookupFailed> {
     let refuse = |code, message: String| {
-        let error = StepError { code, message, status: None, step: None };
+        let error = StepError {
+            code,
+            message,
+            status: None,
+            step: None,
+        };
         Match::Refused(Box::new(DeadLetter {
-            id: format!("event-{}", &digest(&["event", name.as_str(), &event.source().to_string(), event.id()])[..24]),
+            id: format!(
+                "event-{}",
+                &digest(&["event", name.as_str(), &event.source().to_string(), event.id()])[..24]
+            ),
             run: None,
             function: "-".to_owned(),
             error,
@@ -67,40 +76,72 @@ async fn make(
         }))
     };
     let (Some(target), spec) = (target(&trigger.spec), &trigger.spec) else {
-        return Ok(refuse(ErrorCode::Internal, format!("trigger {name} names no flow and no function")));
+        return Ok(refuse(
+            ErrorCode::Internal,
+            format!("trigger {name} names no flow and no function"),
+        ));
     };
     let pinned = object::own_object(event);
-    let referred = pinned.as_ref().map(|o| (o.bucket.clone(), o.key.clone(), Some(o.etag.clone())));
+    let referred = pinned
+        .as_ref()
+        .map(|o| (o.bucket.clone(), o.key.clone(), Some(o.etag.clone())));
     let Some((bucket, key, etag)) = referred.or_else(|| object::referred_object(event)) else {
         let run = RunId::derive(&["trigger", name.as_str(), &event.source().to_string(), event.id()]);
         let input = Input::Event(serde_json::to_value(event).unwrap_or_default());
-        return Ok(Match::Run(Box::new(request(run, target, name, spec, input, event, now_ms))));
+        return Ok(Match::Run(Box::new(request(
+            run, target, name, spec, input, event, now_ms,
+        ))));
     };
     if !spec.buckets.contains(&bucket) {
         let allowed = spec.buckets.join(", ");
         return Ok(refuse(
             ErrorCode::Forbidden,
-            format!("the event refers to bucket \"{bucket}\", but trigger {name} may read only {allowed}; add it to spec.buckets"),
+            format!(
+                "the event refers to bucket \"{bucket}\", but trigger {name} may read only {allowed}; add it to spec.buckets"
+            ),
         ));
     }
     let object = match pinned {
         Some(object) => object,
         None => match objects.head(&bucket, &key).await {
             Ok(None) => {
-                return Ok(refuse(ErrorCode::NotFound, format!("the event refers to {bucket}/{key}, which does not exist")));
+                return Ok(refuse(
+                    ErrorCode::NotFound,
+                    format!("the event refers to {bucket}/{key}, which does not exist"),
+                ));
             }
             Ok(Some(info)) if etag.as_ref().is_some_and(|wanted| *wanted != info.etag) => {
-                return Ok(refuse(ErrorCode::InputChanged, format!("{bucket}/{key} is not the one the event refers to any more")));
+                return Ok(refuse(
+                    ErrorCode::InputChanged,
+                    format!("{bucket}/{key} is not the one the event refers to any more"),
+                ));
             }
-            Ok(Some(info)) => {
-                ObjectRef { bucket, key, etag: info.etag, size: info.size, content_type: info.content_type }
-            }
+            Ok(Some(info)) => ObjectRef {
+                bucket,
+                key,
+                etag: info.etag,
+                size: info.size,
+                content_type: info.content_type,
+            },
             Err(error) if error.is_retryable() => return Err(error.into()),
-            Err(error) => return Ok(refuse(ErrorCode::NotFound, format!("{bucket}/{key} cannot be read: {error}"))),
+            Err(error) => {
+                return Ok(refuse(
+                    ErrorCode::NotFound,
+                    format!("{bucket}/{key} cannot be read: {error}"),
+                ));
+            }
         },
     };
     let run = RunId::derive(&["trigger", name.as_str(), &object.bucket, &object.key, &object.etag]);
-    Ok(Match::Run(Box::new(request(run, target, name, spec, Input::Object(object), event, now_ms))))
+    Ok(Match::Run(Box::new(request(
+        run,
+        target,
+        name,
+        spec,
+        Input::Object(object),
+        event,
+        now_ms,
+    ))))
 }
 
 fn request(
@@ -125,5 +166,8 @@ fn request(
 }
 
 fn target(spec: &TriggerSpec) -> Option<Target> {
-    spec.flow.clone().map(Target::Flow).or_else(|| spec.function.clone().map(Target::Function))
+    spec.flow
+        .clone()
+        .map(Target::Flow)
+        .or_else(|| spec.function.clone().map(Target::Function))
 }

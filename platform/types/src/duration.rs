@@ -58,7 +58,10 @@ impl std::str::FromStr for HumanDuration {
                 "h" => 3_600_000,
                 _ => return Err(bad()),
             };
-            total = value.checked_mul(factor).and_then(|v| total.checked_add(v)).ok_or_else(bad)?;
+            total = value
+                .checked_mul(factor)
+                .and_then(|v| total.checked_add(v))
+                .ok_or_else(bad)?;
             rest = &rest[unit..];
         }
         Ok(Self::from_millis(total))
@@ -86,7 +89,9 @@ impl Serialize for HumanDuration {
 
 impl<'de> Deserialize<'de> for HumanDuration {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        Cow::<'de, str>::deserialize(d)?.parse().map_err(serde::de::Error::custom)
+        Cow::<'de, str>::deserialize(d)?
+            .parse()
+            .map_err(serde::de::Error::custom)
     }
 }
 

@@ -134,7 +134,11 @@ impl From<FieldErrors> for Problem {
 
 impl std::fmt::Display for Problem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.detail.is_empty() { f.write_str(&self.title) } else { f.write_str(&self.detail) }
+        if self.detail.is_empty() {
+            f.write_str(&self.title)
+        } else {
+            f.write_str(&self.detail)
+        }
     }
 }
 

@@ -18,7 +18,11 @@ pub struct FieldError {
 impl FieldError {
     /// A fault without a remedy.
     pub fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { field: field.into(), message: message.into(), remedy: None }
+        Self {
+            field: field.into(),
+            message: message.into(),
+            remedy: None,
+        }
     }
 
     /// The same fault with what to do about it.

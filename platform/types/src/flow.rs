@@ -45,7 +45,9 @@ pub struct FlowOutput {
 
 impl Default for FlowOutput {
     fn default() -> Self {
-        Self { bucket: crate::topics::BUCKET_PROCESSED.to_owned() }
+        Self {
+            bucket: crate::topics::BUCKET_PROCESSED.to_owned(),
+        }
     }
 }
 

@@ -69,7 +69,11 @@ pub struct Resources {
 
 impl Default for Resources {
     fn default() -> Self {
-        Self { cpu: Cpu { millis: 1000 }, memory: Memory { bytes: 512 << 20 }, gpu: 0 }
+        Self {
+            cpu: Cpu { millis: 1000 },
+            memory: Memory { bytes: 512 << 20 },
+            gpu: 0,
+        }
     }
 }
 
@@ -104,7 +108,10 @@ pub struct Batch {
 
 impl Default for Batch {
     fn default() -> Self {
-        Self { max: 1, wait: HumanDuration::default() }
+        Self {
+            max: 1,
+            wait: HumanDuration::default(),
+        }
     }
 }
 
@@ -155,7 +162,10 @@ pub struct KeepWarm {
 
 impl Default for KeepWarm {
     fn default() -> Self {
-        Self { min: HumanDuration::from_secs(10), max: HumanDuration::from_secs(600) }
+        Self {
+            min: HumanDuration::from_secs(10),
+            max: HumanDuration::from_secs(600),
+        }
     }
 }
 
@@ -295,7 +305,12 @@ impl FunctionSpec {
     /// The part that makes a revision: what the pod is, not how many there are nor who gets the traffic.
     #[must_use]
     pub fn template(&self) -> Self {
-        Self { scale: Scale::default(), delivery: Delivery::default(), traffic: Vec::new(), ..self.clone() }
+        Self {
+            scale: Scale::default(),
+            delivery: Delivery::default(),
+            traffic: Vec::new(),
+            ..self.clone()
+        }
     }
 
     /// Checks what the schema cannot say. `operations` is the catalogue, to name the nearest.
@@ -313,29 +328,40 @@ impl FunctionSpec {
         if let Some(operation) = &self.operation
             && !operations.contains(&operation.as_str())
         {
-            let fault =
-                FieldError::new("spec.operation", format!("there is no operation \"{operation}\" in the catalogue"));
+            let fault = FieldError::new(
+                "spec.operation",
+                format!("there is no operation \"{operation}\" in the catalogue"),
+            );
             faults.push(match crate::names::nearest(operation, operations.iter().copied()) {
                 Some(near) => fault.remedy(format!("did you mean \"{near}\"?")),
                 None => fault.remedy(format!("the catalogue has {}", operations.join(", "))),
             });
         }
         if self.operation.is_some() && self.parameters.is_some() {
-            faults.push(FieldError::new("spec.parameters", "a catalogue operation brings its own schema"));
+            faults.push(FieldError::new(
+                "spec.parameters",
+                "a catalogue operation brings its own schema",
+            ));
         }
         if self.concurrency.target > self.concurrency.limit {
             faults.push(
                 FieldError::new(
                     "spec.concurrency.target",
-                    format!("{} is over the limit of {}", self.concurrency.target, self.concurrency.limit),
+                    format!(
+                        "{} is over the limit of {}",
+                        self.concurrency.target, self.concurrency.limit
+                    ),
                 )
                 .remedy("lower target or raise limit"),
             );
         }
         if self.scale.min > self.scale.max {
             faults.push(
-                FieldError::new("spec.scale.min", format!("{} is over max {}", self.scale.min, self.scale.max))
-                    .remedy("lower min or raise max"),
+                FieldError::new(
+                    "spec.scale.min",
+                    format!("{} is over max {}", self.scale.min, self.scale.max),
+                )
+                .remedy("lower min or raise max"),
             );
         }
         if self.scale.keep_warm.min > self.scale.keep_warm.max {
@@ -345,7 +371,10 @@ impl FunctionSpec {
             );
         }
         if self.timeout.as_millis() < 10 || self.timeout > HumanDuration::from_secs(3600) {
-            faults.push(FieldError::new("spec.timeout", format!("{} is not between 10ms and 1h", self.timeout)));
+            faults.push(FieldError::new(
+                "spec.timeout",
+                format!("{} is not between 10ms and 1h", self.timeout),
+            ));
         }
         self.validate_traffic(&mut faults);
         let mut seen = BTreeMap::new();
@@ -378,9 +407,17 @@ impl FunctionSpec {
             );
         }
         let mut tags: Vec<&str> = Vec::new();
-        for (i, tag) in self.traffic.iter().enumerate().filter_map(|(i, t)| Some((i, t.tag.as_deref()?))) {
+        for (i, tag) in self
+            .traffic
+            .iter()
+            .enumerate()
+            .filter_map(|(i, t)| Some((i, t.tag.as_deref()?)))
+        {
             if tags.contains(&tag) {
-                faults.push(FieldError::new(format!("spec.traffic[{i}].tag"), format!("\"{tag}\" is used twice")));
+                faults.push(FieldError::new(
+                    format!("spec.traffic[{i}].tag"),
+                    format!("\"{tag}\" is used twice"),
+                ));
             }
             tags.push(tag);
         }
@@ -393,7 +430,9 @@ mod tests {
 
     #[test]
     fn an_unknown_operation_names_the_nearest() {
-        let faults = FunctionSpec::of_operation("resise").validate(&["resize", "crop"]).unwrap_err();
+        let faults = FunctionSpec::of_operation("resise")
+            .validate(&["resize", "crop"])
+            .unwrap_err();
         assert!(faults.to_string().contains("did you mean \"resize\"?"), "{faults}");
     }
 
@@ -407,10 +446,18 @@ mod tests {
     #[test]
     fn traffic_that_does_not_add_up_is_refused() {
         let mut spec = FunctionSpec::of_operation("resize");
-        spec.traffic = vec![TrafficTarget { revision: None, percent: 90, tag: Some("a".into()) }];
+        spec.traffic = vec![TrafficTarget {
+            revision: None,
+            percent: 90,
+            tag: Some("a".into()),
+        }];
         let faults = spec.validate(&["resize"]).unwrap_err();
         assert!(faults.to_string().contains("90"), "{faults}");
-        spec.traffic.push(TrafficTarget { revision: None, percent: 10, tag: None });
+        spec.traffic.push(TrafficTarget {
+            revision: None,
+            percent: 10,
+            tag: None,
+        });
         assert!(spec.validate(&["resize"]).is_ok());
     }
 

@@ -78,14 +78,22 @@ pub struct Metadata<N> {
 impl<N> Metadata<N> {
     /// Metadata with nothing but a name.
     pub fn named(name: N) -> Self {
-        Self { name, labels: BTreeMap::new(), annotations: BTreeMap::new(), generation: 0 }
+        Self {
+            name,
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            generation: 0,
+        }
     }
 }
 
 /// A resource: one document.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind")]
-#[expect(clippy::large_enum_variant, reason = "resources are few; a box would show in every match")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "resources are few; a box would show in every match"
+)]
 pub enum Resource {
     /// A function.
     Function(Document<FunctionName, FunctionSpec>),
@@ -110,7 +118,11 @@ pub struct Document<N, S> {
 impl<N, S> Document<N, S> {
     /// A document with a name and a spec.
     pub fn new(name: N, spec: S) -> Self {
-        Self { api_version: API_VERSION.to_owned(), metadata: Metadata::named(name), spec }
+        Self {
+            api_version: API_VERSION.to_owned(),
+            metadata: Metadata::named(name),
+            spec,
+        }
     }
 }
 
@@ -153,9 +165,14 @@ impl Resource {
             return Err(FieldError::new("", "is not a document with apiVersion, kind, metadata and spec").into());
         };
         let kind = check_head(document)?;
-        let spec = document.get("spec").cloned().unwrap_or_else(|| Value::Object(serde_json::Map::new()));
-        let mut faults: Vec<FieldError> =
-            schema::check(&kind.spec_schema(), &spec).into_iter().map(|f| f.under("spec")).collect();
+        let spec = document
+            .get("spec")
+            .cloned()
+            .unwrap_or_else(|| Value::Object(serde_json::Map::new()));
+        let mut faults: Vec<FieldError> = schema::check(&kind.spec_schema(), &spec)
+            .into_iter()
+            .map(|f| f.under("spec"))
+            .collect();
         check_metadata(document.get("metadata"), &mut faults);
         FieldErrors(faults).into_result()?;
         // Each document by its own type: behind the tagged enum the path of a fault would be lost.
@@ -196,12 +213,19 @@ impl Resource {
 fn typed<T: serde::de::DeserializeOwned>(value: Value) -> Result<T, FieldErrors> {
     serde_path_to_error::deserialize(value).map_err(|e| {
         let path = e.path().to_string();
-        FieldError::new(if path == "." { String::new() } else { path }, e.into_inner().to_string()).into()
+        FieldError::new(
+            if path == "." { String::new() } else { path },
+            e.into_inner().to_string(),
+        )
+        .into()
     })
 }
 
 fn label_of(document: &Value, index: usize) -> String {
-    match (document.get("kind").and_then(Value::as_str), document.pointer("/metadata/name").and_then(Value::as_str)) {
+    match (
+        document.get("kind").and_then(Value::as_str),
+        document.pointer("/metadata/name").and_then(Value::as_str),
+    ) {
         (Some(kind), Some(name)) => format!("{kind} {name}"),
         _ => format!("document {}", index + 1),
     }
@@ -226,12 +250,12 @@ fn check_head(document: &serde_json::Map<String, Value>) -> Result<Kind, FieldEr
     let kind = Kind::ALL.into_iter().find(|k| k.as_str() == given);
     if kind.is_none() {
         let names = Kind::ALL.map(Kind::as_str);
-        faults.push(
-            FieldError::new("kind", format!("\"{given}\" is not a kind")).remedy(match nearest(given, names) {
+        faults.push(FieldError::new("kind", format!("\"{given}\" is not a kind")).remedy(
+            match nearest(given, names) {
                 Some(near) => format!("did you mean \"{near}\"?"),
                 None => format!("write one of {}", names.join(", ")),
-            }),
-        );
+            },
+        ));
     }
     match kind {
         Some(kind) if faults.is_empty() => Ok(kind),
@@ -261,7 +285,8 @@ fn check_metadata(metadata: Option<&Value>, faults: &mut Vec<FieldError>) {
 mod tests {
     use super::*;
 
-    const FUNCTION: &str = "apiVersion: imageflow.dev/v1alpha1\nkind: Function\nmetadata: { name: resize }\nspec:\n  operation: resize\n";
+    const FUNCTION: &str =
+        "apiVersion: imageflow.dev/v1alpha1\nkind: Function\nmetadata: { name: resize }\nspec:\n  operation: resize\n";
 
     #[test]
     fn the_example_of_the_design_reads() {
@@ -278,15 +303,22 @@ mod tests {
     fn an_unknown_field_is_named_with_its_path_and_the_nearest() {
         let text = format!("{FUNCTION}  scale: {{ mix: 3 }}\n");
         let error = Resource::from_yaml(&text).unwrap_err().to_string();
-        assert!(error.contains("spec.scale.mix") && error.contains("did you mean \"min\""), "{error}");
+        assert!(
+            error.contains("spec.scale.mix") && error.contains("did you mean \"min\""),
+            "{error}"
+        );
         assert!(error.contains("in Function resize"), "{error}");
     }
 
     #[test]
     fn a_value_out_of_range_and_a_wrong_kind_are_named() {
-        let error = Resource::from_yaml(&format!("{FUNCTION}  scale: {{ max: 100000 }}\n")).unwrap_err().to_string();
+        let error = Resource::from_yaml(&format!("{FUNCTION}  scale: {{ max: 100000 }}\n"))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("spec.scale.max") && error.contains("1000"), "{error}");
-        let error = Resource::from_yaml(&FUNCTION.replace("Function", "Functon")).unwrap_err().to_string();
+        let error = Resource::from_yaml(&FUNCTION.replace("Function", "Functon"))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("did you mean \"Function\""), "{error}");
         let error = Resource::from_yaml("a: [").unwrap_err().to_string();
         assert!(error.contains("is not YAML"), "{error}");
@@ -294,9 +326,13 @@ mod tests {
 
     #[test]
     fn a_bad_name_or_duration_gives_the_rule() {
-        let error = Resource::from_yaml(&FUNCTION.replace("resize }", "Resize_ }")).unwrap_err().to_string();
+        let error = Resource::from_yaml(&FUNCTION.replace("resize }", "Resize_ }"))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("metadata.name") && error.contains("a-z, 0-9"), "{error}");
-        let error = Resource::from_yaml(&format!("{FUNCTION}  timeout: soon\n")).unwrap_err().to_string();
+        let error = Resource::from_yaml(&format!("{FUNCTION}  timeout: soon\n"))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("spec.timeout"), "{error}");
     }
 }

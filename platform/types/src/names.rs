@@ -21,13 +21,19 @@ pub struct InvalidName {
 
 fn check(kind: &'static str, text: &str, max: usize) -> Result<(), InvalidName> {
     let bytes = text.as_bytes();
-    let inner = bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-');
+    let inner = bytes
+        .iter()
+        .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-');
     let starts = bytes.first().is_some_and(u8::is_ascii_lowercase);
     let ends = bytes.last().is_some_and(|b| *b != b'-');
     if inner && starts && ends && bytes.len() <= max {
         return Ok(());
     }
-    Err(InvalidName { kind, given: text.chars().take(80).collect(), max })
+    Err(InvalidName {
+        kind,
+        given: text.chars().take(80).collect(),
+        max,
+    })
 }
 
 macro_rules! name {

@@ -31,7 +31,11 @@ pub struct Memory {
 impl std::str::FromStr for Cpu {
     type Err = InvalidQuantity;
     fn from_str(text: &str) -> Result<Self, InvalidQuantity> {
-        let bad = || InvalidQuantity { given: text.chars().take(40).collect(), what: "CPU", example: "500m or 2" };
+        let bad = || InvalidQuantity {
+            given: text.chars().take(40).collect(),
+            what: "CPU",
+            example: "500m or 2",
+        };
         let millis = match text.strip_suffix('m') {
             Some(m) => m.parse::<u32>().map_err(|_| bad())?,
             None => {
@@ -50,8 +54,11 @@ impl std::str::FromStr for Cpu {
 impl std::str::FromStr for Memory {
     type Err = InvalidQuantity;
     fn from_str(text: &str) -> Result<Self, InvalidQuantity> {
-        let bad =
-            || InvalidQuantity { given: text.chars().take(40).collect(), what: "memory", example: "256Mi or 1Gi" };
+        let bad = || InvalidQuantity {
+            given: text.chars().take(40).collect(),
+            what: "memory",
+            example: "256Mi or 1Gi",
+        };
         let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
         let value: u64 = text[..split].parse().map_err(|_| bad())?;
         let unit: u64 = match &text[split..] {
@@ -65,13 +72,21 @@ impl std::str::FromStr for Memory {
             "Ti" => 1 << 40,
             _ => return Err(bad()),
         };
-        value.checked_mul(unit).filter(|b| *b > 0).map(|bytes| Self { bytes }).ok_or_else(bad)
+        value
+            .checked_mul(unit)
+            .filter(|b| *b > 0)
+            .map(|bytes| Self { bytes })
+            .ok_or_else(bad)
     }
 }
 
 impl fmt::Display for Cpu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.millis.is_multiple_of(1000) { write!(f, "{}", self.millis / 1000) } else { write!(f, "{}m", self.millis) }
+        if self.millis.is_multiple_of(1000) {
+            write!(f, "{}", self.millis / 1000)
+        } else {
+            write!(f, "{}m", self.millis)
+        }
     }
 }
 
@@ -122,7 +137,11 @@ macro_rules! text_serde {
     };
 }
 text_serde!(Cpu, "^[0-9]+(\\.[0-9]+)?m?$", "CPU as in Kubernetes, such as 500m or 2");
-text_serde!(Memory, "^[0-9]+(k|M|G|Ki|Mi|Gi|Ti)?$", "memory as in Kubernetes, such as 256Mi or 1Gi");
+text_serde!(
+    Memory,
+    "^[0-9]+(k|M|G|Ki|Mi|Gi|Ti)?$",
+    "memory as in Kubernetes, such as 256Mi or 1Gi"
+);
 
 #[cfg(test)]
 mod tests {

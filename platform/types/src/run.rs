@@ -196,7 +196,11 @@ impl RunState {
 pub fn output_ref(plan: &Plan, stage: &Stage, target: &str, input: &ObjectRef) -> OutputRef {
     let mut parts = vec!["output-v1".to_owned(), input.etag.clone(), stage.digest.clone()];
     for step in &stage.steps {
-        parts.push(step.operation.clone().unwrap_or_else(|| format!("function:{}", step.function)));
+        parts.push(
+            step.operation
+                .clone()
+                .unwrap_or_else(|| format!("function:{}", step.function)),
+        );
         parts.push(serde_json::to_string(&step.params).unwrap_or_default());
     }
     parts.push(stage.intermediate.to_string());
@@ -204,14 +208,28 @@ pub fn output_ref(plan: &Plan, stage: &Stage, target: &str, input: &ObjectRef) -
     let file = input.key.rsplit('/').next().unwrap_or_default();
     let stem = file.rsplit_once('.').map_or(file, |(stem, _)| stem);
     // What a step handed on carries a digest already: the original name is enough.
-    let stem = if input.key.starts_with(".steps/") { stem.rsplit_once('-').map_or(stem, |(name, _)| name) } else { stem };
+    let stem = if input.key.starts_with(".steps/") {
+        stem.rsplit_once('-').map_or(stem, |(name, _)| name)
+    } else {
+        stem
+    };
     let stem: String = stem
         .chars()
-        .map(|c| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '-' })
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || c == '-' || c == '_' {
+                c
+            } else {
+                '-'
+            }
+        })
         .take(60)
         .collect();
     let last = stage.steps.last().map_or("", |s| s.name.as_str());
-    let (folder, extension) = if stage.intermediate { (".steps/", "png") } else { ("", extension(stage, input)) };
+    let (folder, extension) = if stage.intermediate {
+        (".steps/", "png")
+    } else {
+        ("", extension(stage, input))
+    };
     let dot = if extension.is_empty() { "" } else { "." };
     OutputRef {
         bucket: plan.bucket.clone(),

@@ -12,13 +12,20 @@ pub fn check(schema: &Value, value: &Value) -> Vec<FieldError> {
         Ok(validator) => validator,
         Err(error) => return vec![FieldError::new("", format!("the schema itself is not valid: {error}"))],
     };
-    validator.iter_errors(value).flat_map(|error| explain(schema, &error)).collect()
+    validator
+        .iter_errors(value)
+        .flat_map(|error| explain(schema, &error))
+        .collect()
 }
 
 /// Names of the parameters that a schema knows, for messages.
 #[must_use]
 pub fn property_names(schema: &Value) -> Vec<&str> {
-    schema.get("properties").and_then(Value::as_object).map(|p| p.keys().map(String::as_str).collect()).unwrap_or_default()
+    schema
+        .get("properties")
+        .and_then(Value::as_object)
+        .map(|p| p.keys().map(String::as_str).collect())
+        .unwrap_or_default()
 }
 
 fn explain(schema: &Value, error: &jsonschema::ValidationError<'_>) -> Vec<FieldError> {
@@ -43,8 +50,10 @@ fn explain(schema: &Value, error: &jsonschema::ValidationError<'_>) -> Vec<Field
         }
         ValidationErrorKind::Enum { options } => {
             let given = error.instance().as_str().unwrap_or_default();
-            let names: Vec<&str> =
-                options.as_array().map(|a| a.iter().filter_map(Value::as_str).collect()).unwrap_or_default();
+            let names: Vec<&str> = options
+                .as_array()
+                .map(|a| a.iter().filter_map(Value::as_str).collect())
+                .unwrap_or_default();
             let remedy = match nearest(given, names.iter().copied()) {
                 Some(near) => format!("did you mean \"{near}\"? It is one of {}", names.join(", ")),
                 None => format!("write one of {}", names.join(", ")),
@@ -114,9 +123,18 @@ mod tests {
             "$defs":{"a":{"type":"object","additionalProperties":false,"properties":{"depth":{"type":"integer"}}}}});
         let faults = check(&schema, &serde_json::json!({"widht":3,"fit":"covr","in":{"dept":1}}));
         let text = faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
-        assert!(text.contains("widht: is not known here; did you mean \"width\"?"), "{text}");
-        assert!(text.contains("fit: \"covr\" is not allowed; did you mean \"cover\"?"), "{text}");
-        assert!(text.contains("in.dept: is not known here; did you mean \"depth\"?"), "{text}");
+        assert!(
+            text.contains("widht: is not known here; did you mean \"width\"?"),
+            "{text}"
+        );
+        assert!(
+            text.contains("fit: \"covr\" is not allowed; did you mean \"cover\"?"),
+            "{text}"
+        );
+        assert!(
+            text.contains("in.dept: is not known here; did you mean \"depth\"?"),
+            "{text}"
+        );
         assert!(text.contains("width: is missing"), "{text}");
         assert!(check(&schema, &serde_json::json!({"width":3})).is_empty());
     }

@@ -51,7 +51,10 @@ impl Filter {
             Self::Prefix(pairs) => (pairs, |value, wanted| value.starts_with(wanted)),
             Self::Suffix(pairs) => (pairs, |value, wanted| value.ends_with(wanted)),
         };
-        !pairs.is_empty() && pairs.iter().all(|(name, wanted)| attribute(name).is_some_and(|v| test(&v, wanted)))
+        !pairs.is_empty()
+            && pairs
+                .iter()
+                .all(|(name, wanted)| attribute(name).is_some_and(|v| test(&v, wanted)))
     }
 
     fn pairs(&self) -> &BTreeMap<String, String> {
@@ -95,7 +98,10 @@ impl TriggerSpec {
                 }
             }
             if filter.pairs().is_empty() {
-                faults.push(FieldError::new(format!("spec.filters[{i}]"), "names no attribute, so it never matches"));
+                faults.push(FieldError::new(
+                    format!("spec.filters[{i}]"),
+                    "names no attribute, so it never matches",
+                ));
             }
         }
         FieldErrors(faults).into_result()
@@ -120,7 +126,9 @@ mod tests {
 
     #[test]
     fn all_filters_and_all_pairs_must_match() {
-        let yes = filters(r#"[{"exact":{"type":"dev.imageflow.object.created"}},{"prefix":{"subject":"raw-images/"}},{"suffix":{"subject":".jpg"}}]"#);
+        let yes = filters(
+            r#"[{"exact":{"type":"dev.imageflow.object.created"}},{"prefix":{"subject":"raw-images/"}},{"suffix":{"subject":".jpg"}}]"#,
+        );
         assert!(yes.iter().all(|f| f.matches(event)));
         let no = filters(r#"[{"exact":{"type":"dev.imageflow.object.created","missing":"x"}}]"#);
         assert!(!no[0].matches(event));
@@ -130,6 +138,9 @@ mod tests {
     fn a_trigger_without_a_target_is_refused() {
         let spec: TriggerSpec = serde_json::from_str(r#"{"filters":[{"exact":{"Type":"x"}}]}"#).unwrap();
         let text = spec.validate().unwrap_err().to_string();
-        assert!(text.contains("exactly one of flow and function") && text.contains("\"Type\""), "{text}");
+        assert!(
+            text.contains("exactly one of flow and function") && text.contains("\"Type\""),
+            "{text}"
+        );
     }
 }

@@ -1,5 +1,5 @@
 //! `cargo xtask bench platform`: one JSON line a figure. Each figure stands beside its floor, measured in the same run.
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a bench that cannot measure has nothing to say")]
+#![expect(clippy::unwrap_used, reason = "a bench that cannot measure has nothing to say")]
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -21,7 +21,10 @@ const EVENTS: usize = 5_000;
 
 fn figure(name: &str, value: f64, unit: &str, goal: &str, met: bool) {
     let value = (value * 100.0).round() / 100.0;
-    println!("{}", json!({"figure": name, "value": value, "unit": unit, "goal": goal, "met": met}));
+    println!(
+        "{}",
+        json!({"figure": name, "value": value, "unit": unit, "goal": goal, "met": met})
+    );
 }
 
 fn percentile(samples: &mut [f64], p: f64) -> f64 {
@@ -41,7 +44,11 @@ fn functions(prefix: &str, count: usize, operation: &str, scale: &str) -> String
 fn floor() -> Vec<f64> {
     (0..COLD)
         .map(|_| {
-            let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            let port = std::net::TcpListener::bind("127.0.0.1:0")
+                .unwrap()
+                .local_addr()
+                .unwrap()
+                .port();
             let begun = Instant::now();
             let mut child = Command::new(binary())
                 .arg("pod")
@@ -76,13 +83,19 @@ fn floor() -> Vec<f64> {
 
 async fn cold_start(platform: &Platform) {
     let mut floor = floor();
-    platform.api.apply(&functions("cold", COLD, "resize", "{ keepWarm: { min: 1s, max: 1s } }")).await;
+    platform
+        .api
+        .apply(&functions("cold", COLD, "resize", "{ keepWarm: { min: 1s, max: 1s } }"))
+        .await;
     let mut cold = Vec::new();
     for n in 0..COLD {
         let picture = pictures::png(64, 48, n as u32);
         let path = format!("/v1/functions/cold-{n}/invoke?width=16");
         let begun = Instant::now();
-        let answer = platform.api.send(Method::POST, &path, &[("content-type", "image/png")], picture).await;
+        let answer = platform
+            .api
+            .send(Method::POST, &path, &[("content-type", "image/png")], picture)
+            .await;
         cold.push(begun.elapsed().as_secs_f64() * 1000.0);
         assert_eq!(answer.status(), 200, "{}", String::from_utf8_lossy(answer.body()));
         assert_eq!(answer.headers()["imageflow-cold-start"], "true");
@@ -91,7 +104,13 @@ async fn cold_start(platform: &Platform) {
     let floor = percentile(&mut floor, 0.5);
     figure("cold start p50", p50, "ms", "<= 40", p50 <= 40.0);
     figure("cold start p95", p95, "ms", "<= 80", p95 <= 80.0);
-    figure("cold start floor p50 (bare program until its port answers)", floor, "ms", "none", true);
+    figure(
+        "cold start floor p50 (bare program until its port answers)",
+        floor,
+        "ms",
+        "none",
+        true,
+    );
     figure("cold start p50 / floor", p50 / floor, "ratio", "none", true);
 }
 
@@ -122,14 +141,20 @@ async fn event_to_result(platform: &Platform) {
     let mut beyond = Vec::new();
     for n in 0..WARM {
         let body = pictures::png(64, 48, 10_000 + n as u32);
-        let options = PutOptions { content_type: Some("image/png".into()), ..PutOptions::default() };
+        let options = PutOptions {
+            content_type: Some("image/png".into()),
+            ..PutOptions::default()
+        };
         let key = format!("warm/{n}.png");
         let begun = Instant::now();
         let info = objects.put("raw-images", &key, body.into(), options).await.unwrap();
         let run = imageflow_types::RunId::derive(&["trigger", "on-put", "raw-images", &key, &info.etag]);
         let state = loop {
             // The stream ends when the run is final; before the run is known there is nothing to stream yet.
-            let answer = platform.api.send(Method::GET, &format!("/v1/runs/{run}?watch=true"), &[], "").await;
+            let answer = platform
+                .api
+                .send(Method::GET, &format!("/v1/runs/{run}?watch=true"), &[], "")
+                .await;
             let text = String::from_utf8_lossy(answer.body()).into_owned();
             if let Some(last) = text.lines().last() {
                 break serde_json::from_str::<Value>(last).unwrap();
@@ -140,28 +165,42 @@ async fn event_to_result(platform: &Platform) {
         beyond.push(took - state["steps"][0]["serviceMs"].as_f64().unwrap_or(0.0));
     }
     let p50 = percentile(&mut beyond, 0.5);
-    figure("event to stored result beyond the operation p50", p50, "ms", "<= 15", p50 <= 15.0);
+    figure(
+        "event to stored result beyond the operation p50",
+        p50,
+        "ms",
+        "<= 15",
+        p50 <= 15.0,
+    );
 }
 
 /// A loop that only reads and writes the log: each event is read once and answered by one record, in transactions.
 async fn log_loop(dir: &Path) -> f64 {
     let log = Embedded::open(EmbeddedConfig::new(dir)).await.unwrap();
-    log.ensure_topics(&[TopicSpec::new("in", 12), TopicSpec::new("out", 12)]).await.unwrap();
+    log.ensure_topics(&[TopicSpec::new("in", 12), TopicSpec::new("out", 12)])
+        .await
+        .unwrap();
     let begun = Instant::now();
     let writer = log.clone();
     let write = tokio::spawn(async move {
         for batch in 0..EVENTS / 500 {
-            let records =
-                (0..500).map(|n| NewRecord::new("in").key(format!("{batch}-{n}")).value(vec![0_u8; 200])).collect();
+            let records = (0..500)
+                .map(|n| NewRecord::new("in").key(format!("{batch}-{n}")).value(vec![0_u8; 200]))
+                .collect();
             writer.produce(records).await.unwrap();
         }
     });
-    let mut consumer = log.consumer(ConsumerConfig::new("g", "m", Topics::one("in"))).await.unwrap();
+    let mut consumer = log
+        .consumer(ConsumerConfig::new("g", "m", Topics::one("in")))
+        .await
+        .unwrap();
     let mut producer = log.transactional("t").await.unwrap();
     let mut read = 0;
     while read < EVENTS {
         for event in consumer.poll(500).await.unwrap() {
-            let ConsumerEvent::Records(records) = event else { continue };
+            let ConsumerEvent::Records(records) = event else {
+                continue;
+            };
             read += records.len();
             let mut next = std::collections::HashMap::new();
             for record in &records {
@@ -170,9 +209,18 @@ async fn log_loop(dir: &Path) -> f64 {
             let offsets = next.into_iter().map(|(p, o)| OffsetCommit::new("in", p, o)).collect();
             let answers = records
                 .iter()
-                .map(|r| NewRecord::new("out").key(r.key.clone().unwrap()).value(r.value.clone().unwrap()))
+                .map(|r| {
+                    NewRecord::new("out")
+                        .key(r.key.clone().unwrap())
+                        .value(r.value.clone().unwrap())
+                })
                 .collect();
-            let transaction = Transaction { records: answers, offsets, group: "g".into(), member: "m".into() };
+            let transaction = Transaction {
+                records: answers,
+                offsets,
+                group: "g".into(),
+                member: "m".into(),
+            };
             producer.commit(transaction).await.unwrap();
         }
     }
@@ -187,17 +235,41 @@ async fn throughput(platform: &Platform) {
         let events: Vec<Value> = (0..500)
             .map(|n| json!({"specversion":"1.0","id":format!("{batch}-{n}"),"source":"urn:bench","type":"com.example.tick","data":{"n":n}}))
             .collect();
-        let answer = platform.api.send(Method::POST, "/v1/events", &headers, json!(events).to_string()).await;
+        let answer = platform
+            .api
+            .send(Method::POST, "/v1/events", &headers, json!(events).to_string())
+            .await;
         assert_eq!(answer.status(), 202);
     }
     let path = format!("/v1/runs?flow=function/nothing&status=succeeded&limit={EVENTS}");
-    platform.api.until(&path, |v| v["items"].as_array().unwrap().len() >= EVENTS).await;
+    platform
+        .api
+        .until(&path, |v| v["items"].as_array().unwrap().len() >= EVENTS)
+        .await;
     let rate = EVENTS as f64 / begun.elapsed().as_secs_f64();
     let dir = tempfile::tempdir().unwrap();
     let base = log_loop(dir.path()).await;
-    figure("no-op events per second through the platform", rate, "1/s", "none", true);
-    figure("events per second of a loop that only reads and writes the log", base, "1/s", "none", true);
-    figure("no-op events, share of the log loop", rate / base, "ratio", ">= 0.25", rate / base >= 0.25);
+    figure(
+        "no-op events per second through the platform",
+        rate,
+        "1/s",
+        "none",
+        true,
+    );
+    figure(
+        "events per second of a loop that only reads and writes the log",
+        base,
+        "1/s",
+        "none",
+        true,
+    );
+    figure(
+        "no-op events, share of the log loop",
+        rate / base,
+        "ratio",
+        ">= 0.25",
+        rate / base >= 0.25,
+    );
 }
 
 /// Resident memory in MB and seconds of CPU so far, of a process.
@@ -216,7 +288,10 @@ async fn idle(count: usize, goal_rss: Option<f64>, goal_cpu: f64) {
     let platform = Platform::start(dir.path(), &[]);
     for chunk in 0..count.div_ceil(1000) {
         let n = (count - chunk * 1000).min(1000);
-        platform.api.apply(&functions(&format!("idle-{chunk}"), n, "resize", "{ max: 3 }")).await;
+        platform
+            .api
+            .apply(&functions(&format!("idle-{chunk}"), n, "resize", "{ max: 3 }"))
+            .await;
     }
     const SPAN: Duration = Duration::from_secs(10);
     // What applying left to do is over when two looks in a row cost nothing worth counting.
@@ -226,9 +301,21 @@ async fn idle(count: usize, goal_rss: Option<f64>, goal_cpu: f64) {
     let (rss, after) = process(platform.pid());
     let share = (after - before) / SPAN.as_secs_f64() * 100.0;
     if let Some(goal) = goal_rss {
-        figure(&format!("resident memory idle with {count} functions at zero"), rss, "MB", &format!("<= {goal}"), rss <= goal);
+        figure(
+            &format!("resident memory idle with {count} functions at zero"),
+            rss,
+            "MB",
+            &format!("<= {goal}"),
+            rss <= goal,
+        );
     }
-    figure(&format!("CPU idle with {count} functions at zero"), share, "% of a core", &format!("<= {goal_cpu}"), share <= goal_cpu);
+    figure(
+        &format!("CPU idle with {count} functions at zero"),
+        share,
+        "% of a core",
+        &format!("<= {goal_cpu}"),
+        share <= goal_cpu,
+    );
     platform.stop();
 }
 
@@ -238,7 +325,12 @@ async fn main() {
     let platform = Platform::start(dir.path(), &[]);
     cold_start(&platform).await;
     platform.api.apply(WARM_RESOURCES).await;
-    platform.api.until("/v1/functions/nothing", |v| v["status"]["pods"]["ready"].as_u64() >= Some(1)).await;
+    platform
+        .api
+        .until("/v1/functions/nothing", |v| {
+            v["status"]["pods"]["ready"].as_u64() >= Some(1)
+        })
+        .await;
     event_to_result(&platform).await;
     throughput(&platform).await;
     platform.stop();

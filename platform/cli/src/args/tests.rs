@@ -162,7 +162,10 @@ fn data_lives_where_the_flag_the_xdg_variable_or_home_says() {
     else {
         panic!()
     };
-    assert_eq!((args.apply.len(), args.demo, args.once), (2, Some(PathBuf::from("samples")), true));
+    assert_eq!(
+        (args.apply.len(), args.demo, args.once),
+        (2, Some(PathBuf::from("samples")), true)
+    );
 }
 
 #[test]

@@ -36,11 +36,17 @@ pub async fn run(platform: &Platform, folder: &Path) -> Result<(), CliError> {
 }
 
 fn photos(folder: &Path) -> Result<Vec<PathBuf>, CliError> {
-    let read = |source| CliError::Input { path: folder.to_owned(), source };
+    let read = |source| CliError::Input {
+        path: folder.to_owned(),
+        source,
+    };
     let mut photos = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(read)? {
         let path = entry.map_err(read)?.path();
-        if path.extension().is_some_and(|e| e == "jpg" || e == "png" || e == "webp") {
+        if path
+            .extension()
+            .is_some_and(|e| e == "jpg" || e == "png" || e == "webp")
+        {
             photos.push(path);
         }
     }
@@ -53,17 +59,35 @@ fn photos(folder: &Path) -> Result<Vec<PathBuf>, CliError> {
 
 /// Puts a photograph as any S3 client would; returns the run that the sample trigger makes of it.
 async fn put(platform: &Platform, path: &Path) -> Result<RunId, CliError> {
-    let body = std::fs::read(path).map_err(|source| CliError::Input { path: path.to_owned(), source })?;
-    let key = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let body = std::fs::read(path).map_err(|source| CliError::Input {
+        path: path.to_owned(),
+        source,
+    })?;
+    let key = path
+        .file_name()
+        .map(|n| n.to_string_lossy().into_owned())
+        .unwrap_or_default();
     let content_type = match path.extension().and_then(|e| e.to_str()) {
         Some("jpg") => "image/jpeg",
         Some("webp") => "image/webp",
         _ => "image/png",
     };
-    let options = PutOptions { content_type: Some(content_type.to_owned()), ..PutOptions::default() };
-    let info = platform.objects.put(topics::BUCKET_RAW, &key, body.into(), options).await;
+    let options = PutOptions {
+        content_type: Some(content_type.to_owned()),
+        ..PutOptions::default()
+    };
+    let info = platform
+        .objects
+        .put(topics::BUCKET_RAW, &key, body.into(), options)
+        .await;
     let info = info.map_err(|e| failed("the photograph was not taken")(e.to_string()))?;
-    Ok(RunId::derive(&["trigger", "on-upload", topics::BUCKET_RAW, &key, &info.etag]))
+    Ok(RunId::derive(&[
+        "trigger",
+        "on-upload",
+        topics::BUCKET_RAW,
+        &key,
+        &info.etag,
+    ]))
 }
 
 /// Tells each change of pods and runs until all runs have ended.
@@ -77,7 +101,11 @@ async fn watch(platform: &Platform, wanted: &[RunId], begun: Instant) -> Result<
         let now = counts(&table.borrow_and_update());
         tell(begun, &mut told, now);
         changed.borrow_and_update();
-        for run in wanted.iter().filter_map(|id| runs.get(id)).filter(|r| r.status.is_final()) {
+        for run in wanted
+            .iter()
+            .filter_map(|id| runs.get(id))
+            .filter(|r| r.status.is_final())
+        {
             if ended.insert(run.run.clone(), (*run).clone()).is_none() {
                 tell_run(begun, &run);
             }
@@ -112,9 +140,15 @@ fn counts(table: &PodTable) -> BTreeMap<String, u32> {
 fn tell(begun: Instant, told: &mut BTreeMap<String, u32>, now: BTreeMap<String, u32>) {
     let names: Vec<String> = told.keys().chain(now.keys()).cloned().collect();
     for name in names {
-        let (before, after) = (told.get(&name).copied().unwrap_or(0), now.get(&name).copied().unwrap_or(0));
+        let (before, after) = (
+            told.get(&name).copied().unwrap_or(0),
+            now.get(&name).copied().unwrap_or(0),
+        );
         if before != after {
-            println!("{:>8.3} s  {name:<12} pods {before} -> {after}", begun.elapsed().as_secs_f64());
+            println!(
+                "{:>8.3} s  {name:<12} pods {before} -> {after}",
+                begun.elapsed().as_secs_f64()
+            );
             told.insert(name, after);
         }
     }
@@ -125,9 +159,16 @@ fn tell_run(begun: Instant, run: &RunState) {
         imageflow_types::work::Input::Object(object) => object.key.clone(),
         imageflow_types::work::Input::Event(_) => "event".to_owned(),
     };
-    println!("{:>8.3} s  {key:<12} {}", begun.elapsed().as_secs_f64(), run.status.as_str());
+    println!(
+        "{:>8.3} s  {key:<12} {}",
+        begun.elapsed().as_secs_f64(),
+        run.status.as_str()
+    );
     for (step, output) in run.results() {
-        println!("            {step:<8} {}/{} ({} bytes)", output.bucket, output.key, output.size);
+        println!(
+            "            {step:<8} {}/{} ({} bytes)",
+            output.bucket, output.key, output.size
+        );
     }
 }
 
@@ -135,12 +176,21 @@ fn tell_run(begun: Instant, run: &RunState) {
 async fn check(platform: &Platform, runs: &[RunState]) -> Result<(), CliError> {
     for run in runs {
         if run.status != RunStatus::Succeeded {
-            let why = run.error().map_or_else(String::new, |(step, e)| format!(": step {step}: {}", e.message));
-            return Err(CliError::Failed(format!("run {} {}{why}", run.run, run.status.as_str())));
+            let why = run
+                .error()
+                .map_or_else(String::new, |(step, e)| format!(": step {step}: {}", e.message));
+            return Err(CliError::Failed(format!(
+                "run {} {}{why}",
+                run.run,
+                run.status.as_str()
+            )));
         }
         let mut seen = 0;
         for (step, output) in run.results() {
-            let object = platform.objects.get(&output.bucket, &output.key, Some(&output.etag)).await;
+            let object = platform
+                .objects
+                .get(&output.bucket, &output.key, Some(&output.etag))
+                .await;
             let (_, body) = object.map_err(|e| failed("a result is not there")(e.to_string()))?;
             let info = imageflow_ops::probe(&body, &imageflow_ops::Limits::default());
             let info = info.map_err(|e| failed("a result is no picture")(format!("{}: {e}", output.key)))?;
@@ -150,7 +200,10 @@ async fn check(platform: &Platform, runs: &[RunState]) -> Result<(), CliError> {
                 _ => true,
             };
             if !right {
-                return Err(CliError::Failed(format!("{} is {}x{}", output.key, info.width, info.height)));
+                return Err(CliError::Failed(format!(
+                    "{} is {}x{}",
+                    output.key, info.width, info.height
+                )));
             }
             seen += 1;
         }
@@ -184,9 +237,15 @@ async fn to_zero(platform: &Platform, begun: Instant) -> Result<(), CliError> {
 /// What to try next.
 pub fn print_next(platform: &Platform) {
     let exe = std::env::current_exe().map_or_else(|_| "imageflow".to_owned(), |p| p.display().to_string());
-    let server = if platform.api_url == "http://127.0.0.1:8000" { String::new() } else { format!(" --server {}", platform.api_url) };
+    let server = if platform.api_url == "http://127.0.0.1:8000" {
+        String::new()
+    } else {
+        format!(" --server {}", platform.api_url)
+    };
     println!("\nit stays up; try in another terminal:");
-    println!("  {exe}{server} invoke resize manifests/samples/photos/rocket.jpg -o small.webp --param width=320 --param format=webp");
+    println!(
+        "  {exe}{server} invoke resize manifests/samples/photos/rocket.jpg -o small.webp --param width=320 --param format=webp"
+    );
     println!("  {exe}{server} run product-photo manifests/samples/photos/*.png --out results");
     println!("  {exe}{server} scaling explain resize");
 }

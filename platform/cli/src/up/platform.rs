@@ -66,11 +66,15 @@ fn auth(args: &UpArgs) -> Result<Auth, CliError> {
     let auth = match &args.api_keys {
         None => Auth::Loopback,
         Some(path) => {
-            let text = std::fs::read_to_string(path).map_err(|source| CliError::Input { path: path.clone(), source })?;
+            let text = std::fs::read_to_string(path).map_err(|source| CliError::Input {
+                path: path.clone(),
+                source,
+            })?;
             Auth::from_file(&text).map_err(|e| CliError::Usage(format!("{}: {e}", path.display())))?
         }
     };
-    auth.check_listen(args.listen).map_err(|e| CliError::Usage(format!("--listen: {e}")))?;
+    auth.check_listen(args.listen)
+        .map_err(|e| CliError::Usage(format!("--listen: {e}")))?;
     Ok(auth)
 }
 
@@ -79,9 +83,7 @@ fn credentials(listen: SocketAddr) -> Result<(String, String, bool), CliError> {
     let given = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
     match (given("IMAGEFLOW_S3_ACCESS_KEY"), given("IMAGEFLOW_S3_SECRET_KEY")) {
         (Some(access), Some(secret)) => Ok((access, secret, true)),
-        _ if listen.ip().is_loopback() => {
-            Ok((LOCAL_CREDENTIALS.0.to_owned(), LOCAL_CREDENTIALS.1.to_owned(), false))
-        }
+        _ if listen.ip().is_loopback() => Ok((LOCAL_CREDENTIALS.0.to_owned(), LOCAL_CREDENTIALS.1.to_owned(), false)),
         _ => Err(CliError::Usage(format!(
             "--s3-listen: {listen} is not loopback, so set IMAGEFLOW_S3_ACCESS_KEY and IMAGEFLOW_S3_SECRET_KEY, or listen on 127.0.0.1"
         ))),
@@ -101,10 +103,18 @@ impl Platform {
     ) -> Result<Self, CliError> {
         let auth = auth(args)?;
         let (access_key, secret_key, own_credentials) = credentials(args.s3_listen)?;
-        std::fs::create_dir_all(data).map_err(|source| CliError::Output { path: data.to_owned(), source })?;
+        std::fs::create_dir_all(data).map_err(|source| CliError::Output {
+            path: data.to_owned(),
+            source,
+        })?;
         let started_ms = now_ms();
-        let config = EmbeddedConfig { limit_bytes: limit(args.log_limit_bytes), ..EmbeddedConfig::new(data.join("log")) };
-        let log = Embedded::open(config).await.map_err(|e| failed("the event log cannot be opened")(e.to_string()))?;
+        let config = EmbeddedConfig {
+            limit_bytes: limit(args.log_limit_bytes),
+            ..EmbeddedConfig::new(data.join("log"))
+        };
+        let log = Embedded::open(config)
+            .await
+            .map_err(|e| failed("the event log cannot be opened")(e.to_string()))?;
         let events: Arc<dyn EventLog> = log.clone();
         let log_failed = |e: imageflow_eventlog::LogError| failed("the event log")(e.to_string());
         events.ensure_topics(&Router::topics()).await.map_err(log_failed)?;
@@ -124,13 +134,27 @@ impl Platform {
         let store = S3Store::new(S3Config::new(s3_url.clone(), access_key.clone(), secret_key.clone()));
         let objects: Arc<dyn ObjectStore> = Arc::new(store);
         for bucket in [topics::BUCKET_RAW, topics::BUCKET_PROCESSED, topics::BUCKET_LOGS] {
-            objects.ensure_bucket(bucket).await.map_err(|e| failed("the buckets")(chain(&e)))?;
+            objects
+                .ensure_bucket(bucket)
+                .await
+                .map_err(|e| failed("the buckets")(chain(&e)))?;
         }
 
         let tasks = TaskTracker::new();
-        let (door, movers, rest) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+        let (door, movers, rest) = (
+            CancellationToken::new(),
+            CancellationToken::new(),
+            CancellationToken::new(),
+        );
         let operations = imageflow_ops::catalog().iter().map(|o| (o.name.to_owned(), o.schema()));
-        let resources = ResourceStore::open(events.clone(), Operations::new(operations), now_ms, false, &tasks, &rest);
+        let resources = ResourceStore::open(
+            events.clone(),
+            Operations::new(operations),
+            now_ms,
+            false,
+            &tasks,
+            &rest,
+        );
         let resources = resources.await.map_err(|e| failed("the resources")(e.to_string()))?;
 
         let exe = std::env::current_exe().map_err(|e| failed("the path of this program")(e.to_string()))?;
@@ -141,7 +165,15 @@ impl Platform {
         let pod_host: Arc<dyn PodHost> = Arc::new(host.clone());
         let delivery = Delivery::start(DeliveryConfig::default(), pod_host.clone(), &tasks, &rest);
         let backlogs = Arc::new(Backlogs::default());
-        let functions = pods::follow(resources.clone(), host.clone(), exe, args.otlp_endpoint.clone(), &tasks, &rest).await;
+        let functions = pods::follow(
+            resources.clone(),
+            host.clone(),
+            exe,
+            args.otlp_endpoint.clone(),
+            &tasks,
+            &rest,
+        )
+        .await;
 
         let learned = scaling::learned(&events).await.map_err(log_failed)?;
         let parts = Parts {
@@ -152,7 +184,10 @@ impl Platform {
             learned,
             pokes: delivery.pokes(),
         };
-        let settings = Settings { window: WINDOW, ..Settings::default() };
+        let settings = Settings {
+            window: WINDOW,
+            ..Settings::default()
+        };
         let (autoscaler, scaling_task) = Autoscaler::spawn(parts, settings, rest.clone());
         tasks.spawn(async move {
             if let Err(error) = scaling_task.await {
@@ -170,7 +205,10 @@ impl Platform {
             resources: resources.clone(),
             delivery: delivery.clone(),
             pods: pod_host,
-            scaling: Arc::new(scaling::Explained { autoscaler, host: host.clone() }),
+            scaling: Arc::new(scaling::Explained {
+                autoscaler,
+                host: host.clone(),
+            }),
             backlog: Arc::new(scaling::Waiting(backlogs.clone())),
             metrics,
             clock: now_ms,
@@ -185,11 +223,16 @@ impl Platform {
             started_ms,
             reconcile_every: Duration::from_secs(600),
         };
-        let gateway = Gateway::open(deps, config, &tasks, &door).await.map_err(|e| failed("the API")(e.to_string()))?;
+        let gateway = Gateway::open(deps, config, &tasks, &door)
+            .await
+            .map_err(|e| failed("the API")(e.to_string()))?;
 
         let mut services: JoinSet<Result<&'static str, String>> = JoinSet::new();
         let router = Router {
-            config: RouterConfig { fuse: !args.no_fuse, ..RouterConfig::default() },
+            config: RouterConfig {
+                fuse: !args.no_fuse,
+                ..RouterConfig::default()
+            },
             log: events.clone(),
             objects: objects.clone(),
             resources: resources.clone(),
@@ -207,10 +250,19 @@ impl Platform {
             clock: now_ms,
         };
         let stop = movers.clone();
-        services.spawn(async move { dispatcher.run(stop).await.map(|()| "dispatcher").map_err(|e| e.to_string()) });
+        services.spawn(async move {
+            dispatcher
+                .run(stop)
+                .await
+                .map(|()| "dispatcher")
+                .map_err(|e| e.to_string())
+        });
         let served = gateway.clone();
         services.spawn(async move {
-            imageflow_gateway::serve(listener, served).await.map(|()| "gateway").map_err(|e| e.to_string())
+            imageflow_gateway::serve(listener, served)
+                .await
+                .map(|()| "gateway")
+                .map_err(|e| e.to_string())
         });
         Ok(Self {
             api_url,
@@ -234,10 +286,14 @@ impl Platform {
 
     /// Applies a file of manifests.
     pub async fn apply_file(&self, path: &Path) -> Result<(), CliError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| CliError::Input { path: path.to_owned(), source })?;
-        let resources = Resource::from_yaml(&text)
-            .map_err(|errors| CliError::Manifest { origin: path.display().to_string(), errors })?;
+        let text = std::fs::read_to_string(path).map_err(|source| CliError::Input {
+            path: path.to_owned(),
+            source,
+        })?;
+        let resources = Resource::from_yaml(&text).map_err(|errors| CliError::Manifest {
+            origin: path.display().to_string(),
+            errors,
+        })?;
         for resource in resources {
             self.resources.apply(resource).await?;
         }

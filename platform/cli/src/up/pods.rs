@@ -60,7 +60,11 @@ async fn tell(
         next.insert(name.clone(), Arc::new(scaling(entry)));
         known.insert(name.clone(), entry.clone());
     }
-    let gone: Vec<FunctionName> = known.keys().filter(|n| !catalog.functions.contains_key(*n)).cloned().collect();
+    let gone: Vec<FunctionName> = known
+        .keys()
+        .filter(|n| !catalog.functions.contains_key(*n))
+        .cloned()
+        .collect();
     for name in gone {
         next.remove(&name);
         if let Some(entry) = known.remove(&name) {
@@ -79,7 +83,10 @@ fn scaling(entry: &FunctionEntry) -> FunctionScaling {
     let revisions = entry
         .routes()
         .iter()
-        .map(|route| RevisionShare { revision: route.revision.name.clone(), percent: route.percent })
+        .map(|route| RevisionShare {
+            revision: route.revision.name.clone(),
+            percent: route.percent,
+        })
         .collect();
     FunctionScaling {
         scale: spec.scale.clone(),

@@ -25,7 +25,11 @@ pub async fn learned(log: &Arc<dyn EventLog>) -> Result<HashMap<FunctionName, Me
     let mut follower = log.follow(topics::SCALING, Start::Earliest).await?;
     while let FollowEvent::Records(records) = follower.next().await? {
         for record in records {
-            match record.value.as_ref().map(|v| serde_json::from_slice::<StoredDecision>(v)) {
+            match record
+                .value
+                .as_ref()
+                .map(|v| serde_json::from_slice::<StoredDecision>(v))
+            {
                 Some(Ok(stored)) => drop(learned.insert(stored.record.function, stored.memory)),
                 Some(Err(error)) => tracing::warn!(%error, "a stored scale decision cannot be read"),
                 None => {}
@@ -44,7 +48,11 @@ pub struct Stats {
 
 impl Stats {
     pub const fn new(delivery: Arc<Delivery>, backlogs: Arc<Backlogs>, clock: fn() -> i64) -> Self {
-        Self { delivery, backlogs, clock }
+        Self {
+            delivery,
+            backlogs,
+            clock,
+        }
     }
 }
 
@@ -68,7 +76,9 @@ impl StatsSource for Stats {
         let now_ms = (self.clock)();
         let mut seen: Vec<FunctionName> = Vec::new();
         for (function, backlog) in self.backlogs.all() {
-            let age = backlog.oldest_ms.map(|since| u64::try_from(now_ms - since).unwrap_or(0));
+            let age = backlog
+                .oldest_ms
+                .map(|since| u64::try_from(now_ms - since).unwrap_or(0));
             loads.push(FunctionLoad {
                 function: function.clone(),
                 revision: None,
@@ -96,7 +106,11 @@ pub struct Pods(pub Arc<LocalHost>);
 impl Replicas for Pods {
     async fn scale(&self, _: &FunctionName, revision: &RevisionName, replicas: u32) -> Result<(), ScaleError> {
         let scaled = self.0.scale(revision, replicas).await;
-        scaled.map_err(|e| ScaleError { revision: revision.clone(), replicas, source: Box::new(e) })
+        scaled.map_err(|e| ScaleError {
+            revision: revision.clone(),
+            replicas,
+            source: Box::new(e),
+        })
     }
 
     fn pods(&self) -> Vec<RevisionPods> {
@@ -130,7 +144,11 @@ impl DecisionSink for Sink {
         let value = serde_json::to_vec(&decision).map_err(|e| StoreError(Box::new(e)))?;
         let key = decision.record.function.to_string();
         let record = NewRecord::new(topics::SCALING).key(key).value(value);
-        self.0.produce(vec![record]).await.map(drop).map_err(|e| StoreError(Box::new(e)))
+        self.0
+            .produce(vec![record])
+            .await
+            .map(drop)
+            .map_err(|e| StoreError(Box::new(e)))
     }
 }
 

@@ -73,12 +73,13 @@ impl World {
     async fn acquire(&self, class: Class, demand: Demand) -> Result<Slot, DeliveryError> {
         let (function, revision) = names();
         let deadline = Instant::now() + Duration::from_secs(5);
-        self.delivery.acquire(&function, &revision, class, demand, deadline).await
+        self.delivery
+            .acquire(&function, &revision, class, demand, deadline)
+            .await
     }
 }
 
-const NOWHERE: std::net::SocketAddr =
-    std::net::SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 1);
+const NOWHERE: std::net::SocketAddr = std::net::SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 1);
 
 #[tokio::test(start_paused = true)]
 async fn a_request_is_held_until_a_pod_is_ready_and_pokes_once_there_is_none() {
@@ -89,7 +90,9 @@ async fn a_request_is_held_until_a_pod_is_ready_and_pokes_once_there_is_none() {
         async move {
             let (function, revision) = names();
             let deadline = Instant::now() + Duration::from_secs(5);
-            delivery.acquire(&function, &revision, Class::Interactive, Demand::One, deadline).await
+            delivery
+                .acquire(&function, &revision, Class::Interactive, Demand::One, deadline)
+                .await
         }
     });
     assert_eq!(pokes.recv().await.unwrap(), names().0);
@@ -105,7 +108,10 @@ async fn a_request_is_held_until_a_pod_is_ready_and_pokes_once_there_is_none() {
 
 #[tokio::test(start_paused = true)]
 async fn no_pod_in_time_and_too_many_waiting_are_told() {
-    let world = World::new(DeliveryConfig { max_held: 0, ..DeliveryConfig::default() });
+    let world = World::new(DeliveryConfig {
+        max_held: 0,
+        ..DeliveryConfig::default()
+    });
     let error = world.acquire(Class::Interactive, Demand::One).await.err().unwrap();
     assert!(matches!(error, DeliveryError::Overloaded { .. }));
     let error = world.acquire(Class::Batch, Demand::One).await.err().unwrap();
@@ -119,12 +125,20 @@ async fn alone_means_that_no_other_request_is_with_the_pod() {
     let one = world.acquire(Class::Batch, Demand::One).await.unwrap();
     let alone = world.acquire(Class::Batch, Demand::Alone);
     tokio::pin!(alone);
-    assert!(tokio::time::timeout(Duration::from_millis(10), &mut alone).await.is_err());
+    assert!(
+        tokio::time::timeout(Duration::from_millis(10), &mut alone)
+            .await
+            .is_err()
+    );
     drop(one);
     let alone = alone.await.unwrap();
     let another = world.acquire(Class::Batch, Demand::One);
     tokio::pin!(another);
-    assert!(tokio::time::timeout(Duration::from_millis(10), &mut another).await.is_err());
+    assert!(
+        tokio::time::timeout(Duration::from_millis(10), &mut another)
+            .await
+            .is_err()
+    );
     drop(alone);
     another.await.unwrap();
 }
@@ -138,13 +152,20 @@ async fn pods_that_never_start_fail_the_waiting_with_the_reason() {
         async move {
             let (function, revision) = names();
             let deadline = Instant::now() + Duration::from_secs(50);
-            delivery.acquire(&function, &revision, Class::Batch, Demand::One, deadline).await.err()
+            delivery
+                .acquire(&function, &revision, Class::Batch, Demand::One, deadline)
+                .await
+                .err()
         }
     });
     while world.delivery.collect().iter().all(|s| s.held_batch == 0) {
         tokio::task::yield_now().await;
     }
-    let state = PodState::BackOff { until_ms: 0, restarts: 3, reason: "no such program".into() };
+    let state = PodState::BackOff {
+        until_ms: 0,
+        restarts: 3,
+        reason: "no such program".into(),
+    };
     world.pods([pod("a", NOWHERE, 1, state)]);
     let error = waiting.await.unwrap().unwrap();
     assert!(error.to_string().contains("no such program"), "{error}");
@@ -189,8 +210,11 @@ async fn a_refusal_is_no_attempt_and_is_tried_again() {
     world.pods([pod("a", addr, 2, PodState::Ready)]);
     let (function, revision) = names();
     let request = || Request::post("/x?y=1").body(Bytes::new()).unwrap();
-    let (answer, _) =
-        world.delivery.call(&function, &revision, Duration::from_secs(5), request).await.unwrap();
+    let (answer, _) = world
+        .delivery
+        .call(&function, &revision, Duration::from_secs(5), request)
+        .await
+        .unwrap();
     assert_eq!((answer.status().as_u16(), seen.load(Ordering::SeqCst)), (200, 2));
     assert_eq!(world.delivery.collect()[0].completed, 1);
     world.stop.cancel();
@@ -202,6 +226,11 @@ async fn a_pod_that_cannot_be_reached_is_no_attempt() {
     world.pods([pod("a", NOWHERE, 2, PodState::Ready)]);
     let slot = world.acquire(Class::Batch, Demand::One).await.unwrap();
     let request = Request::post("/").body(Bytes::new()).unwrap();
-    let error = world.delivery.send(&slot, request, Duration::from_secs(5)).await.err().unwrap();
+    let error = world
+        .delivery
+        .send(&slot, request, Duration::from_secs(5))
+        .await
+        .err()
+        .unwrap();
     assert!(!error.is_attempt(), "{error}");
 }

@@ -33,14 +33,19 @@ pub async fn ready(addr: SocketAddr) {
 
 /// Whether the pod answers at all, and not with a server error.
 pub async fn alive(addr: SocketAddr) -> bool {
-    ask(addr, "/healthz/live").await.is_some_and(|status| !status.is_server_error())
+    ask(addr, "/healthz/live")
+        .await
+        .is_some_and(|status| !status.is_server_error())
 }
 
 async fn ask(addr: SocketAddr, path: &str) -> Option<StatusCode> {
     let question = async {
         let stream = TcpStream::connect(addr).await.ok()?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.ok()?;
-        let request = Request::get(path).header("host", "localhost").body(Empty::<Bytes>::new()).ok()?;
+        let request = Request::get(path)
+            .header("host", "localhost")
+            .body(Empty::<Bytes>::new())
+            .ok()?;
         tokio::select! {
             answer = sender.send_request(request) => answer.ok().map(|a| a.status()),
             _ = connection => None,

@@ -46,13 +46,22 @@ pub async fn replica(host: &Arc<LocalHost>, spec: &Arc<PodSpec>, id: &PodId, sto
         if stop.is_cancelled() {
             break;
         }
-        restarts = if begun.elapsed() > HEALTHY { 1 } else { restarts.saturating_add(1) };
-        metrics::counter!("imageflow_function_pod_restarts_total", "function" => spec.function.to_string()).increment(1);
+        restarts = if begun.elapsed() > HEALTHY {
+            1
+        } else {
+            restarts.saturating_add(1)
+        };
+        metrics::counter!("imageflow_function_pod_restarts_total", "function" => spec.function.to_string())
+            .increment(1);
         tracing::warn!(pod = %id, restarts, reason, "pod ended, it is started again");
         let wait = FIRST_WAIT.saturating_mul(1 << (restarts - 1).min(16)).min(LONGEST_WAIT);
         let until_ms = now_ms().saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX));
         set(host, id, |pod| {
-            pod.state = PodState::BackOff { until_ms, restarts, reason };
+            pod.state = PodState::BackOff {
+                until_ms,
+                restarts,
+                reason,
+            };
             pod.restarts = restarts;
             pod.pid = None;
         });
@@ -81,10 +90,24 @@ async fn once(host: &Arc<LocalHost>, spec: &Arc<PodSpec>, id: &PodId, stop: &Can
     };
     let last = LastLines::default();
     if let Some(out) = child.stdout.take() {
-        host.tasks.spawn(lines::follow(host.clone(), spec.clone(), id.clone(), Stream::Stdout, out, last.clone()));
+        host.tasks.spawn(lines::follow(
+            host.clone(),
+            spec.clone(),
+            id.clone(),
+            Stream::Stdout,
+            out,
+            last.clone(),
+        ));
     }
     if let Some(err) = child.stderr.take() {
-        host.tasks.spawn(lines::follow(host.clone(), spec.clone(), id.clone(), Stream::Stderr, err, last.clone()));
+        host.tasks.spawn(lines::follow(
+            host.clone(),
+            spec.clone(),
+            id.clone(),
+            Stream::Stderr,
+            err,
+            last.clone(),
+        ));
     }
     let pid = child.id();
     set(host, id, |pod| {
@@ -155,11 +178,16 @@ fn spawn(host: &LocalHost, spec: &PodSpec, id: &PodId) -> Result<(Child, SocketA
         .stderr(Stdio::piped())
         .process_group(0)
         .kill_on_drop(true);
-    let child = command.spawn().map_err(|e| format!("\"{program}\" cannot be started: {e}"))?;
+    let child = command
+        .spawn()
+        .map_err(|e| format!("\"{program}\" cannot be started: {e}"))?;
     if let Some(pid) = child.id().and_then(|p| i32::try_from(p).ok()).and_then(Pid::from_raw) {
         let memory = spec.resources.memory.bytes.saturating_add(MEMORY_HEADROOM);
         for (resource, most) in [(Resource::Data, memory), (Resource::Nofile, OPEN_FILES)] {
-            let limit = Rlimit { current: Some(most), maximum: Some(most) };
+            let limit = Rlimit {
+                current: Some(most),
+                maximum: Some(most),
+            };
             if let Err(error) = prlimit(Some(pid), resource, limit) {
                 tracing::warn!(pod = %id, %error, "a limit could not be set");
             }
@@ -202,6 +230,14 @@ fn died(when: &str, status: std::io::Result<ExitStatus>, last: &LastLines) -> St
         Err(error) => error.to_string(),
     };
     let said = last.text();
-    let memory = if said.contains("memory allocation of") { "out of memory, see resources.memory; " } else { "" };
-    if said.is_empty() { format!("it ended {when}: {memory}{how}") } else { format!("it ended {when}: {memory}{how}: {said}") }
+    let memory = if said.contains("memory allocation of") {
+        "out of memory, see resources.memory; "
+    } else {
+        ""
+    };
+    if said.is_empty() {
+        format!("it ended {when}: {memory}{how}")
+    } else {
+        format!("it ended {when}: {memory}{how}: {said}")
+    }
 }

@@ -12,14 +12,18 @@ fn operations() -> Operations {
 }
 
 fn function(extra: &str) -> Resource {
-    let text = format!("apiVersion: imageflow.dev/v1alpha1\nkind: Function\nmetadata: {{ name: resize }}\nspec:\n  operation: resize\n{extra}");
+    let text = format!(
+        "apiVersion: imageflow.dev/v1alpha1\nkind: Function\nmetadata: {{ name: resize }}\nspec:\n  operation: resize\n{extra}"
+    );
     Resource::from_yaml(&text).unwrap().remove(0)
 }
 
 async fn store(dir: &std::path::Path) -> (Arc<ResourceStore>, Arc<Embedded>, CancellationToken) {
     let log = Embedded::open(EmbeddedConfig::new(dir)).await.unwrap();
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-    let store = ResourceStore::open(log.clone(), operations(), clock, false, &tasks, &stop).await.unwrap();
+    let store = ResourceStore::open(log.clone(), operations(), clock, false, &tasks, &stop)
+        .await
+        .unwrap();
     (store, log, stop)
 }
 
@@ -28,12 +32,21 @@ async fn a_changed_function_gets_a_revision_and_survives_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let (kept, log, stop) = store(dir.path()).await;
     let first = kept.apply(function("")).await.unwrap();
-    assert_eq!((first.outcome, first.revision.unwrap().as_str().to_owned()), (Outcome::Created, "resize-00001".into()));
+    assert_eq!(
+        (first.outcome, first.revision.unwrap().as_str().to_owned()),
+        (Outcome::Created, "resize-00001".into())
+    );
     assert_eq!(kept.apply(function("")).await.unwrap().outcome, Outcome::Unchanged);
     let second = kept.apply(function("  timeout: 5s\n")).await.unwrap();
     assert_eq!(second.revision.unwrap().as_str(), "resize-00002");
-    let scaled = kept.apply(function("  timeout: 5s\n  scale: { max: 3 }\n")).await.unwrap();
-    assert_eq!((scaled.outcome, scaled.revision.unwrap().as_str().to_owned()), (Outcome::Configured, "resize-00002".into()));
+    let scaled = kept
+        .apply(function("  timeout: 5s\n  scale: { max: 3 }\n"))
+        .await
+        .unwrap();
+    assert_eq!(
+        (scaled.outcome, scaled.revision.unwrap().as_str().to_owned()),
+        (Outcome::Configured, "resize-00002".into())
+    );
     stop.cancel();
     drop(kept);
     log.close().await.unwrap();
@@ -69,7 +82,13 @@ async fn traffic_is_shared_by_percent_and_reached_by_tag() {
     let first = (0..100).filter(|n| entry.route(None, *n).unwrap().number == 1).count();
     assert_eq!(first, 90);
     assert_eq!(entry.route(Some("canary"), 0).unwrap().number, 2);
-    assert!(entry.route(Some("canry"), 0).unwrap_err().detail.contains("did you mean \"canary\""));
+    assert!(
+        entry
+            .route(Some("canry"), 0)
+            .unwrap_err()
+            .detail
+            .contains("did you mean \"canary\"")
+    );
 }
 
 #[tokio::test]
@@ -81,14 +100,19 @@ async fn references_are_checked_and_kept_from_dangling() {
     store.apply(function("")).await.unwrap();
     let error = store.apply(flow.clone()).await.unwrap_err();
     assert!(error.detail.contains("did you mean \"resize\""), "{error}");
-    let Resource::Flow(mut document) = flow else { panic!("not a flow") };
+    let Resource::Flow(mut document) = flow else {
+        panic!("not a flow")
+    };
     document.spec.steps[0].function = FunctionName::new("resize").unwrap();
     store.apply(Resource::Flow(document)).await.unwrap();
     let error = store.delete(Kind::Function, "resize").await.unwrap_err();
     assert!(error.detail.contains("Flow f"), "{error}");
     store.delete(Kind::Flow, "f").await.unwrap();
     store.delete(Kind::Function, "resize").await.unwrap();
-    assert_eq!(store.delete(Kind::Function, "resize").await.unwrap_err().code, ErrorCode::NotFound);
+    assert_eq!(
+        store.delete(Kind::Function, "resize").await.unwrap_err().code,
+        ErrorCode::NotFound
+    );
 }
 
 #[tokio::test]
@@ -96,7 +120,13 @@ async fn default_parameters_are_checked_by_the_schema_of_the_operation() {
     let dir = tempfile::tempdir().unwrap();
     let (store, _log, _stop) = store(dir.path()).await;
     let error = store.apply(function("  params: { widht: 3 }\n")).await.unwrap_err();
-    assert!(error.detail.contains("spec.params.widht") && error.detail.contains("\"width\""), "{error}");
-    let error = store.apply(function("  traffic: [ { revision: resize-00009, percent: 100 } ]\n")).await.unwrap_err();
+    assert!(
+        error.detail.contains("spec.params.widht") && error.detail.contains("\"width\""),
+        "{error}"
+    );
+    let error = store
+        .apply(function("  traffic: [ { revision: resize-00009, percent: 100 } ]\n"))
+        .await
+        .unwrap_err();
     assert!(error.detail.contains("spec.traffic[0].revision"), "{error}");
 }
