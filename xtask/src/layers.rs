@@ -30,8 +30,14 @@ const LAYERS: [(&str, u8); 21] = [
     ("xtask", 5),
 ];
 
-/// What the stock function program must not link: pods hold no storage credentials and start fast.
-const NOT_IN_PODS: [&str; 5] = ["rdkafka", "openssl", "aws-", "kube", "fjall"];
+/// What the stock function program must not link: pods hold no storage credentials and start fast. `openssl-probe` only looks
+/// for certificate files and links nothing.
+fn not_in_pods(name: &str) -> bool {
+    let family = ["rdkafka", "kube", "fjall"]
+        .iter()
+        .any(|f| name == *f || name.starts_with(&format!("{f}-")));
+    family || name.starts_with("aws-") || matches!(name, "openssl" | "openssl-sys")
+}
 
 /// Only these may link a heavy dependency.
 const OWNERS: [(&str, &str); 6] = [
@@ -114,7 +120,7 @@ fn pods_are_light(metadata: &Value, faults: &mut Vec<String>) {
         }
     }
     for name in seen.iter().filter_map(|id| name_of.get(id)) {
-        if NOT_IN_PODS.iter().any(|banned| name.starts_with(banned)) {
+        if not_in_pods(name) {
             faults.push(format!("imageflow-cpu links {name}"));
         }
     }

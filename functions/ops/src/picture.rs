@@ -2,8 +2,9 @@
 use std::fmt;
 use std::sync::Arc;
 
-use fast_image_resize::images::Image;
-use fast_image_resize::{MulDiv, PixelType};
+use fast_image_resize::MulDiv;
+use fast_image_resize::images::TypedImage;
+use fast_image_resize::pixels::U8x4;
 
 use crate::color::Color;
 use crate::error::OpError;
@@ -63,13 +64,6 @@ impl Layout {
         match self {
             Self::Rgb => 3,
             Self::Rgba => 4,
-        }
-    }
-
-    pub(crate) fn pixel_type(self) -> PixelType {
-        match self {
-            Self::Rgb => PixelType::U8x3,
-            Self::Rgba => PixelType::U8x4,
         }
     }
 }
@@ -145,7 +139,7 @@ impl Picture {
         }
         let (rgb, _) = self.pixels.as_chunks::<3>();
         Self {
-            pixels: rgb.iter().flat_map(|&[r, g, b]| [r, g, b, 255]).collect(),
+            pixels: each(rgb, |&[r, g, b]| [r, g, b, 255]),
             layout: Layout::Rgba,
             ..self
         }
@@ -163,10 +157,9 @@ impl Picture {
             ((sum + u32::from(under) * (255 - a) + 127) / 255) as u8
         };
         Self {
-            pixels: rgba
-                .iter()
-                .flat_map(|p| [over(p[0], r, p[3]), over(p[1], g, p[3]), over(p[2], b, p[3])])
-                .collect(),
+            pixels: each(rgba, |p| {
+                [over(p[0], r, p[3]), over(p[1], g, p[3]), over(p[2], b, p[3])]
+            }),
             layout: Layout::Rgb,
             ..self
         }
@@ -181,36 +174,35 @@ impl Picture {
         picture.scaled_by_alpha(false)
     }
 
-    fn scaled_by_alpha(self, multiply: bool) -> Result<Self, OpError> {
-        let Self { size, pixels, .. } = self;
-        let bytes = pixels.len();
-        let wrong = OpError::WrongBuffer { bytes, size };
-        let Ok(mut image) = Image::from_vec_u8(size.width, size.height, pixels, PixelType::U8x4) else {
-            return Err(wrong);
-        };
+    fn scaled_by_alpha(mut self, multiply: bool) -> Result<Self, OpError> {
+        let (size, bytes) = (self.size, self.pixels.len());
+        let wrong = || OpError::WrongBuffer { bytes, size };
+        let mut image =
+            TypedImage::<U8x4>::from_buffer(size.width, size.height, &mut self.pixels).map_err(|_| wrong())?;
         let muldiv = MulDiv::new();
         let done = if multiply {
-            muldiv.multiply_alpha_inplace(&mut image)
+            muldiv.multiply_alpha_inplace_typed(&mut image)
         } else {
-            muldiv.divide_alpha_inplace(&mut image)
+            muldiv.divide_alpha_inplace_typed(&mut image)
         };
-        let pixels = done.map(|()| image.into_vec()).map_err(|_| wrong)?;
-        Ok(Self { pixels, ..self })
+        done.map_err(|_| wrong())?;
+        drop(image);
+        Ok(self)
     }
 
     /// The part that begins at `x`, `y`; the caller has checked that it lies inside.
     pub(crate) fn cut(&self, x: u32, y: u32, size: Size) -> Self {
         let channels = self.layout.channels();
         let (left, length) = (x as usize * channels, size.width as usize * channels);
-        let rows = self
-            .pixels
-            .chunks_exact(self.stride())
-            .skip(y as usize)
-            .take(size.height as usize);
+        let mut pixels = Vec::with_capacity(length * size.height as usize);
+        let rows = self.pixels.chunks_exact(self.stride()).skip(y as usize);
+        for row in rows.take(size.height as usize) {
+            pixels.extend_from_slice(&row[left..left + length]);
+        }
         Self {
             size,
             layout: self.layout,
-            pixels: rows.flat_map(|row| &row[left..left + length]).copied().collect(),
+            pixels,
             icc: self.icc.clone(),
         }
     }
@@ -223,6 +215,11 @@ impl Picture {
             row[left..left + from.len()].copy_from_slice(from);
         }
     }
+}
+
+/// Every pixel made anew. The length is known beforehand, which a flat map would not say.
+pub(crate) fn each<P, const N: usize>(pixels: &[P], change: impl Fn(&P) -> [u8; N]) -> Vec<u8> {
+    pixels.iter().map(change).collect::<Vec<_>>().into_flattened()
 }
 
 /// A decoded JPEG as it is stored: maybe at a fraction of its size, not yet turned upright.

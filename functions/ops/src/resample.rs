@@ -1,30 +1,38 @@
 //! Resampling, shared by the operations that change a picture's scale.
-use fast_image_resize::images::{Image, ImageRef};
-use fast_image_resize::{ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::images::{TypedImage, TypedImageRef};
+use fast_image_resize::pixels::{U8x3, U8x4};
+use fast_image_resize::{PixelTrait, ResizeAlg, ResizeOptions, Resizer};
 
 use crate::error::OpError;
-use crate::picture::{Picture, Rect, Size};
+use crate::picture::{Layout, Picture, Rect, Size};
 
 /// The part `from` of the picture at the size `to`. Alpha is premultiplied meanwhile.
 pub(crate) fn resample(picture: &Picture, from: Rect, to: Size, kernel: ResizeAlg) -> Result<Picture, OpError> {
-    let Size { width, height } = picture.size;
-    let pixel_type = picture.layout.pixel_type();
-    let source = ImageRef::new(width, height, &picture.pixels, pixel_type).map_err(|_| OpError::WrongBuffer {
-        bytes: picture.pixels.len(),
-        size: picture.size,
-    })?;
+    let (width, height) = (f64::from(picture.size.width), f64::from(picture.size.height));
     // Rounding must not push the part over the edge.
-    let x = from.x.clamp(0.0, f64::from(width));
-    let y = from.y.clamp(0.0, f64::from(height));
-    let options = ResizeOptions::new().resize_alg(kernel).crop(
-        x,
-        y,
-        from.width.min(f64::from(width) - x),
-        from.height.min(f64::from(height) - y),
-    );
-    let mut result = Image::new(to.width, to.height, pixel_type);
-    Resizer::new().resize(&source, &mut result, &options)?;
-    Ok(Picture::new(to, picture.layout, result.into_vec())?.with_icc(picture.icc.clone()))
+    let (x, y) = (from.x.clamp(0.0, width), from.y.clamp(0.0, height));
+    let (part_width, part_height) = (from.width.min(width - x), from.height.min(height - y));
+    let options = ResizeOptions::new()
+        .resize_alg(kernel)
+        .crop(x, y, part_width, part_height);
+    match picture.layout {
+        Layout::Rgb => typed::<U8x3>(picture, to, &options),
+        Layout::Rgba => typed::<U8x4>(picture, to, &options),
+    }
+}
+
+/// By pixel type: the library's own choice at run time would be compiled for a dozen types that cannot occur here.
+fn typed<P: PixelTrait>(picture: &Picture, to: Size, options: &ResizeOptions) -> Result<Picture, OpError> {
+    let wrong = |bytes: usize, size: Size| OpError::WrongBuffer { bytes, size };
+    let Size { width, height } = picture.size;
+    let source = TypedImageRef::<P>::from_buffer(width, height, &picture.pixels)
+        .map_err(|_| wrong(picture.pixels.len(), picture.size))?;
+    let mut pixels = vec![0; to.width as usize * to.height as usize * picture.layout.channels()];
+    let length = pixels.len();
+    let mut result = TypedImage::<P>::from_buffer(to.width, to.height, &mut pixels).map_err(|_| wrong(length, to))?;
+    Resizer::new().resize_typed(&source, &mut result, options)?;
+    drop(result);
+    Ok(Picture::new(to, picture.layout, pixels)?.with_icc(picture.icc.clone()))
 }
 
 /// The whole picture at the size `to`.

@@ -11,7 +11,7 @@ use super::{Head, icc};
 use crate::error::OpError;
 use crate::format::Format;
 use crate::limits::Limits;
-use crate::picture::{Layout, Picture, Size};
+use crate::picture::{Layout, Picture, Size, each};
 use crate::state::{KEY, State};
 
 fn damaged(source: DecodingError) -> OpError {
@@ -54,9 +54,9 @@ pub(super) fn decode(input: &[u8]) -> Result<Picture, OpError> {
         ColorType::Rgba => (Layout::Rgba, pixels),
         ColorType::GrayscaleAlpha => {
             let (pairs, _) = pixels.as_chunks::<2>();
-            (Layout::Rgba, pairs.iter().flat_map(|&[l, a]| [l, l, l, a]).collect())
+            (Layout::Rgba, each(pairs, |&[l, a]| [l, l, l, a]))
         }
-        ColorType::Grayscale => (Layout::Rgb, pixels.iter().flat_map(|&l| [l; 3]).collect()),
+        ColorType::Grayscale => (Layout::Rgb, each(&pixels, |&l| [l; 3])),
         ColorType::Rgb | ColorType::Indexed => (Layout::Rgb, pixels),
     };
     let profile = reader.info().icc_profile.as_deref().and_then(icc::usable);
