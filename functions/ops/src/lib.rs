@@ -14,7 +14,7 @@
 //!   resize, and why the steps before it hand on the JPEG itself.
 
 pub mod assets;
-pub mod catalog;
+mod catalog;
 mod codec;
 pub mod color;
 mod compose;
@@ -29,7 +29,7 @@ pub mod orientation;
 mod output;
 pub mod picture;
 mod resample;
-pub mod run;
+mod run;
 pub mod state;
 
 pub use assets::Assets;

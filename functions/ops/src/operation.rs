@@ -3,7 +3,9 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::LazyLock;
 
-use schemars::{JsonSchema, generate::SchemaSettings};
+use schemars::generate::SchemaSettings;
+use schemars::transform::RecursiveTransform;
+use schemars::{JsonSchema, Schema};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
@@ -136,9 +138,64 @@ pub trait Step: fmt::Debug + Send + Sync {
 
 fn schema_of<P: Parameters>() -> Value {
     let settings = SchemaSettings::draft2020_12().with(|s| s.inline_subschemas = true);
-    let mut schema = settings.into_generator().into_root_schema_for::<P>();
+    let simplify = RecursiveTransform(|schema: &mut Schema| simplify(schema));
+    let mut generator = settings.with_transform(simplify).into_generator();
+    let mut schema = generator.root_schema_for::<P>();
     schema.insert("title".to_owned(), P::NAME.into());
+    if schema.get("properties").is_none() {
+        // Without it a reader cannot tell "none" from "not said".
+        schema.insert("properties".to_owned(), Value::Object(Map::new()));
+    }
     schema.to_value()
+}
+
+/// Turns the union of constants that a documented enum becomes into a plain `enum`, with what each means in the description:
+/// validators then name the right values, and a form needs no special case. Line breaks of the source become spaces.
+fn simplify(schema: &mut Schema) {
+    let (mut names, mut meanings) = (Vec::new(), Vec::new());
+    for union in ["anyOf", "oneOf"] {
+        collect(schema.get(union), &mut names, &mut meanings);
+    }
+    if !names.is_empty() {
+        let optional = schema.get("anyOf").is_some();
+        schema.remove("anyOf");
+        schema.remove("oneOf");
+        let kind = if optional {
+            serde_json::json!(["string", "null"])
+        } else {
+            "string".into()
+        };
+        if optional {
+            names.push(Value::Null);
+        }
+        schema.insert("type".to_owned(), kind);
+        schema.insert("enum".to_owned(), names.into());
+    }
+    let text = schema.get("description").and_then(Value::as_str).unwrap_or_default();
+    let meanings = if meanings.is_empty() {
+        String::new()
+    } else {
+        format!("{}.", meanings.join(", "))
+    };
+    let text = [text, &meanings]
+        .into_iter()
+        .filter(|t| !t.is_empty())
+        .collect::<Vec<_>>()
+        .join(" Values: ");
+    if !text.is_empty() {
+        schema.insert("description".to_owned(), text.replace('\n', " ").into());
+    }
+}
+
+fn collect(union: Option<&Value>, names: &mut Vec<Value>, meanings: &mut Vec<String>) {
+    for member in union.and_then(Value::as_array).into_iter().flatten() {
+        if let Some(Value::String(name)) = member.get("const") {
+            let meaning = member["description"].as_str().unwrap_or_default().trim_end_matches('.');
+            names.push(name.as_str().into());
+            meanings.push(format!("{name} ({meaning})"));
+        }
+        collect(member.get("oneOf"), names, meanings);
+    }
 }
 
 fn step_of<P: Parameters>(params: &Value) -> Result<Box<dyn Step>, OpError> {
@@ -157,7 +214,7 @@ fn step_of<P: Parameters>(params: &Value) -> Result<Box<dyn Step>, OpError> {
     };
     if let Some(properties) = SCHEMAS.get(P::NAME).and_then(|s| s["properties"].as_object()) {
         check_names(P::NAME, properties, given)?;
-        check_ranges(P::NAME, properties, given)?;
+        check_values(P::NAME, properties, given)?;
     }
     let made: Result<P, _> = serde_path_to_error::deserialize(Value::Object(given.clone()));
     let step = made.map_err(|error| {
@@ -184,29 +241,46 @@ fn check_names(
     }
 }
 
-/// The ranges stand once, in the schema; serde does not read them.
-fn check_ranges(
+/// Ranges and names stand once, in the schema: serde does not read ranges, and its words for names are longer.
+fn check_values(
     operation: &'static str,
     properties: &Map<String, Value>,
     given: &Map<String, Value>,
 ) -> Result<(), OpError> {
     for (name, value) in given {
-        let (Some(number), Some(property)) = (value.as_f64(), properties.get(name)) else {
-            continue;
-        };
-        let (low, high) = (&property["minimum"], &property["maximum"]);
-        let below = low.as_f64().is_some_and(|low| number < low);
-        let above = high.as_f64().is_some_and(|high| number > high);
-        if below || above {
-            let expected = match (low.is_null(), high.is_null()) {
-                (false, false) => format!("give {low} to {high}"),
-                (false, true) => format!("give {low} or more"),
-                _ => format!("give {high} or less"),
-            };
+        let wrong = properties.get(name).and_then(|property| match value {
+            Value::Number(number) => out_of_range(property, number.as_f64()?),
+            Value::String(text) => not_a_member(property, text),
+            _ => None,
+        });
+        if let Some(expected) = wrong {
             return Err(OpError::parameter(operation, name, value, expected));
         }
     }
     Ok(())
+}
+
+fn out_of_range(property: &Value, number: f64) -> Option<String> {
+    let (low, high) = (&property["minimum"], &property["maximum"]);
+    let below = low.as_f64().is_some_and(|low| number < low);
+    let above = high.as_f64().is_some_and(|high| number > high);
+    (below || above).then(|| match (low.is_null(), high.is_null()) {
+        (false, false) => format!("give {low} to {high}"),
+        (false, true) => format!("give {low} or more"),
+        _ => format!("give {high} or less"),
+    })
+}
+
+fn not_a_member(property: &Value, text: &str) -> Option<String> {
+    let members: Vec<&str> = property["enum"].as_array()?.iter().filter_map(Value::as_str).collect();
+    if members.contains(&text) {
+        return None;
+    }
+    let list = members.join(", ");
+    Some(match nearest(text, members.into_iter()) {
+        Some(near) => format!("did you mean \"{near}\"? It is one of {list}"),
+        None => format!("give one of {list}"),
+    })
 }
 
 #[cfg(test)]
@@ -229,7 +303,11 @@ mod tests {
             assert_eq!(schema["type"], "object", "{operation:?}");
             assert_eq!(schema["additionalProperties"], false, "{operation:?}");
             assert!(schema["description"].is_string(), "{operation:?}");
-            for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+            for (name, property) in schema["properties"].as_object().unwrap() {
+                assert!(
+                    property["type"].is_string() || property["type"].is_array(),
+                    "{operation:?}.{name}: {property}"
+                );
                 assert!(property["description"].is_string(), "{operation:?}.{name}: {property}");
                 let required = schema["required"].as_array().is_some_and(|r| r.contains(&json!(name)));
                 assert!(

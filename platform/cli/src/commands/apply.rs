@@ -21,6 +21,8 @@ fn resources(paths: &[std::path::PathBuf]) -> Result<Vec<Resource>, CliError> {
         };
         out.extend(Resource::from_yaml(&text).map_err(|errors| CliError::Manifest { origin, errors })?);
     }
+    // What is referred to goes before what refers, whatever the files are called.
+    out.sort_by_key(Resource::kind);
     if out.is_empty() {
         Err(CliError::Usage("there is no document in these files".to_owned()))
     } else {
