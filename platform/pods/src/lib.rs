@@ -6,6 +6,6 @@ mod orphans;
 mod pod;
 
 pub use host::{LogLine, LogQuery, PodError, PodHost, PodSpec, Stream};
-pub use local::{LocalHost, LocalHostConfig};
+pub use local::{Enforcement, LocalHost, LocalHostConfig};
 pub use orphans::warden_main;
 pub use pod::{Phases, Pod, PodId, PodState, PodTable};

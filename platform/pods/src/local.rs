@@ -1,32 +1,40 @@
 //! Pods as processes of this machine.
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use imageflow_types::{FunctionName, RevisionName};
-use tokio::process::{Child, Command};
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{Notify, broadcast, watch};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::host::{LogLine, LogQuery, PodError, PodHost, PodSpec};
-use crate::orphans;
+use crate::orphans::{self, Process, Record};
 use crate::pod::{Phases, Pod, PodId, PodState, PodTable};
 
+pub mod cgroups;
 mod lines;
+mod ports;
 mod probe;
 mod run;
+mod warden;
+
+pub use cgroups::Enforcement;
+
+/// Longest that the end of the host waits: the longest drain and some more. What is left then is the warden's.
+const LONGEST_SHUTDOWN: Duration = Duration::from_secs(35);
 
 /// Settings of a local host.
 #[derive(Debug, Clone)]
 pub struct LocalHostConfig {
-    /// Folder for what must survive us: the id by which leftovers are found.
+    /// Folder for what must survive us: the record by which leftovers are found. One host at a time.
     pub state_dir: PathBuf,
-    /// Program and arguments of the warden; the platform's id is added. It calls `warden_main`.
+    /// Program and arguments of the warden; the platform's id is added. It calls `warden_main` with it.
+    /// Empty: no warden, leftovers are ended by the next host of the folder.
     pub warden: Vec<String>,
     /// Lines kept of each function.
     pub kept_lines: usize,
@@ -55,13 +63,15 @@ struct Replica {
 struct Revision {
     spec: Arc<PodSpec>,
     replicas: HashMap<PodId, Replica>,
+    /// Forgotten once its last pod is gone.
+    removed: bool,
 }
 
 #[derive(Default)]
 struct State {
     revisions: HashMap<RevisionName, Revision>,
     loads: HashMap<PodId, u32>,
-    lines: HashMap<FunctionName, VecDeque<LogLine>>,
+    lines: HashMap<FunctionName, lines::Kept>,
     created: u64,
     closing: bool,
 }
@@ -70,49 +80,77 @@ struct State {
 pub struct LocalHost {
     config: LocalHostConfig,
     platform: String,
+    cgroups: Option<cgroups::Cgroups>,
+    ports: ports::Ports,
     state: Mutex<State>,
     table: watch::Sender<Arc<PodTable>>,
     lines: broadcast::Sender<LogLine>,
+    /// What the warden and the next host will read.
+    record: Mutex<Record>,
+    recorded: Notify,
     tasks: TaskTracker,
-    /// Ends when we do, by whatever death; its end of the pipe is how it knows.
-    warden: Mutex<Option<Child>>,
+    /// Ends the warden and the writer of the record, after the last pod.
+    end: CancellationToken,
+    keepers: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl LocalHost {
-    /// Ends what an earlier host of the folder left, starts the warden, and is ready for pods.
+    /// Ends what an earlier host of the folder left, starts the warden, and is ready for pods. Inside a runtime.
     ///
     /// # Errors
     /// `Start` when the folder cannot be written or the warden cannot be started.
     pub fn start(config: LocalHostConfig) -> Result<Arc<Self>, PodError> {
         let fail = |what| move |source| PodError::Start { what, source };
         std::fs::create_dir_all(&config.state_dir).map_err(fail("its folder"))?;
-        let platform = uuid::Uuid::new_v4().simple().to_string();
-        let left = orphans::take_over(&config.state_dir, &platform).map_err(fail("the pods of an earlier one"))?;
+        let left = orphans::take_over(&config.state_dir).map_err(fail("the pods of an earlier one"))?;
         if left > 0 {
             tracing::info!(left, "pods of an earlier platform were ended");
         }
-        let warden = match config.warden.split_first() {
-            None => None,
-            Some((program, arguments)) => {
-                let mut command = Command::new(program);
-                command.args(arguments).arg(&platform).env_clear().stdin(Stdio::piped());
-                command.stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
-                Some(command.spawn().map_err(fail("its warden"))?)
-            }
+        let id = uuid::Uuid::new_v4();
+        let platform = id.simple().to_string();
+        let cgroups = cgroups::Cgroups::open(&platform);
+        let record = Record {
+            platform: platform.clone(),
+            process: i32::try_from(std::process::id()).ok().and_then(Process::of),
+            cgroups: cgroups.as_ref().map(cgroups::Cgroups::dirs).unwrap_or_default(),
+            ..Record::default()
         };
-        tracing::info!("pods are local processes; memory is limited by RLIMIT_DATA, open files by RLIMIT_NOFILE");
-        Ok(Arc::new(Self {
+        record
+            .write(&config.state_dir)
+            .map_err(fail("the record of its pods"))?;
+        let warden = warden::spawn(&config, &platform).map_err(fail("its warden"))?;
+        let host = Arc::new(Self {
             config,
             platform,
+            cgroups,
+            ports: ports::Ports::new(id.as_fields().0),
             state: Mutex::default(),
             table: watch::channel(Arc::default()).0,
             lines: broadcast::channel(1024).0,
+            record: Mutex::new(record),
+            recorded: Notify::new(),
             tasks: TaskTracker::new(),
-            warden: Mutex::new(warden),
-        }))
+            end: CancellationToken::new(),
+            keepers: Mutex::default(),
+        });
+        tracing::info!(limits = ?host.enforcement(), "pods are local processes");
+        let mut keepers = vec![tokio::spawn(warden::keep_record(host.clone()))];
+        if let Some(warden) = warden {
+            keepers.push(tokio::spawn(warden::keep(host.clone(), warden)));
+        }
+        *host.keepers.lock().unwrap_or_else(PoisonError::into_inner) = keepers;
+        Ok(host)
     }
 
-    /// Drains all pods and waits for their end.
+    /// What holds pods to their `resources` on this machine.
+    #[must_use]
+    pub fn enforcement(&self) -> Enforcement {
+        self.cgroups
+            .as_ref()
+            .map_or(Enforcement::Rlimits, cgroups::Cgroups::enforcement)
+    }
+
+    /// Drains all pods and waits for their end, for at most 35 s.
     pub async fn shutdown(&self) {
         {
             let mut state = self.lock();
@@ -122,13 +160,28 @@ impl LocalHost {
             }
         }
         self.tasks.close();
-        self.tasks.wait().await;
-        let warden = self.warden.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(mut warden) = warden {
-            // Its input ends with this, and so does it.
-            drop(warden.stdin.take());
-            let _ = warden.wait().await;
+        if tokio::time::timeout(LONGEST_SHUTDOWN, self.tasks.wait()).await.is_err() {
+            tracing::warn!("some pods did not end, they are left to the warden");
         }
+        self.end.cancel();
+        let keepers = std::mem::take(&mut *self.keepers.lock().unwrap_or_else(PoisonError::into_inner));
+        for keeper in keepers {
+            if let Err(error) = keeper.await {
+                tracing::error!(%error, "a task of the pod host ended unexpectedly");
+            }
+        }
+        for dir in self.cgroups.iter().flat_map(cgroups::Cgroups::dirs) {
+            cgroups::remove_tree(&dir);
+        }
+    }
+
+    fn load(&self, pod: &PodId) -> u32 {
+        self.lock().loads.get(pod).copied().unwrap_or(0)
+    }
+
+    fn note(&self, change: impl FnOnce(&mut Record)) {
+        change(&mut self.record.lock().unwrap_or_else(PoisonError::into_inner));
+        self.recorded.notify_one();
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -186,19 +239,32 @@ impl LocalHost {
         if let Some(revision) = state.revisions.get_mut(&spec.revision) {
             revision.replicas.remove(id);
         }
+        self.forget(&mut state, &spec.revision);
         drop(state);
         self.change(|table| {
             table.pods.remove(id);
         });
     }
 
+    /// Drops a revision that was removed, once its last pod is gone, and the lines with the function's last one.
+    fn forget(&self, state: &mut State, revision: &RevisionName) {
+        let gone = state
+            .revisions
+            .get(revision)
+            .is_some_and(|r| r.removed && r.replicas.is_empty());
+        let Some(gone) = gone.then(|| state.revisions.remove(revision)).flatten() else {
+            return;
+        };
+        let function = &gone.spec.function;
+        if !state.revisions.values().any(|r| &r.spec.function == function) {
+            state.lines.remove(function);
+        }
+    }
+
     fn keep_line(&self, line: LogLine) {
         let mut state = self.lock();
         let lines = state.lines.entry(line.function.clone()).or_default();
-        if lines.len() >= self.config.kept_lines {
-            lines.pop_front();
-        }
-        lines.push_back(line.clone());
+        lines.push(line.clone(), self.config.kept_lines);
         drop(state);
         // Nobody follows: the line is kept all the same.
         let _ = self.lines.send(line);
@@ -215,15 +281,17 @@ impl PodHost for Arc<LocalHost> {
         let mut state = self.lock();
         let spec = Arc::new(spec);
         match state.revisions.get_mut(&spec.revision) {
-            Some(revision) => revision.spec = spec,
+            Some(revision) => {
+                revision.spec = spec;
+                revision.removed = false;
+            }
             None => {
-                state.revisions.insert(
-                    spec.revision.clone(),
-                    Revision {
-                        spec,
-                        replicas: HashMap::new(),
-                    },
-                );
+                let revision = Revision {
+                    spec: spec.clone(),
+                    replicas: HashMap::new(),
+                    removed: false,
+                };
+                state.revisions.insert(spec.revision.clone(), revision);
             }
         }
         Ok(())
@@ -269,14 +337,18 @@ impl PodHost for Arc<LocalHost> {
     async fn remove(&self, revision: &RevisionName) -> Result<(), PodError> {
         self.scale(revision, 0).await?;
         let mut state = self.lock();
-        if state.revisions.get(revision).is_some_and(|r| r.replicas.is_empty()) {
-            state.revisions.remove(revision);
+        if let Some(entry) = state.revisions.get_mut(revision) {
+            entry.removed = true;
         }
+        self.forget(&mut state, revision);
         Ok(())
     }
 
     fn set_load(&self, pod: &PodId, requests: u32) {
-        self.lock().loads.insert(pod.clone(), requests);
+        // A request may end after its pod: that must not be remembered for ever.
+        if self.table.borrow().pods.contains_key(pod) {
+            self.lock().loads.insert(pod.clone(), requests);
+        }
     }
 
     fn watch(&self) -> watch::Receiver<Arc<PodTable>> {

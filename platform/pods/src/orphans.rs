@@ -1,76 +1,166 @@
-//! No process outlives its platform. Every pod carries the platform's id in its environment; whoever finds one whose
-//! platform is gone ends it. The warden does so the moment the platform's end of its pipe closes, by whatever death; a platform
-//! that starts does so for the one before it, in case the warden was killed too.
+//! No process outlives its platform. Every pod carries the platform's id in its environment and stands in the platform's
+//! record; whoever finds one whose platform is gone ends it. The warden does so the moment the platform's end of its pipe
+//! closes, by whatever death; a platform that starts does so for the one before it, in case the warden was killed too.
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
+use serde::{Deserialize, Serialize};
+
+use crate::local::cgroups;
 
 /// The variable that marks a pod.
 pub const MARK: &str = "IMAGEFLOW_PLATFORM_ID";
+/// The variable that tells the warden where the platform's record is.
+pub const FOLDER: &str = "IMAGEFLOW_PODS_DIR";
+/// How long processes may take to end by themselves. Nobody waits for their answers any more.
+const GRACE: Duration = Duration::from_secs(1);
+/// Longest that a reap goes on: a process that forks faster than it is killed must not hold the next start for ever.
+const LONGEST_REAP: Duration = Duration::from_secs(10);
 
 /// Process and start time: a pid alone may have been given to another process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Found {
-    pid: i32,
-    started: u64,
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Process {
+    pub pid: i32,
+    pub started: u64,
 }
 
-/// Field 22 of `/proc/<pid>/stat`, counted after the name, which may contain anything.
+impl Process {
+    /// The process that has that pid now.
+    pub fn of(pid: i32) -> Option<Self> {
+        Some(Self {
+            pid,
+            started: start_time(pid)?,
+        })
+    }
+
+    fn lives(self) -> bool {
+        start_time(self.pid) == Some(self.started)
+    }
+
+    /// Signals the process, and its group where it leads one; whether it was still there.
+    fn signal(self, signal: Signal) -> bool {
+        let Some(pid) = Pid::from_raw(self.pid) else {
+            return false;
+        };
+        // The handle is taken before the check, so that the signal cannot reach another process with the same pid.
+        let Ok(handle) = pidfd_open(pid, PidfdFlags::empty()) else {
+            return false;
+        };
+        if !self.lives() {
+            return false;
+        }
+        // Fails when it leads no group.
+        let _ = kill_process_group(pid, signal);
+        pidfd_send_signal(handle, signal).is_ok()
+    }
+}
+
+/// What must be known about a platform after its death, kept in its folder.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    pub platform: String,
+    pub process: Option<Process>,
+    pub cgroups: Vec<PathBuf>,
+    pub pods: BTreeSet<Process>,
+}
+
+impl Record {
+    fn path(state_dir: &Path) -> PathBuf {
+        state_dir.join("pods.json")
+    }
+
+    /// The record of a folder; `None` when there is none, or none that can be read.
+    fn read(state_dir: &Path) -> io::Result<Option<Self>> {
+        match fs::read(Self::path(state_dir)) {
+            // It is replaced as a whole, so a broken one was not written by us; the marks in the environments remain.
+            Ok(text) => Ok(serde_json::from_slice(&text).ok()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub fn write(&self, state_dir: &Path) -> io::Result<()> {
+        let aside = state_dir.join("pods.json.new");
+        fs::write(&aside, serde_json::to_vec(self)?)?;
+        fs::rename(&aside, Self::path(state_dir))
+    }
+}
+
+/// State and field 22 of `/proc/<pid>/stat`, counted after the name, which may contain anything. A zombie is over.
 fn start_time(pid: i32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_whitespace().nth(19)?.parse().ok()
+    let mut fields = rest.split_whitespace();
+    if matches!(fields.next()?, "Z" | "X") {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
 }
 
-fn find(platform: &str) -> Vec<Found> {
-    let wanted = format!("{MARK}={platform}").into_bytes();
-    let Ok(entries) = fs::read_dir("/proc") else {
-        return Vec::new();
+fn find(record: &Record) -> BTreeSet<Process> {
+    let wanted = format!("{MARK}={}", record.platform).into_bytes();
+    let marked = |pid: i32| {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environment.split(|b| *b == 0).any(|variable| variable == wanted)
     };
-    entries
-        .filter_map(|entry| {
-            let pid: i32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
-            let started = start_time(pid)?;
-            let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
-            let marked = environment.split(|b| *b == 0).any(|variable| variable == wanted);
-            marked.then_some(Found { pid, started })
-        })
-        .collect()
+    let all = fs::read_dir("/proc").into_iter().flatten();
+    let mut found: BTreeSet<Process> = all
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|pid| marked(*pid))
+        .filter_map(Process::of)
+        .collect();
+    // A program may have written over its environment, or its children may have been given another.
+    found.extend(record.pods.iter().copied().filter(|process| process.lives()));
+    found.extend(
+        record
+            .cgroups
+            .iter()
+            .flat_map(|dir| cgroups::members(dir))
+            .filter_map(Process::of),
+    );
+    let me = i32::try_from(std::process::id()).ok();
+    found.retain(|process| Some(process.pid) != me && Some(*process) != record.process);
+    found
 }
 
-/// Kills every process of that platform, until none is found. What they were doing is done again by whoever comes next.
-pub fn reap(platform: &str) -> usize {
-    const ROUNDS: usize = 200;
-    let mut killed = 0;
-    for _ in 0..ROUNDS {
-        let found = find(platform);
+/// Ends every process of that platform, until none is found. What they were doing is done again by whoever comes next.
+pub fn reap(record: &Record) -> usize {
+    let begun = Instant::now();
+    let mut ended = BTreeSet::new();
+    while begun.elapsed() < LONGEST_REAP {
+        let found = find(record);
         if found.is_empty() {
             break;
         }
         for process in found {
-            if start_time(process.pid) == Some(process.started)
-                && let Some(pid) = Pid::from_raw(process.pid)
-                && kill_process(pid, Signal::KILL).is_ok()
-            {
-                killed += 1;
+            if begun.elapsed() > GRACE {
+                process.signal(Signal::KILL);
+            } else if !ended.contains(&process) {
+                process.signal(Signal::TERM);
             }
+            ended.insert(process);
         }
         pause();
     }
-    killed
+    for dir in &record.cgroups {
+        cgroups::remove_tree(dir);
+    }
+    ended.len()
 }
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "the warden has no runtime; killed processes need a moment to go"
+    reason = "the warden has no runtime; ended processes need a moment to go"
 )]
 fn pause() {
-    std::thread::sleep(std::time::Duration::from_millis(5));
+    std::thread::sleep(Duration::from_millis(10));
 }
 
-/// The warden: waits until its standard input ends, then ends every pod of the platform.
+/// The warden: waits until its standard input ends, then ends every pod of the platform and removes its cgroups.
 ///
 /// # Errors
 /// When standard input cannot be read.
@@ -78,21 +168,54 @@ pub fn warden_main(platform: &str) -> io::Result<()> {
     let mut sink = [0_u8; 64];
     let mut input = io::stdin().lock();
     while input.read(&mut sink)? > 0 {}
-    reap(platform);
+    // Another platform may have taken the folder over; the marks in the environments lead to ours all the same.
+    let folder = std::env::var_os(FOLDER);
+    let record = folder.and_then(|folder| Record::read(Path::new(&folder)).ok().flatten());
+    let record = record.filter(|record| record.platform == platform);
+    let record = record.unwrap_or_else(|| Record {
+        platform: platform.to_owned(),
+        ..Record::default()
+    });
+    // The platform itself may live on for a moment when it ends in order: it is never a pod of its own.
+    reap(&record);
     Ok(())
 }
 
-/// Ends what an earlier platform of the same folder left, and puts our id in its place.
-pub fn take_over(state_dir: &Path, platform: &str) -> io::Result<usize> {
-    let path = state_dir.join("platform-id");
-    let left = match fs::read_to_string(&path) {
-        Ok(earlier) if !earlier.trim().is_empty() => reap(earlier.trim()),
-        Ok(_) => 0,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
-        Err(error) => return Err(error),
-    };
-    let aside = state_dir.join("platform-id.new");
-    fs::write(&aside, platform)?;
-    fs::rename(&aside, &path)?;
-    Ok(left)
+/// Ends what an earlier platform of the same folder left: how many processes.
+pub fn take_over(state_dir: &Path) -> io::Result<usize> {
+    Ok(Record::read(state_dir)?.map_or(0, |earlier| reap(&earlier)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_known_by_its_start_time_too() {
+        let me = Process::of(i32::try_from(std::process::id()).unwrap()).unwrap();
+        assert!(me.lives());
+        let other = Process {
+            started: me.started + 1,
+            ..me
+        };
+        // Signalling "ourselves of another time" must do nothing, else this test would end here.
+        assert!(!other.lives() && !other.signal(Signal::KILL));
+    }
+
+    #[test]
+    fn a_record_is_read_back_and_a_broken_one_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(Record::read(dir.path()).unwrap(), None);
+        let pods = BTreeSet::from([Process { pid: 7, started: 9 }]);
+        let record = Record {
+            platform: "p".into(),
+            process: Process::of(1),
+            cgroups: vec!["/x".into()],
+            pods,
+        };
+        record.write(dir.path()).unwrap();
+        assert_eq!(Record::read(dir.path()).unwrap(), Some(record));
+        fs::write(Record::path(dir.path()), "{").unwrap();
+        assert_eq!(Record::read(dir.path()).unwrap(), None);
+    }
 }

@@ -1,5 +1,5 @@
 //! The life of one replica: start, probe, watch, drain; start again when it dies.
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process_group, prlimit};
 use tokio::process::{Child, Command};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::lines::{self, LastLines};
 use super::{LocalHost, now_ms, probe};
 use crate::host::{PodSpec, Stream};
-use crate::orphans;
+use crate::orphans::{self, Process};
 use crate::pod::{PodId, PodState};
 
 /// Waits before a start is tried again: doubled from the first to the longest.
@@ -26,9 +27,20 @@ const LIVE_EVERY: Duration = Duration::from_secs(5);
 const LIVE_FAILURES: u32 = 3;
 /// Longest drain, whatever the function's timeout.
 const LONGEST_DRAIN: Duration = Duration::from_secs(30);
+/// Least time between SIGTERM and SIGKILL.
+const LEAST_GRACE: Duration = Duration::from_secs(2);
+/// While a drain waits for the last request: how often it looks, and how long delivery may take to see that the pod drains.
+const LOOK: Duration = Duration::from_millis(20);
+/// How long a pod is ready before it is put into its cgroup. The move stops the creation of threads on the whole machine for
+/// some 8 ms, and a tight CPU quota would stretch a start of milliseconds to seconds: neither shall be part of a cold start.
+const SETTLE: Duration = Duration::from_secs(1);
+/// How long the last lines of a pod that has ended are waited for.
+const LAST_LINES: Duration = Duration::from_millis(200);
 /// What a process needs beside what its function was given: code that it maps, stacks, allocator arenas.
 const MEMORY_HEADROOM: u64 = 128 << 20;
 const OPEN_FILES: u64 = 4096;
+/// What Rust, Python and C++ say when they are refused memory.
+const MEMORY_WORDS: [&str; 3] = ["memory allocation of", "MemoryError", "bad_alloc"];
 
 /// Why a process is over.
 enum End {
@@ -82,83 +94,165 @@ fn set(host: &LocalHost, id: &PodId, change: impl FnOnce(&mut crate::pod::Pod)) 
     });
 }
 
+/// A process and what belongs to it.
+struct Running {
+    child: Child,
+    addr: SocketAddr,
+    /// Kept, because a child that was waited for tells it no more.
+    pid: u32,
+    process: Option<Process>,
+    last: LastLines,
+    lines: JoinSet<()>,
+}
+
 /// One process from start to end.
 async fn once(host: &Arc<LocalHost>, spec: &Arc<PodSpec>, id: &PodId, stop: &CancellationToken) -> End {
-    let (mut child, addr) = match spawn(host, spec, id) {
-        Ok(started) => started,
+    let mut running = match spawn(host, spec, id) {
+        Ok(running) => running,
         Err(reason) => return End::Died(reason),
     };
-    let last = LastLines::default();
-    if let Some(out) = child.stdout.take() {
-        host.tasks.spawn(lines::follow(
-            host.clone(),
-            spec.clone(),
-            id.clone(),
-            Stream::Stdout,
-            out,
-            last.clone(),
-        ));
+    let reader = |stream| (host.clone(), spec.clone(), id.clone(), stream, running.last.clone());
+    if let Some(out) = running.child.stdout.take() {
+        let (host, spec, id, stream, last) = reader(Stream::Stdout);
+        running.lines.spawn(lines::follow(host, spec, id, stream, out, last));
     }
-    if let Some(err) = child.stderr.take() {
-        host.tasks.spawn(lines::follow(
-            host.clone(),
-            spec.clone(),
-            id.clone(),
-            Stream::Stderr,
-            err,
-            last.clone(),
-        ));
+    if let Some(err) = running.child.stderr.take() {
+        let (host, spec, id, stream, last) = reader(Stream::Stderr);
+        running.lines.spawn(lines::follow(host, spec, id, stream, err, last));
     }
-    let pid = child.id();
     set(host, id, |pod| {
-        pod.addr = addr;
-        pod.pid = pid;
+        pod.addr = running.addr;
+        pod.pid = Some(running.pid);
         pod.phases.spawned_ms = Some(now_ms());
     });
-    let start = tokio::time::timeout(host.config.start_timeout, probe::ready(addr));
+    if let Some(process) = running.process {
+        host.note(|record| {
+            record.pods.insert(process);
+        });
+    }
+    let end = watch(host, spec, id, stop, &mut running).await;
+    // What it started ends with it.
+    signal(running.pid, Signal::KILL);
+    let end = match end {
+        Over::Stopped => End::Stopped,
+        Over::Silent(reason) => End::Died(reason),
+        Over::Ended { when, status } => {
+            // Its last words may still be in the pipe; a process that it let loose may hold the pipe open for ever.
+            let all = async { while running.lines.join_next().await.is_some() {} };
+            let _ = tokio::time::timeout(LAST_LINES, all).await;
+            End::Died(died(host, spec, id, when, status, &running.last))
+        }
+    };
+    if let Some(process) = running.process {
+        host.note(|record| {
+            record.pods.remove(&process);
+        });
+    }
+    if let Some(cgroups) = host.cgroups.clone() {
+        let id = id.clone();
+        in_background(move || cgroups.remove(&id)).await;
+    }
+    end
+}
+
+/// How a process came to its end; it is reaped.
+enum Over {
+    Stopped,
+    Silent(String),
+    Ended {
+        when: &'static str,
+        status: std::io::Result<ExitStatus>,
+    },
+}
+
+async fn watch(
+    host: &Arc<LocalHost>,
+    spec: &Arc<PodSpec>,
+    id: &PodId,
+    stop: &CancellationToken,
+    running: &mut Running,
+) -> Over {
+    let addr = running.addr;
     tokio::select! {
         () = stop.cancelled() => {
-            drain(host, spec, id, &mut child).await;
-            return End::Stopped;
+            drain(host, spec, id, running).await;
+            return Over::Stopped;
         }
-        status = child.wait() => return End::Died(died("before it was ready", status, &last)),
-        ready = start => if ready.is_err() {
-            kill(&mut child).await;
-            let seconds = host.config.start_timeout.as_secs();
-            return End::Died(format!("it was not ready within {seconds} s; does it listen on $PORT? {}", last.text()));
+        status = running.child.wait() => return Over::Ended { when: "before it was ready", status },
+        ready = tokio::time::timeout(host.config.start_timeout, probe::ready(addr)) => if ready.is_err() {
+            kill(running).await;
+            let (seconds, last) = (host.config.start_timeout.as_secs(), running.last.text());
+            return Over::Silent(format!("it was not ready within {seconds} s; does it listen on $PORT? {last}"));
         }
     }
     set(host, id, |pod| {
         pod.state = PodState::Ready;
         pod.phases.ready_ms = Some(now_ms());
     });
+    let settled = tokio::time::sleep(SETTLE);
+    tokio::pin!(settled);
+    let mut free = host.cgroups.is_some();
     let mut questions = tokio::time::interval_at(Instant::now() + LIVE_EVERY, LIVE_EVERY);
     questions.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut unanswered = 0;
     loop {
         tokio::select! {
             () = stop.cancelled() => {
-                drain(host, spec, id, &mut child).await;
-                return End::Stopped;
+                drain(host, spec, id, running).await;
+                return Over::Stopped;
             }
-            status = child.wait() => return End::Died(died("while it was ready", status, &last)),
+            status = running.child.wait() => return Over::Ended { when: "while it was ready", status },
+            () = &mut settled, if free => {
+                free = false;
+                confine(host, spec, id, running.pid).await;
+            }
             _ = questions.tick() => {
                 unanswered = if probe::alive(addr).await { 0 } else { unanswered + 1 };
                 if unanswered >= LIVE_FAILURES {
-                    kill(&mut child).await;
-                    return End::Died(format!("it did not answer /healthz/live {LIVE_FAILURES} times"));
+                    kill(running).await;
+                    return Over::Silent(format!("it did not answer /healthz/live {LIVE_FAILURES} times"));
                 }
             }
         }
     }
 }
 
-fn spawn(host: &LocalHost, spec: &PodSpec, id: &PodId) -> Result<(Child, SocketAddr), String> {
+/// Puts a pod that has started into a cgroup of its own.
+async fn confine(host: &LocalHost, spec: &Arc<PodSpec>, id: &PodId, pid: u32) {
+    let Some(cgroups) = host.cgroups.clone() else { return };
+    let (id, spec) = (id.clone(), spec.clone());
+    in_background(move || {
+        if let Err(error) = cgroups.admit(&id, &spec.resources, pid) {
+            tracing::warn!(pod = %id, %error, "it could not be put into a cgroup");
+        }
+    })
+    .await;
+}
+
+fn rlimit(id: &PodId, pid: u32, resource: Resource, most: u64) {
+    let limit = Rlimit {
+        current: Some(most),
+        maximum: Some(most),
+    };
+    if let Some(pid) = raw(pid)
+        && let Err(error) = prlimit(Some(pid), resource, limit)
+    {
+        // A process that has ended already is told of elsewhere.
+        tracing::debug!(pod = %id, %error, "a limit could not be set");
+    }
+}
+
+/// Files of the kernel are not read or written on the threads that serve requests.
+async fn in_background<T: Default + Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
+        tracing::error!(%error, "work on a pod's limits ended unexpectedly");
+        T::default()
+    })
+}
+
+fn spawn(host: &LocalHost, spec: &PodSpec, id: &PodId) -> Result<Running, String> {
     // The port is free the moment we let it go; should somebody else take it, the pod ends and is started with another.
-    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-        .and_then(|listener| listener.local_addr())
-        .map_err(|e| format!("no port is free: {e}"))?
-        .port();
+    let port = host.ports.take().map_err(|e| format!("no port is free: {e}"))?;
     let (program, arguments) = spec.command.split_first().ok_or("it names no program")?;
     let mut command = Command::new(program);
     command.args(arguments).env_clear();
@@ -181,46 +275,72 @@ fn spawn(host: &LocalHost, spec: &PodSpec, id: &PodId) -> Result<(Child, SocketA
     let child = command
         .spawn()
         .map_err(|e| format!("\"{program}\" cannot be started: {e}"))?;
-    if let Some(pid) = child.id().and_then(|p| i32::try_from(p).ok()).and_then(Pid::from_raw) {
-        let memory = spec.resources.memory.bytes.saturating_add(MEMORY_HEADROOM);
-        for (resource, most) in [(Resource::Data, memory), (Resource::Nofile, OPEN_FILES)] {
-            let limit = Rlimit {
-                current: Some(most),
-                maximum: Some(most),
-            };
-            if let Err(error) = prlimit(Some(pid), resource, limit) {
-                tracing::warn!(pod = %id, %error, "a limit could not be set");
-            }
+    let pid = child.id().ok_or("it ended at once")?;
+    // Not the whole address space, of which many runtimes reserve far more than they use.
+    rlimit(
+        id,
+        pid,
+        Resource::Data,
+        spec.resources.memory.bytes.saturating_add(MEMORY_HEADROOM),
+    );
+    rlimit(id, pid, Resource::Nofile, OPEN_FILES);
+    Ok(Running {
+        child,
+        addr: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
+        pid,
+        process: raw(pid).and_then(|p| Process::of(p.as_raw_nonzero().get())),
+        last: LastLines::default(),
+        lines: JoinSet::new(),
+    })
+}
+
+/// No new work; its last answers; SIGTERM; SIGKILL. Most programs end at SIGTERM at once, so it waits for the answers.
+async fn drain(host: &LocalHost, spec: &PodSpec, id: &PodId, running: &mut Running) {
+    set(host, id, |pod| pod.state = PodState::Draining);
+    let until = Instant::now() + spec.timeout.min(LONGEST_DRAIN);
+    loop {
+        tokio::select! {
+            // It ended by itself.
+            _ = running.child.wait() => return,
+            () = tokio::time::sleep(LOOK) => {}
+        }
+        if Instant::now() >= until || host.load(id) == 0 {
+            break;
         }
     }
-    Ok((child, SocketAddr::from((Ipv4Addr::LOCALHOST, port))))
-}
-
-/// No new work, SIGTERM, the function's own time to finish, SIGKILL.
-async fn drain(host: &LocalHost, spec: &PodSpec, id: &PodId, child: &mut Child) {
-    set(host, id, |pod| pod.state = PodState::Draining);
-    signal(child, Signal::TERM);
-    let grace = spec.timeout.min(LONGEST_DRAIN);
-    if tokio::time::timeout(grace, child.wait()).await.is_err() {
+    signal(running.pid, Signal::TERM);
+    let until = until.max(Instant::now() + LEAST_GRACE);
+    if tokio::time::timeout_at(until, running.child.wait()).await.is_err() {
         tracing::warn!(pod = %id, "pod did not end in time, it is killed");
-        kill(child).await;
+        kill(running).await;
     }
 }
 
-async fn kill(child: &mut Child) {
-    signal(child, Signal::KILL);
-    let _ = child.wait().await;
+async fn kill(running: &mut Running) {
+    signal(running.pid, Signal::KILL);
+    let _ = running.child.wait().await;
 }
 
 /// To the whole group: a function may have children of its own.
-fn signal(child: &Child, signal: Signal) {
-    if let Some(pid) = child.id().and_then(|p| i32::try_from(p).ok()).and_then(Pid::from_raw) {
-        // It may have ended by itself meanwhile.
+fn signal(pid: u32, signal: Signal) {
+    if let Some(pid) = raw(pid) {
+        // It may have ended by itself meanwhile, with all of its group.
         let _ = kill_process_group(pid, signal);
     }
 }
 
-fn died(when: &str, status: std::io::Result<ExitStatus>, last: &LastLines) -> String {
+fn raw(pid: u32) -> Option<Pid> {
+    i32::try_from(pid).ok().and_then(Pid::from_raw)
+}
+
+fn died(
+    host: &LocalHost,
+    spec: &PodSpec,
+    id: &PodId,
+    when: &str,
+    status: std::io::Result<ExitStatus>,
+    last: &LastLines,
+) -> String {
     let how = match status {
         Ok(status) => match (status.code(), status.signal()) {
             (Some(code), _) => format!("exit code {code}"),
@@ -230,14 +350,12 @@ fn died(when: &str, status: std::io::Result<ExitStatus>, last: &LastLines) -> St
         Err(error) => error.to_string(),
     };
     let said = last.text();
-    let memory = if said.contains("memory allocation of") {
-        "out of memory, see resources.memory; "
+    let killed = host.cgroups.as_ref().is_some_and(|groups| groups.out_of_memory(id));
+    let memory = if killed || MEMORY_WORDS.iter().any(|words| said.contains(words)) {
+        format!("out of memory: limit {}; ", spec.resources.memory)
     } else {
-        ""
+        String::new()
     };
-    if said.is_empty() {
-        format!("it ended {when}: {memory}{how}")
-    } else {
-        format!("it ended {when}: {memory}{how}: {said}")
-    }
+    let said = if said.is_empty() { said } else { format!(": {said}") };
+    format!("it ended {when}: {memory}{how}{said}")
 }
