@@ -3,8 +3,6 @@
 
 mod steps;
 
-use std::time::Instant;
-
 use imageflow_sdk::{Call, Content, Env, Function, Reply, SdkError};
 use imageflow_types::{ErrorCode, Problem};
 use serde_json::{Value, json};
@@ -74,16 +72,18 @@ impl Function for Stock {
                 ));
             }
         };
+        if call.input.is_none() && steps::need_no_image(&steps) {
+            return Ok(Reply::default());
+        }
         let Some(input) = call.input.filter(|input| !input.bytes.is_empty()) else {
             return Err(Problem::new(
                 ErrorCode::InvalidArgument,
                 "there is no image to work on: send one as the body, or an event that refers to an object",
             ));
         };
-        let started = Instant::now();
         let made = steps::run(&input.bytes, &steps, call.intermediate)?;
         Ok(Reply {
-            steps: made.timings(started.elapsed()),
+            steps: made.timings(),
             output: Some(Content {
                 bytes: made.bytes,
                 content_type: made.content_type.to_owned(),

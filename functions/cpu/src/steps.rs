@@ -1,5 +1,5 @@
 //! The one place that speaks to the operations.
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use imageflow_events::invocation::{InvokedStep, StepTiming};
@@ -46,6 +46,9 @@ pub(crate) struct Made {
     pub(crate) content_type: &'static str,
     pub(crate) data: Value,
     reports: Vec<StepReport>,
+    /// When each step was done, from the begin.
+    done: Vec<Duration>,
+    whole: Duration,
 }
 
 pub(crate) fn run(input: &[u8], steps: &[StepSpec], intermediate: bool) -> Result<Made, Problem> {
@@ -54,27 +57,46 @@ pub(crate) fn run(input: &[u8], steps: &[StepSpec], intermediate: bool) -> Resul
     } else {
         Encode::Final
     };
-    let output = imageflow_ops::run(input, steps, &Assets::default(), &Limits::default(), mode)
+    let started = Instant::now();
+    let mut done = Vec::with_capacity(steps.len());
+    let mut observe = |_| done.push(started.elapsed());
+    let output = imageflow_ops::run_observed(input, steps, &Assets::default(), &Limits::default(), mode, &mut observe)
         .map_err(|error| problem(&error))?;
     Ok(Made {
         content_type: output.format.content_type(),
         bytes: output.bytes.into(),
         data: output.data,
         reports: output.steps,
+        whole: started.elapsed(),
+        done,
     })
 }
 
+/// Whether the steps need no image: nothing is done to nothing, for events that refer to none.
+pub(crate) fn need_no_image(steps: &[StepSpec]) -> bool {
+    !steps.is_empty() && steps.iter().all(|step| step.operation == "noop")
+}
+
 impl Made {
-    /// Times of the steps. Fused steps share one decode and one encode, so the whole is theirs in common.
-    pub(crate) fn timings(&self, whole: Duration) -> Vec<StepTiming> {
-        let ms = whole.as_secs_f64() * 1000.0 / self.reports.len().max(1) as f64;
-        let timing = |r: &StepReport| StepTiming {
-            name: r.name.clone(),
-            ms,
-            width: r.width,
-            height: r.height,
-        };
-        self.reports.iter().map(timing).collect()
+    /// Times of the steps. The first one's holds the decode and the last one's the encode, so together they are the whole.
+    pub(crate) fn timings(&self) -> Vec<StepTiming> {
+        let last = self.reports.len().saturating_sub(1);
+        let mut before = Duration::ZERO;
+        let mut timings = Vec::with_capacity(self.reports.len());
+        for (at, report) in self.reports.iter().enumerate() {
+            let until = match self.done.get(at) {
+                Some(&done) if at < last => done,
+                _ => self.whole,
+            };
+            timings.push(StepTiming {
+                name: report.name.clone(),
+                ms: until.saturating_sub(before).as_secs_f64() * 1000.0,
+                width: report.width,
+                height: report.height,
+            });
+            before = until;
+        }
+        timings
     }
 }
 

@@ -182,6 +182,10 @@ async fn a_pod_of_one_operation_runs_the_fused_steps_of_others() {
         status == 400 && String::from_utf8_lossy(&body).contains("no image"),
         "{body:?}"
     );
+    let (headers, body) = imageflow_events::http::write_binary(&event(json!([step("noop", json!({}))]))).unwrap();
+    let (status, _, body) = program.post("/", headers, body).await;
+    let reply: Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!((status, &reply["output"]), (200, &Value::Null), "{reply}");
 
     let mut client = imageflow_proto::v1::function_service_client::FunctionServiceClient::connect(format!(
         "http://{}",
@@ -215,6 +219,13 @@ async fn a_pod_of_one_operation_runs_the_fused_steps_of_others() {
         .map(|s| (s.name.as_str(), s.width, s.height))
         .collect();
     assert_eq!(sizes, [("turn", 20, 40), ("small", 5, 10)]);
+    let [turn, small] = result.steps.as_slice() else {
+        panic!("two steps have two times")
+    };
+    assert!(
+        turn.ms > 0.0 && small.ms > 0.0 && turn.ms.to_bits() != small.ms.to_bits(),
+        "each step has its own time: {turn:?} {small:?}"
+    );
 
     let mut unknown = request;
     unknown.steps[0].operation = "rotat".into();

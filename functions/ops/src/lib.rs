@@ -40,7 +40,7 @@ pub use format::Format;
 pub use limits::Limits;
 pub use operation::{Context, Operation, Step};
 pub use picture::{Layout, Picture, Size};
-pub use run::{Encode, Output, StepReport, StepSpec, run};
+pub use run::{Encode, Output, StepReport, StepSpec, run, run_observed};
 
 #[cfg(test)]
 mod testing;

@@ -77,6 +77,22 @@ pub fn run(
     limits: &Limits,
     mode: Encode,
 ) -> Result<Output, OpError> {
+    run_observed(input, steps, assets, limits, mode, &mut |_| ())
+}
+
+/// As [`run`]; calls `observe` with a step's index (from 0, in order, each once) as soon as the step is done, so that a caller
+/// with a clock can time it. The first step's time holds the decode; the encode comes after the last.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_observed(
+    input: &[u8],
+    steps: &[StepSpec],
+    assets: &Assets,
+    limits: &Limits,
+    mode: Encode,
+    observe: &mut dyn FnMut(usize),
+) -> Result<Output, OpError> {
     // Parameters first: they cost nothing, and a picture cannot make them right.
     let prepared = steps.iter().map(Prepared::new).collect::<Result<Vec<_>, _>>()?;
     let header = Header::read(input, limits)?;
@@ -91,7 +107,7 @@ pub fn run(
         orientation: state.orientation,
         data: Map::new(),
     };
-    let mut reports = Reports::default();
+    let mut reports = Reports::new(observe);
     let upright = Orientation::from_exif(info.orientation).size(Size::new(info.width, info.height));
 
     let untouched = prepared.iter().all(|p| p.step.touch() == Touch::Nothing) && !prepared.is_empty();
@@ -143,7 +159,7 @@ fn begin<'p, 's>(
     upright: Size,
     steps: &'p [Prepared<'s>],
     context: &mut Context<'_>,
-    reports: &mut Reports,
+    reports: &mut Reports<'_>,
 ) -> Result<(Picture, &'p [Prepared<'s>]), OpError> {
     if let (Format::Jpeg, Some((first, rest))) = (header.info.format, steps.split_first())
         && let Some(ratio) = first.step.shrinks(upright)
@@ -188,12 +204,20 @@ fn in_step<T>(spec: &StepSpec, result: Result<T, OpError>) -> Result<T, OpError>
     })
 }
 
-#[derive(Default)]
-struct Reports(Vec<StepReport>);
+struct Reports<'o> {
+    made: Vec<StepReport>,
+    observe: &'o mut dyn FnMut(usize),
+}
 
-impl Reports {
+impl<'o> Reports<'o> {
+    fn new(observe: &'o mut dyn FnMut(usize)) -> Self {
+        let made = Vec::new();
+        Self { made, observe }
+    }
+
     fn add(&mut self, spec: &StepSpec, size: Size) {
-        self.0.push(StepReport {
+        (self.observe)(self.made.len());
+        self.made.push(StepReport {
             name: spec.name.clone(),
             operation: spec.operation.clone(),
             width: size.width,
@@ -212,7 +236,7 @@ impl Reports {
             width: size.width,
             height: size.height,
             data,
-            steps: self.0,
+            steps: self.made,
         }
     }
 }

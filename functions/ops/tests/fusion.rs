@@ -1,6 +1,6 @@
 //! Steps in one call and steps one by one give the same bytes.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
-use imageflow_ops::{Assets, Encode, Format, Limits, Output, StepSpec, probe, run};
+use imageflow_ops::{Assets, Encode, Format, Limits, Output, StepSpec, probe, run, run_observed};
 use serde_json::{Value, json};
 
 fn picture(width: u32, height: u32, alpha: bool) -> Vec<u8> {
@@ -213,4 +213,32 @@ fn a_fault_names_the_step_and_keeps_its_kind() {
     .unwrap_err();
     assert_eq!(error.kind(), imageflow_ops::OpErrorKind::BadParameter);
     assert!(error.to_string().starts_with("step \"s1\": crop.x = 7"), "{error}");
+}
+
+#[test]
+fn the_observer_sees_each_step_once_in_order() {
+    let chain = [
+        ("autorotate", json!({})),
+        ("resize", json!({"width": 20})),
+        ("blur", json!({})),
+        ("convert", json!({})),
+    ];
+    let steps: Vec<StepSpec> = chain.into_iter().enumerate().map(|(n, s)| step(n, s)).collect();
+    for input in [jpeg(90, 60, 6), picture(90, 60, true)] {
+        for mode in [Encode::Final, Encode::Intermediate] {
+            for count in 1..=steps.len() {
+                let mut seen = Vec::new();
+                run_observed(
+                    &input,
+                    &steps[..count],
+                    &Assets::default(),
+                    &Limits::default(),
+                    mode,
+                    &mut |i| seen.push(i),
+                )
+                .unwrap();
+                assert_eq!(seen, (0..count).collect::<Vec<_>>());
+            }
+        }
+    }
 }
