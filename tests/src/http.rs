@@ -105,6 +105,21 @@ impl Api {
     }
 }
 
+impl Api {
+    /// The sum of a metric over the series whose labels hold all of `labels`, such as `status=\"succeeded\"`.
+    pub async fn metric(&self, name: &str, labels: &[&str]) -> f64 {
+        let answer = self.send(Method::GET, "/metrics", &[], "").await;
+        let text = String::from_utf8_lossy(answer.body()).into_owned();
+        let series = text
+            .lines()
+            .filter_map(|line| line.strip_prefix(name)?.rsplit_once(' '));
+        series
+            .filter(|(with, _)| (with.is_empty() || with.starts_with('{')) && labels.iter().all(|l| with.contains(l)))
+            .filter_map(|(_, value)| value.parse::<f64>().ok())
+            .sum()
+    }
+}
+
 /// The body as JSON.
 pub fn json(response: &Response<Bytes>) -> Value {
     serde_json::from_slice(response.body())

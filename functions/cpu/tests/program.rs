@@ -14,12 +14,10 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use imageflow_events::{EventBuilder, EventBuilderV10, ext};
-use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
-use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
+use imageflow_process::testing::Collector;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
-use tokio::sync::mpsc;
 
 struct Program {
     child: Child,
@@ -255,32 +253,10 @@ async fn a_wrong_environment_is_named_and_ends_with_64() {
     }
 }
 
-struct Collector(mpsc::Sender<ExportTraceServiceRequest>);
-
-#[tonic::async_trait]
-impl TraceService for Collector {
-    async fn export(
-        &self,
-        request: tonic::Request<ExportTraceServiceRequest>,
-    ) -> Result<tonic::Response<ExportTraceServiceResponse>, tonic::Status> {
-        self.0
-            .send(request.into_inner())
-            .await
-            .map_err(|_| tonic::Status::unavailable("the test is over"))?;
-        Ok(tonic::Response::new(ExportTraceServiceResponse::default()))
-    }
-}
-
 #[tokio::test]
 async fn its_spans_continue_the_callers_trace_and_none_is_lost_at_the_end() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let endpoint = format!("http://{}", listener.local_addr().unwrap());
-    let (sender, mut exports) = mpsc::channel(16);
-    let collector = tonic::transport::Server::builder()
-        .add_service(TraceServiceServer::new(Collector(sender)))
-        .serve_with_incoming(tokio_stream::wrappers::TcpListenerStream::new(listener));
-    let collector = tokio::spawn(collector);
-
+    let mut collector = Collector::start().await.unwrap();
+    let endpoint = collector.endpoint();
     let env = [
         ("IMAGEFLOW_OPERATION", "flip"),
         ("IMAGEFLOW_FUNCTION", "mirror"),
@@ -296,25 +272,14 @@ async fn its_spans_continue_the_callers_trace_and_none_is_lost_at_the_end() {
     assert!(program.signal("-TERM").await.success());
 
     let mut names = Vec::new();
-    while names.len() < 2 {
-        let export = exports.recv().await.unwrap();
-        for spans in export.resource_spans {
-            let service = spans
-                .resource
-                .unwrap()
-                .attributes
-                .into_iter()
-                .find(|a| a.key == "service.name")
-                .unwrap();
-            assert!(format!("{:?}", service.value).contains("mirror"));
-            for span in spans.scope_spans.into_iter().flat_map(|s| s.spans) {
-                let id: String = span.trace_id.iter().map(|b| format!("{b:02x}")).collect();
-                assert_eq!(id, trace, "{}", span.name);
-                names.push(span.name);
-            }
-        }
+    for span in collector.received() {
+        assert_eq!(
+            (span.service.as_str(), span.trace.as_str()),
+            ("mirror", trace),
+            "{span:?}"
+        );
+        names.push(span.name);
     }
     names.sort();
     assert_eq!(names, ["mirror", "run"]);
-    collector.abort();
 }

@@ -90,11 +90,18 @@ async fn step(app: &App, event: &Event, permit: &Permit) -> Result<Response<Body
         intermediate: target.as_ref().is_some_and(|t| t.intermediate),
     };
     let Done { reply, service } = app.execute(call, permit).await?;
-    let Reply { output, data, steps } = reply;
+    let Reply {
+        output,
+        data,
+        mut steps,
+    } = reply;
+    for step in &mut steps {
+        step.ms = hundredths(step.ms);
+    }
     let mut answer = StepReply {
         data,
         steps,
-        service_ms: service.as_millis() as u64,
+        service_ms: hundredths(service.as_secs_f64() * 1000.0),
         ..StepReply::default()
     };
     if let Some(output) = output {
@@ -216,6 +223,11 @@ fn extension<T: serde::de::DeserializeOwned>(event: &Event, name: &str) -> Resul
     ext::text(event, name)
         .map(|text| unpack(&text).map_err(|error| malformed(format!("extension \"{name}\": {error}"))))
         .transpose()
+}
+
+/// Finer than a hundredth of a millisecond is noise that every log record would carry.
+fn hundredths(ms: f64) -> f64 {
+    (ms * 100.0).round() / 100.0
 }
 
 fn internal(error: &dyn std::error::Error) -> Problem {

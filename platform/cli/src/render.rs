@@ -241,12 +241,12 @@ pub fn decision(decision: &Value) -> String {
     }
 }
 
-/// One step, for a line of progress: `resize 12 ms cold`.
+/// One step, for a line of progress: `resize 12.0 ms cold`.
 #[must_use]
 pub fn step(step: &StepState) -> String {
     let mut out = format!("{} ", step.name);
     match (step.status, step.service_ms) {
-        (StepStatus::Succeeded, Some(ms)) => out.push_str(&format!("{ms} ms")),
+        (StepStatus::Succeeded, Some(ms)) => out.push_str(&format!("{ms:.1} ms")),
         (status, _) => out.push_str(status.as_str()),
     }
     if step.cold {
@@ -300,7 +300,7 @@ pub fn run(run: &RunState, color: bool) -> String {
         vec![
             s.name.to_string(),
             s.status.as_str().to_owned(),
-            s.service_ms.map_or_else(|| "-".to_owned(), |ms| ms.to_string()),
+            s.service_ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1}")),
             s.attempts.len().to_string(),
             start.to_owned(),
             result,

@@ -56,16 +56,24 @@ impl Hold {
         queue.iter().filter(|w| !w.grant.is_closed()).count()
     }
 
+    /// Whether nobody waits. Callers that have gone are dropped up to the first that has not: with thousands of waiters
+    /// a look at each of them for every request would cost more than the requests.
     pub(crate) fn is_empty(&mut self) -> bool {
-        self.interactive.retain(|w| !w.grant.is_closed());
-        self.batch.retain(|w| !w.grant.is_closed());
+        self.drop_gone();
         self.interactive.is_empty() && self.batch.is_empty()
+    }
+
+    fn drop_gone(&mut self) {
+        for queue in [&mut self.interactive, &mut self.batch] {
+            while queue.front().is_some_and(|w| w.grant.is_closed()) {
+                queue.pop_front();
+            }
+        }
     }
 
     /// Who is next, for whom `fits` says that there is a place. Skips callers that have gone.
     pub(crate) fn next(&mut self, fits: impl Fn(Demand) -> bool) -> Option<(Class, Waiter)> {
-        self.interactive.retain(|w| !w.grant.is_closed());
-        self.batch.retain(|w| !w.grant.is_closed());
+        self.drop_gone();
         let batch_turn = self.since_batch + 1 >= BATCH_SHARE;
         let order = if batch_turn {
             [Class::Batch, Class::Interactive]

@@ -1,5 +1,6 @@
 //! Slots: which pod takes the next request.
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use imageflow_pods::{PodHost, PodId, PodState, PodTable};
 use imageflow_types::{FunctionName, RevisionName};
-use tokio::sync::{broadcast, oneshot};
+use tokio::sync::{broadcast, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -46,6 +47,7 @@ struct Endpoint {
     limit: u32,
     in_flight: u32,
     accepting: bool,
+    crowd: Arc<AtomicU32>,
 }
 
 #[derive(Default)]
@@ -71,6 +73,7 @@ pub struct Delivery {
     pub(crate) config: DeliveryConfig,
     pub(crate) client: Client<HttpConnector, Full<Bytes>>,
     host: Arc<dyn PodHost>,
+    table: watch::Receiver<Arc<PodTable>>,
     state: Mutex<State>,
     pokes: broadcast::Sender<FunctionName>,
 }
@@ -83,6 +86,8 @@ pub struct Slot {
     revision: RevisionName,
     weight: u32,
     cold: bool,
+    /// How many requests the pod held when the first of them was lost with it; 0 while none was.
+    crowd: Arc<AtomicU32>,
 }
 
 impl Slot {
@@ -129,14 +134,15 @@ impl Delivery {
             .pool_idle_timeout(Duration::from_secs(20))
             .build(connector);
         let (pokes, _) = broadcast::channel(1024);
+        let mut table = host.watch();
         let delivery = Arc::new(Self {
             config,
             client,
             host,
+            table: table.clone(),
             state: Mutex::default(),
             pokes,
         });
-        let mut table = delivery.host.watch();
         let (shared, stop) = (delivery.clone(), stop.clone());
         tasks.spawn(async move {
             loop {
@@ -176,7 +182,16 @@ impl Delivery {
             if state.closing {
                 return Err(DeliveryError::Closing);
             }
-            let queue = state.queues.entry(revision.clone()).or_default();
+            // A queue is forgotten when nobody waits: a new one must learn how its pods stand, for the table may not
+            // change again.
+            let queue = state.queues.entry(revision.clone()).or_insert_with(|| {
+                let (coming, failure) = standing(&self.table.borrow(), revision, self.config.start_failures);
+                Queue {
+                    coming,
+                    failure,
+                    ..Queue::default()
+                }
+            });
             queue.function = Some(function.clone());
             if let Some(reason) = &queue.failure {
                 // Poke again: it is the autoscaler that keeps trying to start pods while there is work.
@@ -262,16 +277,17 @@ impl Delivery {
         queue.service += service;
     }
 
-    /// How many other requests the pod holds now.
-    pub(crate) fn beside(&self, pod: &PodId, own_weight: u32) -> u32 {
-        self.lock()
-            .endpoints
-            .get(pod)
-            .map_or(0, |e| e.in_flight.saturating_sub(own_weight))
+    /// How many other requests were lost with this one. The first that notices counts; what it holds is given back
+    /// before the others notice.
+    pub(crate) fn beside(&self, slot: &Slot) -> u32 {
+        let now = self.lock().endpoints.get(&slot.pod).map_or(0, |e| e.in_flight);
+        let crowd = slot.crowd.fetch_max(now, Ordering::Relaxed).max(now);
+        crowd.saturating_sub(slot.weight)
     }
 
-    pub(crate) const fn weight(slot: &Slot) -> u32 {
-        slot.weight
+    /// The pod answered, so it is not lost.
+    pub(crate) fn alive(slot: &Slot) {
+        slot.crowd.store(0, Ordering::Relaxed);
     }
 
     /// The pod is not to be asked again until the host says so.
@@ -306,6 +322,7 @@ impl Delivery {
             revision: revision.clone(),
             weight,
             cold,
+            crowd: endpoint.crowd.clone(),
         })
     }
 
@@ -351,26 +368,13 @@ impl Delivery {
         let mut state = self.lock();
         let known: Vec<PodId> = state.endpoints.keys().cloned().collect();
         for gone in known.iter().filter(|id| !table.pods.contains_key(*id)) {
-            state.endpoints.remove(gone);
+            if let Some(endpoint) = state.endpoints.remove(gone) {
+                endpoint.crowd.fetch_max(endpoint.in_flight, Ordering::Relaxed);
+            }
         }
-        let mut coming: HashMap<&RevisionName, u32> = HashMap::new();
-        let mut failures: HashMap<&RevisionName, &str> = HashMap::new();
         let mut fresh: Vec<RevisionName> = Vec::new();
         for (id, pod) in &table.pods {
             let ready = matches!(pod.state, PodState::Ready);
-            match &pod.state {
-                PodState::Starting | PodState::Ready => *coming.entry(&pod.revision).or_default() += 1,
-                PodState::Failed { reason } => {
-                    failures.insert(&pod.revision, reason);
-                }
-                PodState::BackOff { reason, restarts, .. } => {
-                    *coming.entry(&pod.revision).or_default() += 1;
-                    if *restarts >= self.config.start_failures {
-                        failures.insert(&pod.revision, reason);
-                    }
-                }
-                PodState::Draining => {}
-            }
             if !ready {
                 if let Some(endpoint) = state.endpoints.get_mut(id) {
                     endpoint.accepting = false;
@@ -383,6 +387,7 @@ impl Delivery {
                 limit: pod.concurrency_limit.max(1),
                 in_flight: 0,
                 accepting: false,
+                crowd: Arc::default(),
             });
             endpoint.addr = pod.addr;
             if !endpoint.accepting {
@@ -390,18 +395,8 @@ impl Delivery {
                 fresh.push(pod.revision.clone());
             }
         }
-        let ready: Vec<RevisionName> = state
-            .endpoints
-            .values()
-            .filter(|e| e.accepting)
-            .map(|e| e.revision.clone())
-            .collect();
         for (revision, queue) in &mut state.queues {
-            queue.coming = coming.get(revision).copied().unwrap_or(0);
-            queue.failure = match failures.get(revision) {
-                Some(reason) if !ready.contains(revision) => Some((*reason).to_owned()),
-                _ => None,
-            };
+            (queue.coming, queue.failure) = standing(table, revision, self.config.start_failures);
             if queue.failure.is_some() {
                 queue.hold.drain();
             }
@@ -418,6 +413,26 @@ impl Delivery {
             queue.hold.drain();
         }
     }
+}
+
+/// How the pods of a revision stand: how many start or are ready, and why none does, when that is so.
+fn standing(table: &PodTable, revision: &RevisionName, start_failures: u32) -> (u32, Option<String>) {
+    let (mut coming, mut ready, mut failure) = (0, false, None);
+    for pod in table.pods.values().filter(|pod| &pod.revision == revision) {
+        match &pod.state {
+            PodState::Starting => coming += 1,
+            PodState::Ready => (coming, ready) = (coming + 1, true),
+            PodState::Failed { reason } => failure = Some(reason),
+            PodState::BackOff { reason, restarts, .. } => {
+                coming += 1;
+                if *restarts >= start_failures {
+                    failure = Some(reason);
+                }
+            }
+            PodState::Draining => {}
+        }
+    }
+    (coming, failure.filter(|_| !ready).cloned())
 }
 
 const fn fits(endpoint: &Endpoint, demand: Demand) -> bool {

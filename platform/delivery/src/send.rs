@@ -49,9 +49,8 @@ impl Delivery {
                         self.distrust(&slot.pod);
                         return DeliveryError::NotReached(error);
                     }
-                    let beside = self.beside(&slot.pod, Self::weight(slot));
                     DeliveryError::PodLost {
-                        beside,
+                        beside: self.beside(slot),
                         source: Box::new(error),
                     }
                 })?;
@@ -64,7 +63,7 @@ impl Delivery {
                         return DeliveryError::AnswerTooLarge(self.config.max_answer_bytes);
                     }
                     DeliveryError::PodLost {
-                        beside: self.beside(&slot.pod, Self::weight(slot)),
+                        beside: self.beside(slot),
                         source,
                     }
                 })?;
@@ -73,6 +72,7 @@ impl Delivery {
         let response = tokio::time::timeout(timeout, call)
             .await
             .map_err(|_| DeliveryError::Timeout(timeout))??;
+        Self::alive(slot);
         if let Some(why) = response.headers().get(REFUSED) {
             return Err(DeliveryError::Refused {
                 why: why.to_str().unwrap_or("unknown").to_owned(),

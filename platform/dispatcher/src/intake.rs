@@ -1,8 +1,10 @@
 //! Where work leaves the log: one consumer over all work topics, a tracker for each partition, lazy commits.
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
 use imageflow_delivery::Delivery;
 use imageflow_eventlog::{
     Assignment, Consumer, ConsumerConfig, ConsumerEvent, EventLog, LogError, OffsetCommit, Record, TopicPartition,
@@ -203,10 +205,11 @@ impl Intake {
         for at in revoked {
             if let Some(partition) = self.partitions.get_mut(at) {
                 partition.stop.cancel();
+                // What waits behind others of its key has no task that could end.
+                open += partition.tracker.open() - partition.behind.len();
                 for (_, step) in partition.behind.drain(..) {
                     self.context.backlogs.finished(&partition.function, step.requested_ms);
                 }
-                open += partition.tracker.open();
             }
         }
         while open > 0 {
@@ -222,6 +225,7 @@ impl Intake {
         for at in revoked {
             self.partitions.remove(at);
         }
+        self.resume(consumer);
         Ok(())
     }
 
@@ -273,8 +277,7 @@ impl Intake {
         let finished = match finished {
             Ok(finished) => finished,
             Err(error) => {
-                // A panic: the record stays open, so it is done again after a restart and never lost.
-                tracing::error!(%error, "the work on a step ended unexpectedly");
+                tracing::error!(%error, "a task ended unexpectedly");
                 return;
             }
         };
@@ -303,6 +306,9 @@ impl Intake {
     }
 
     fn resume(&mut self, consumer: &mut dyn Consumer) {
+        if self.partitions.values().all(|p| !p.paused) {
+            return;
+        }
         for (at, partition) in self.partitions.iter_mut().filter(|(_, p)| p.paused) {
             if partition.tracker.open() <= self.config.window / 2 {
                 partition.paused = false;
@@ -358,7 +364,11 @@ impl Intake {
         match consumer.commit(offsets).await {
             Ok(()) => {}
             // The assignment changed meanwhile: the next poll tells, and what is not committed is redone harmlessly.
-            Err(LogError::NotAssigned { .. }) => return Ok(()),
+            // That is of all partitions of this commit, so those that stay are committed later.
+            Err(LogError::NotAssigned { .. }) => {
+                self.dirty = true;
+                return Ok(());
+            }
             Err(error) if error.is_retryable() => {
                 tracing::warn!(%error, "commit failed, it is tried again");
                 self.dirty = true;
@@ -397,7 +407,13 @@ fn start(
         requested_ms: step.requested_ms,
     };
     tasks.spawn(async move {
-        let done = work::perform(&context, step, &stop).await.is_ok();
+        let work = AssertUnwindSafe(work::perform(&context, step, &stop)).catch_unwind();
+        let done = work.await.unwrap_or_else(|_| {
+            // The record stays open, so it is done again after a restart and never lost.
+            tracing::error!("the work on a step panicked");
+            Err(work::GivenUp)
+        });
+        let done = done.is_ok();
         Finished {
             at,
             offset: record.offset,

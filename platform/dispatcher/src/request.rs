@@ -6,6 +6,7 @@ use http::Request;
 use imageflow_events::invocation::{
     InputTarget, InvokedInput, InvokedStep, OutputTarget, SignedRequest, StepData, pack,
 };
+use imageflow_events::trace::TraceParent;
 use imageflow_events::{Event, EventBuilder, EventBuilderV10, ext};
 use imageflow_types::StepRequest;
 use imageflow_types::work::Input;
@@ -29,12 +30,17 @@ pub struct Signed {
     pub output: Option<OutputTarget>,
 }
 
-/// The request for one attempt.
+/// The request for one attempt; `trace` is who asks.
 ///
 /// # Errors
 /// [`RequestError`].
-pub fn build(step: &StepRequest, attempt: u32, signed: &Signed) -> Result<Request<Bytes>, RequestError> {
-    let event = event(step, attempt, signed)?;
+pub fn build(
+    step: &StepRequest,
+    attempt: u32,
+    trace: TraceParent,
+    signed: &Signed,
+) -> Result<Request<Bytes>, RequestError> {
+    let event = event(step, attempt, trace, signed)?;
     let (headers, body) =
         imageflow_events::http::write_binary(&event).map_err(|e| RequestError::Event(e.to_string()))?;
     let mut request = Request::new(body);
@@ -43,7 +49,7 @@ pub fn build(step: &StepRequest, attempt: u32, signed: &Signed) -> Result<Reques
     Ok(request)
 }
 
-fn event(step: &StepRequest, attempt: u32, signed: &Signed) -> Result<Event, RequestError> {
+fn event(step: &StepRequest, attempt: u32, trace: TraceParent, signed: &Signed) -> Result<Event, RequestError> {
     let names: Vec<&str> = step.steps.iter().map(|s| s.name.as_str()).collect();
     let mut data = StepData {
         params: step.steps.last().map(|s| s.params.clone()).unwrap_or_default(),
@@ -67,10 +73,8 @@ fn event(step: &StepRequest, attempt: u32, signed: &Signed) -> Result<Event, Req
         .ty(ext::TYPE_STEP_REQUESTED)
         .extension(ext::RUN, step.run.to_string())
         .extension(ext::STEP, names.join("+"))
-        .extension(ext::ATTEMPT, i64::from(attempt));
-    if let Some(traceparent) = &step.traceparent {
-        builder = builder.extension(ext::TRACEPARENT, traceparent.clone());
-    }
+        .extension(ext::ATTEMPT, i64::from(attempt))
+        .extension(ext::TRACEPARENT, trace.to_string());
     match &step.input {
         Input::Object(object) => {
             builder = builder.subject(format!("{}/{}", object.bucket, object.key));
@@ -157,9 +161,11 @@ pub(crate) mod tests {
             sidecar: input.clone(),
             intermediate: false,
         };
+        let trace = TraceParent::generate();
         let request = build(
             &step(),
             2,
+            trace,
             &Signed {
                 input: Some(input),
                 output: Some(output.clone()),
@@ -170,6 +176,7 @@ pub(crate) mod tests {
         let event = imageflow_events::http::read(&parts.headers, &body).unwrap().remove(0);
         assert_eq!(ext::text(&event, ext::DATAREF).unwrap(), "http://s3/a%20b?sig=1");
         assert_eq!(ext::text(&event, ext::ATTEMPT).unwrap(), "2");
+        assert_eq!(ext::text(&event, ext::TRACEPARENT).unwrap(), trace.to_string());
         let target: OutputTarget =
             imageflow_events::invocation::unpack(&ext::text(&event, ext::OUTPUT).unwrap()).unwrap();
         assert_eq!(target, output);

@@ -1,20 +1,24 @@
 //! One step from first attempt to a durable report: what happens between taking a record and marking it done.
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use imageflow_delivery::{Class, Delivery, DeliveryError, Demand};
-use imageflow_eventlog::{EventLog, NewRecord};
+use imageflow_eventlog::{EventLog, LogError, NewRecord};
 use imageflow_events::invocation::{OutputTarget, StepReply, WrittenOutput};
 use imageflow_objects::{ObjectError, ObjectStore, PutOptions};
+use imageflow_process::trace;
 use imageflow_resources::{FunctionEntry, ResourceStore};
 use imageflow_types::error::ErrorCode;
 use imageflow_types::function::FunctionSpec;
+use imageflow_types::names::StepName;
 use imageflow_types::work::{Attempt, Input, ObjectRef, OutputRef, RunEvent, StepError, StepResult};
 use imageflow_types::{StepRequest, topics};
 use serde_json::Value;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, Span};
 
 use crate::backlog::Backlogs;
 use crate::outcome::{self, Outcome};
@@ -57,6 +61,7 @@ pub(crate) async fn perform(context: &Context, step: StepRequest, stop: &Cancell
 async fn attempts(context: &Context, step: &StepRequest) -> RunEvent {
     let mut attempts: Vec<Attempt> = Vec::new();
     let mut demand = Demand::One;
+    let mut gone = false;
     loop {
         let Some((entry, spec)) = function_of(context, step) else {
             let message = format!(
@@ -66,7 +71,10 @@ async fn attempts(context: &Context, step: &StepRequest) -> RunEvent {
             return end_failed(context, step, plain(ErrorCode::NotFound, message), attempts);
         };
         let number = u32::try_from(attempts.len()).unwrap_or(u32::MAX).saturating_add(1);
-        let (error, retry, retry_after) = match attempt(context, step, &spec, number, demand).await {
+        let span = tracing::info_span!("deliver", otel.kind = "client", run = %step.run, function = %step.function, attempt = number);
+        trace::continue_from(&span, step.traceparent.as_deref());
+        let tried = attempt(context, step, &spec, number, demand).instrument(span).await;
+        let (error, retry, retry_after) = match tried {
             Ok(Tried::Done(result)) => {
                 let at_ms = (context.clock)();
                 return RunEvent::StageCompleted {
@@ -85,6 +93,12 @@ async fn attempts(context: &Context, step: &StepRequest) -> RunEvent {
                 demand = if alone { Demand::Alone } else { demand };
                 continue;
             }
+            Err(Undelivered::Never(error)) => (error, false, None),
+            Err(Undelivered::Gone(_)) if !gone => {
+                gone = true;
+                continue;
+            }
+            Err(Undelivered::Gone(error)) => (error, true, None),
             Err(Undelivered::Storage) => {
                 // Our storage, not the function: no attempt, and the work stays.
                 tokio::time::sleep(STORAGE_PAUSE).await;
@@ -139,6 +153,10 @@ enum Undelivered {
     NoAttempt { alone: bool },
     /// The object store is not to be had.
     Storage,
+    /// The result that the pod found there is not there: it was removed meanwhile, or, the second time, the pod is wrong.
+    Gone(StepError),
+    /// What is asked of the object store can never be.
+    Never(StepError),
 }
 
 async fn attempt(
@@ -155,7 +173,7 @@ async fn attempt(
         .await
     {
         Ok(slot) => slot,
-        Err(error) if error.is_attempt() => return Ok(failed(plain(error.code(), error.to_string()), true)),
+        Err(error) if error.is_attempt() => return Ok(undelivered(&error)),
         Err(DeliveryError::Closing) => {
             // The platform stops: wait to be given up.
             std::future::pending::<()>().await;
@@ -169,12 +187,13 @@ async fn attempt(
     };
     let timeout = spec.timeout.0;
     let signed = sign(context, step, timeout).await?;
-    let request = match request::build(step, number, &signed) {
+    let onward = trace::onward(&Span::current(), step.traceparent.as_deref());
+    let request = match request::build(step, number, onward, &signed) {
         Ok(request) => request,
         Err(error) => return Ok(failed(plain(ErrorCode::Internal, error.to_string()), false)),
     };
     let cold = slot.cold();
-    context.backlogs.working(&step.function, 1);
+    let working = Working::begin(context, step);
     let sent = {
         let send = context.delivery.send(&slot, request, timeout);
         tokio::pin!(send);
@@ -191,12 +210,11 @@ async fn attempt(
             }
         }
     };
-    context.backlogs.working(&step.function, -1);
-    drop(slot);
+    drop((working, slot));
     match sent {
         Ok(response) => finish(context, step, outcome::read(response), cold).await,
         Err(DeliveryError::PodLost { beside, .. }) if beside > 0 => Err(Undelivered::NoAttempt { alone: true }),
-        Err(error) if error.is_attempt() => Ok(failed(plain(error.code(), error.to_string()), true)),
+        Err(error) if error.is_attempt() => Ok(undelivered(&error)),
         Err(_) => {
             // Refused or not reached: the pod is busy with others or has just gone.
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -234,11 +252,23 @@ async fn finish(context: &Context, step: &StepRequest, outcome: Outcome, cold: b
     };
     Ok(Tried::Done(StepResult {
         output,
+        step_ms: step_times(step, &reply),
         data: reply.data,
         service_ms: reply.service_ms,
         cold,
         reused: reply.reused,
     }))
+}
+
+/// Times of the single steps, by the names the run knows: what else a function may tell is not for its state.
+fn step_times(step: &StepRequest, reply: &StepReply) -> BTreeMap<StepName, f64> {
+    let known = step.steps.iter().map(|s| &s.name);
+    known
+        .filter_map(|name| {
+            let timing = reply.steps.iter().find(|t| t.name == name.as_str())?;
+            Some((name.clone(), timing.ms))
+        })
+        .collect()
 }
 
 /// Stores the answer of a foreign function as the step's result: data first, then the object, each once.
@@ -298,8 +328,10 @@ async fn verified(
     }
     let info = match context.objects.head(&bucket, &key).await {
         Ok(Some(info)) => info,
-        // It was removed between the pod's 412 and now: do it again.
-        Ok(None) => return Err(Undelivered::NoAttempt { alone: false }),
+        Ok(None) => {
+            let message = format!("the function says that {bucket}/{key} is written, but it is not there");
+            return Err(Undelivered::Gone(plain(ErrorCode::FunctionFailed, message)));
+        }
         Err(error) => return Err(storage(&error)),
     };
     match context.objects.head(&bucket, &sidecar_key(&key)).await {
@@ -334,6 +366,15 @@ async fn put_sidecar(context: &Context, step: &StepRequest, data: &Value) -> Res
 }
 
 fn storage(error: &ObjectError) -> Undelivered {
+    if !error.is_retryable() {
+        let code = match error {
+            ObjectError::AccessDenied { .. } => ErrorCode::Forbidden,
+            ObjectError::TooLarge => ErrorCode::TooLarge,
+            ObjectError::NoSuchBucket { .. } | ObjectError::NoSuchKey { .. } => ErrorCode::NotFound,
+            _ => ErrorCode::InvalidArgument,
+        };
+        return Undelivered::Never(plain(code, error.to_string()));
+    }
     tracing::warn!(%error, "the object store is not to be had, the step waits");
     Undelivered::Storage
 }
@@ -389,6 +430,31 @@ fn signed_request(signed: &imageflow_objects::SignedUrl) -> imageflow_events::in
     }
 }
 
+/// A delivery that counts as an attempt; whether another may help is the error's to say.
+fn undelivered(error: &DeliveryError) -> Tried {
+    let code = error.code();
+    failed(
+        plain(code, error.to_string()),
+        code.retryable() || code == ErrorCode::FunctionFailed,
+    )
+}
+
+/// A step is with a pod, until this is dropped: also when the step is given up.
+struct Working<'a>(&'a Context, &'a StepRequest);
+
+impl<'a> Working<'a> {
+    fn begin(context: &'a Context, step: &'a StepRequest) -> Self {
+        context.backlogs.working(&step.function, 1);
+        Self(context, step)
+    }
+}
+
+impl Drop for Working<'_> {
+    fn drop(&mut self) {
+        self.0.backlogs.working(&self.1.function, -1);
+    }
+}
+
 const fn plain(code: ErrorCode, message: String) -> StepError {
     StepError {
         code,
@@ -427,19 +493,46 @@ async fn tell(context: &Context, event: RunEvent) {
 }
 
 /// The report that ends the work: repeated until it is durable, for the record may not be marked done before.
-async fn report(context: &Context, event: RunEvent, stop: &CancellationToken) -> Result<(), GivenUp> {
-    let Some(record) = record(&event) else {
-        return Err(GivenUp);
-    };
+async fn report(context: &Context, mut event: RunEvent, stop: &CancellationToken) -> Result<(), GivenUp> {
     loop {
-        match context.log.produce(vec![record.clone()]).await {
+        let Some(record) = record(&event) else {
+            return Err(GivenUp);
+        };
+        match context.log.produce(vec![record]).await {
             Ok(_) => return Ok(()),
+            Err(error @ LogError::RecordTooLarge { .. }) if !is_short(&event) => {
+                // The next try is small whatever the function said.
+                event = too_large(event, &error);
+                continue;
+            }
             Err(error) => tracing::warn!(%error, run = %event.run(), "the result is not reported yet"),
         }
         tokio::select! {
             () = stop.cancelled() => return Err(GivenUp),
             () = tokio::time::sleep(STORAGE_PAUSE) => {}
         }
+    }
+}
+
+const fn is_short(event: &RunEvent) -> bool {
+    matches!(event, RunEvent::StageFailed { attempts, .. } if attempts.is_empty())
+}
+
+/// The end of a step whose own report does not fit into a record.
+fn too_large(event: RunEvent, error: &LogError) -> RunEvent {
+    let message = format!("what the function said does not fit into the report: {error}");
+    let failed = |run, stage, at_ms| RunEvent::StageFailed {
+        run,
+        stage,
+        error: plain(ErrorCode::TooLarge, message),
+        attempts: Vec::new(),
+        at_ms,
+    };
+    match event {
+        RunEvent::StageCompleted { run, stage, at_ms, .. } | RunEvent::StageFailed { run, stage, at_ms, .. } => {
+            failed(run, stage, at_ms)
+        }
+        other => other,
     }
 }
 

@@ -33,6 +33,8 @@ use crate::types::{
 };
 
 const RETENTION_PERIOD: Duration = Duration::from_secs(60);
+/// Between two runs of retention while the log is nearly full.
+const PRESSED_PAUSE: Duration = Duration::from_millis(250);
 
 /// Milliseconds since 1970.
 pub type Clock = Arc<dyn Fn() -> i64 + Send + Sync>;
@@ -53,7 +55,8 @@ pub fn system_clock() -> Clock {
 pub struct EmbeddedConfig {
     /// The folder; it is created.
     pub path: PathBuf,
-    /// Bytes of records above which produce fails; `None` for no limit of its own.
+    /// Bytes of records above which produce fails; `None` for no limit of its own. Above three fifths of it, records
+    /// that every group has committed past go before their retention is over.
     pub limit_bytes: Option<u64>,
     /// Free bytes on the disk below which produce fails, so that commits and clean-up still work.
     pub reserve_bytes: u64,
@@ -248,7 +251,13 @@ async fn keep_retention(handle: Arc<Handle>) {
     let mut tick = tokio::time::interval(RETENTION_PERIOD);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        tick.tick().await;
+        tokio::select! {
+            _ = tick.tick() => {}
+            () = handle.core.pressed.notified() => {
+                // Every write says so while it lasts; what was not consumed yet needs a moment.
+                tokio::time::sleep(PRESSED_PAUSE).await;
+            }
+        }
         match handle.run_retention((handle.core.config.clock)()).await {
             Ok(report) if report.records > 0 => tracing::debug!(?report, "event log retention"),
             Ok(_) => {}

@@ -109,7 +109,7 @@ pub trait Consumer: Send {
     /// `Closed`, `Storage`.
     async fn poll(&mut self, max: usize) -> Result<Vec<ConsumerEvent>>;
 
-    /// Stores how far the group is; durable when it returns. Works when the log is full.
+    /// Stores how far the group is; durable when it returns. Works when the log is full, as tombstones do.
     ///
     /// # Errors
     /// `NotAssigned` (then none is stored), `MetadataTooLarge`, `Closed`, `Storage`.

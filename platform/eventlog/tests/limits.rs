@@ -162,6 +162,28 @@ async fn a_full_log_refuses_records_whole_takes_commits_and_goes_on_when_it_was_
 }
 
 #[tokio::test]
+async fn a_nearly_full_log_lets_go_of_what_was_consumed_and_of_nothing_else() {
+    let t = timed(|config| config.limit_bytes = Some(100_000)).await;
+    t.create(Cleanup::Delete {
+        retention: Some(Duration::from_secs(24 * 3600)),
+        retention_bytes: None,
+    })
+    .await;
+    t.put(50, 1000).await.unwrap();
+    t.commit("g", 40).await.unwrap();
+    t.retain().await;
+    assert_eq!(t.ends().await, (0, 50), "there is room");
+    t.put(40, 1000).await.unwrap();
+    t.commit("late", 30).await.unwrap();
+    t.retain().await;
+    let (low, high) = t.ends().await;
+    assert!((10..=30).contains(&low) && high == 90, "{low}");
+    t.put(20, 1000).await.unwrap();
+    t.retain().await;
+    assert_eq!(t.ends().await, (30, 110), "the slowest group keeps the rest");
+}
+
+#[tokio::test]
 async fn a_compacted_topic_holds_one_record_of_a_key_and_tombstones_go_in_the_end() {
     let t = timed(|_| {}).await;
     t.create(Cleanup::Compact).await;

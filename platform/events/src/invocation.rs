@@ -105,7 +105,7 @@ pub struct StepReply {
     pub data: Value,
     /// Time of the operation itself, without fetching and storing, ms.
     #[serde(default)]
-    pub service_ms: u64,
+    pub service_ms: f64,
     /// The result was there already.
     #[serde(default)]
     pub reused: bool,

@@ -152,11 +152,14 @@ fn completed(state: &mut RunState, stage: u32, result: &StepResult, at_ms: i64, 
         step.ended_ms = Some(at_ms);
         step.cold = result.cold;
         step.reused = result.reused;
+        step.service_ms = result.step_ms.get(&step.name).copied();
     }
     let last = steps.last_mut()?;
     last.output.clone_from(&result.output);
     last.data = result.data.clone();
-    last.service_ms = Some(result.service_ms);
+    if result.step_ms.is_empty() {
+        last.service_ms = Some(result.service_ms);
+    }
     Some(enqueue_after(state, Some(stage), now_ms))
 }
 

@@ -13,7 +13,8 @@ use imageflow_types::{ErrorCode, Problem, Revision};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::problem::{Answer, json as read_json, query};
+use crate::problem::Answer;
+use crate::read::{flag, json as read_json};
 use crate::state::Gateway;
 
 /// Most documents of one apply.
@@ -30,7 +31,7 @@ pub async fn apply(State(gateway): State<Arc<Gateway>>, RawQuery(raw): RawQuery,
         return Err(Problem::new(ErrorCode::InvalidArgument, detail).into());
     }
     check_all(&gateway, &resources)?;
-    if query(raw.as_deref(), "dryRun").is_some_and(|v| v != "false") {
+    if flag(raw.as_deref(), "dryRun", false) {
         let items: Vec<Value> = resources
             .iter()
             .map(|r| json!({"kind": r.kind(), "name": r.name(), "outcome": "checked"}))

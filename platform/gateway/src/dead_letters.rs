@@ -1,79 +1,95 @@
-//! What could not be done, and doing it again. Letters are read from the log: they are few, and none is ever dropped.
+//! What could not be done, and doing it again. An index says where letters are, each is read from the log when it is asked for.
 //! A replay is recorded beside its letter, so that listings show it once and a repeat makes no second run.
-use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, RawQuery, State};
 use axum::response::IntoResponse;
 use http::StatusCode;
-use imageflow_eventlog::{FollowEvent, NewRecord, Start};
+use imageflow_eventlog::{LogError, NewRecord};
 use imageflow_types::names::RunId;
 use imageflow_types::work::DeadLetter;
 use imageflow_types::{ErrorCode, Problem, topics};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::events::to_record;
-use crate::problem::{Answer, number, query};
-use crate::start_run::want;
+use crate::letters_view::{Cursor, Place, REPLAYED};
+use crate::problem::Answer;
+use crate::read::{number, query};
+use crate::start_run::wish;
 use crate::state::{Gateway, log_problem};
 
-/// Header of the record that says that a letter was replayed.
-const REPLAYED: &str = "imageflow_replayed";
+/// Bytes of letters after which a page ends before its limit: a letter may hold a whole event.
+const PAGE_BYTES: usize = 8 << 20;
+/// Letters sent again by one request at most; the answer says how many are left.
+const REPLAYED_AT_ONCE: usize = 10_000;
+/// Letters sent again by one write.
+const BATCH: usize = 100;
+/// Newest letters among which the one that was meant is looked for.
+const NEAR: usize = 1000;
 
-/// All letters that were not replayed, oldest first.
-async fn read(gateway: &Gateway) -> Result<Vec<DeadLetter>, Problem> {
-    let fail = |e| log_problem(&e);
-    let mut letters: HashMap<String, DeadLetter> = HashMap::new();
-    let mut replayed: HashSet<String> = HashSet::new();
-    let mut follower = gateway
-        .deps
-        .log
-        .follow(topics::DEAD_LETTERS, Start::Earliest)
-        .await
-        .map_err(fail)?;
-    while let FollowEvent::Records(records) = follower.next().await.map_err(fail)? {
-        for record in records {
-            if let Some(id) = record.header(REPLAYED) {
-                replayed.insert(String::from_utf8_lossy(id).into_owned());
-            } else if let Some(letter) = record
-                .value
-                .as_ref()
-                .and_then(|v| serde_json::from_slice::<DeadLetter>(v).ok())
-            {
-                // Told again (after a crash, by a reconcile) it is the same letter.
-                letters.entry(letter.id.clone()).or_insert(letter);
-            }
+/// A letter and its size in the log; none when retention has taken it.
+async fn read(gateway: &Gateway, place: &Place) -> Result<Option<(DeadLetter, usize)>, Problem> {
+    let log = &gateway.deps.log;
+    let records = match log.read(topics::DEAD_LETTERS, place.partition, place.offset, 1).await {
+        Ok(records) => records,
+        Err(LogError::OffsetOutOfRange { .. }) => return Ok(None),
+        Err(error) => return Err(log_problem(&error)),
+    };
+    let record = records.into_iter().find(|r| r.offset == place.offset);
+    let Some(value) = record.and_then(|r| r.value) else {
+        return Ok(None);
+    };
+    match serde_json::from_slice(&value) {
+        Ok(letter) => Ok(Some((letter, value.len()))),
+        Err(error) => {
+            tracing::error!(%error, id = place.cursor.id(), "a dead letter cannot be read");
+            Ok(None)
         }
     }
-    let mut letters: Vec<DeadLetter> = letters.into_values().filter(|l| !replayed.contains(&l.id)).collect();
-    letters.sort_by(|a, b| (a.at_ms, &a.id).cmp(&(b.at_ms, &b.id)));
-    Ok(letters)
 }
 
-/// `GET /v1/dead-letters`.
+/// `GET /v1/dead-letters`, newest first; `next` of the answer, given as `after`, is the next page.
 pub async fn list(State(gateway): State<Arc<Gateway>>, RawQuery(raw): RawQuery) -> Answer {
-    let limit = number(raw.as_deref(), "limit", 100, 10_000)?;
-    let function = query(raw.as_deref(), "function");
-    let letters = read(&gateway).await?;
-    let wanted = letters
-        .iter()
-        .rev()
-        .filter(|l| function.as_ref().is_none_or(|f| *f == l.function));
-    let items: Vec<&DeadLetter> = wanted.take(limit).collect();
-    Ok(Json(json!({"items": items})).into_response())
+    let raw = raw.as_deref();
+    let limit = number(raw, "limit", 100, 1..=1000)?;
+    let function = query(raw, "function");
+    let after = query(raw, "after").map(|text| {
+        let detail = format!("after: \"{text}\" is no place in the list; write what \"next\" of the page before says");
+        Cursor::parse(&text).ok_or_else(|| Problem::new(ErrorCode::InvalidArgument, detail))
+    });
+    // One more than the page holds tells whether there is another page.
+    let places = gateway
+        .letters
+        .newest(function.as_deref(), after.transpose()?.as_ref(), limit + 1);
+    let (mut items, mut bytes, mut next) = (Vec::new(), 0, None);
+    for (n, place) in places.iter().enumerate() {
+        if n == limit || bytes >= PAGE_BYTES {
+            next = n.checked_sub(1).map(|last| places[last].cursor.to_string());
+            break;
+        }
+        if let Some((letter, size)) = read(&gateway, place).await? {
+            bytes += size;
+            items.push(letter);
+        }
+    }
+    let mut page = Map::from_iter([("items".to_owned(), json!(items))]);
+    page.extend(next.map(|next| ("next".to_owned(), json!(next))));
+    Ok(Json(page).into_response())
 }
 
 async fn find(gateway: &Gateway, id: &str) -> Result<DeadLetter, Problem> {
-    let letters = read(gateway).await?;
-    match letters.iter().find(|l| l.id == id) {
-        Some(letter) => Ok(letter.clone()),
-        None => Err(Problem::not_found(
-            "dead letter",
-            id,
-            letters.iter().map(|l| l.id.as_str()),
-        )),
+    if let Some(place) = gateway.letters.find(id)
+        && let Some((letter, _)) = read(gateway, &place).await?
+    {
+        return Ok(letter);
     }
+    let known = gateway.letters.newest(None, None, NEAR);
+    Err(Problem::not_found(
+        "dead letter",
+        id,
+        known.iter().map(|place| place.cursor.id()),
+    ))
 }
 
 /// `GET /v1/dead-letters/{id}`.
@@ -83,74 +99,90 @@ pub async fn get(State(gateway): State<Arc<Gateway>>, Path(id): Path<String>) ->
 
 /// `POST /v1/dead-letters/{id}/replay`.
 pub async fn replay(State(gateway): State<Arc<Gateway>>, Path(id): Path<String>) -> Answer {
-    let letter = find(&gateway, &id).await?;
-    let answer = replay_one(&gateway, letter).await?;
+    gateway.check_room().await?;
+    let again = Again::of(&gateway, find(&gateway, &id).await?)?;
+    let answer = again.answer.clone();
+    write(&gateway, vec![again]).await?;
     Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
 }
 
-/// `POST /v1/dead-letters/replay`.
+/// `POST /v1/dead-letters/replay`: oldest first. Letters that hold nothing to send stay, and are named in `refused`.
 pub async fn replay_all(State(gateway): State<Arc<Gateway>>, RawQuery(raw): RawQuery) -> Answer {
     let function = query(raw.as_deref(), "function");
-    let letters = read(&gateway).await?;
-    let mut items = Vec::new();
-    for letter in letters
-        .into_iter()
-        .filter(|l| function.as_ref().is_none_or(|f| *f == l.function))
-    {
-        items.push(replay_one(&gateway, letter).await?);
+    let mut places = gateway.letters.oldest(function.as_deref(), REPLAYED_AT_ONCE + 1);
+    let more = places.len() > REPLAYED_AT_ONCE;
+    places.truncate(REPLAYED_AT_ONCE);
+    let (mut items, mut refused) = (Vec::new(), Vec::new());
+    for batch in places.chunks(BATCH) {
+        gateway.check_room().await?;
+        let mut again = Vec::new();
+        for place in batch {
+            let Some((letter, _)) = read(&gateway, place).await? else {
+                continue;
+            };
+            match Again::of(&gateway, letter) {
+                Ok(letter) => again.push(letter),
+                Err(problem) => refused.push(json!({"id": place.cursor.id(), "detail": problem.detail})),
+            }
+        }
+        items.extend(again.iter().map(|a| a.answer.clone()));
+        write(&gateway, again).await?;
     }
-    Ok((
-        StatusCode::ACCEPTED,
-        Json(json!({"replayed": items.len(), "items": items})),
-    )
-        .into_response())
+    let answer = json!({"replayed": items.len(), "items": items, "refused": refused, "more": more});
+    Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
 }
 
-/// The wish first, the mark after: a crash between the two leaves the letter in the list, and the run's derived id keeps a
-/// second replay from doubling it.
-async fn replay_one(gateway: &Gateway, letter: DeadLetter) -> Result<Value, Problem> {
-    gateway.check_room().await?;
-    let answer = match (letter.request, letter.event) {
-        (Some(mut request), _) => {
-            request.run = RunId::derive(&["replay", &letter.id]);
-            request.requested_ms = gateway.now_ms();
-            let run = request.run.clone();
-            want(gateway, request).await?;
-            json!({"id": letter.id, "run": run})
-        }
-        (None, Some(event)) => {
-            let mut event: imageflow_events::Event = serde_json::from_value(event).map_err(|e| {
-                Problem::new(
-                    ErrorCode::Internal,
-                    format!("the event of the letter cannot be read: {e}"),
-                )
-            })?;
-            // Another id, else the trigger takes it for the one it has seen.
-            imageflow_events::AttributesWriter::set_id(&mut event, format!("replay-{}", letter.id));
-            gateway
-                .deps
-                .log
-                .produce(vec![to_record(&event)])
-                .await
-                .map_err(|e| log_problem(&e))?;
-            json!({"id": letter.id, "event": "sent again"})
-        }
-        (None, None) => {
-            return Err(Problem::new(
-                ErrorCode::Conflict,
-                format!("dead letter {} holds nothing to send again", letter.id),
-            ));
-        }
-    };
-    let mark = NewRecord::new(topics::DEAD_LETTERS)
-        .key(letter.function)
-        .header(REPLAYED, letter.id)
-        .value("{}");
-    gateway
-        .deps
-        .log
-        .produce(vec![mark])
-        .await
-        .map_err(|e| log_problem(&e))?;
-    Ok(answer)
+/// A letter on its way back.
+struct Again {
+    wish: NewRecord,
+    mark: NewRecord,
+    answer: Value,
+}
+
+impl Again {
+    fn of(gateway: &Gateway, letter: DeadLetter) -> Result<Self, Problem> {
+        let (wish, answer) = match (letter.request, letter.event) {
+            (Some(mut request), _) => {
+                request.run = RunId::derive(&["replay", &letter.id]);
+                request.requested_ms = gateway.now_ms();
+                let answer = json!({"id": letter.id, "run": request.run});
+                (wish(request)?, answer)
+            }
+            (None, Some(event)) => {
+                let mut event: imageflow_events::Event = serde_json::from_value(event).map_err(|e| {
+                    let detail = format!("the event of the letter cannot be read: {e}");
+                    Problem::new(ErrorCode::Internal, detail)
+                })?;
+                // Another id, else the trigger takes it for the one it has seen.
+                imageflow_events::AttributesWriter::set_id(&mut event, format!("replay-{}", letter.id));
+                (to_record(&event), json!({"id": letter.id, "event": "sent again"}))
+            }
+            (None, None) => {
+                let detail = format!("dead letter {} holds nothing to send again", letter.id);
+                return Err(Problem::new(ErrorCode::Conflict, detail));
+            }
+        };
+        let mark = NewRecord::new(topics::DEAD_LETTERS)
+            .key(letter.function)
+            .header(REPLAYED, letter.id)
+            .value("{}");
+        Ok(Self { wish, mark, answer })
+    }
+}
+
+/// The wishes first, the marks after: a crash between the two leaves the letters in the list, and the runs' derived ids keep a
+/// second replay from doubling them.
+async fn write(gateway: &Gateway, again: Vec<Again>) -> Result<(), Problem> {
+    if again.is_empty() {
+        return Ok(());
+    }
+    let (wishes, marks) = again.into_iter().map(|a| (a.wish, a.mark)).unzip();
+    let log = &gateway.deps.log;
+    log.produce(wishes).await.map_err(|e| log_problem(&e))?;
+    let marked = log.produce(marks).await.map_err(|e| log_problem(&e))?;
+    // The replay is durable even if the index ends with the platform before it knows.
+    if let Err(error) = gateway.letters.reached(&marked).await {
+        tracing::debug!(%error, "letters were replayed, and the index did not see it");
+    }
+    Ok(())
 }

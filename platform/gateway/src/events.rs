@@ -6,22 +6,18 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use imageflow_eventlog::NewRecord;
-use imageflow_events::trace::TraceParent;
 use imageflow_events::{Event, EventError, ext, record};
 use imageflow_types::{ErrorCode, Problem, topics};
 use serde_json::json;
 
 use crate::problem::Answer;
+use crate::read::trace;
 use crate::state::{Gateway, log_problem};
 
 /// `POST /v1/events`.
 pub async fn post(State(gateway): State<Arc<Gateway>>, headers: HeaderMap, body: Bytes) -> Answer {
     gateway.check_room().await?;
     let mut events = imageflow_events::http::read(&headers, &body).map_err(|e| event_problem(&e))?;
-    let caller = headers
-        .get(ext::TRACEPARENT)
-        .and_then(|v| v.to_str().ok())
-        .and_then(TraceParent::parse);
     let mut records = Vec::with_capacity(events.len());
     for event in &mut events {
         let forged = ext::sanitise(event).map_err(|e| Problem::new(ErrorCode::MalformedEvent, e.to_string()))?;
@@ -29,8 +25,7 @@ pub async fn post(State(gateway): State<Arc<Gateway>>, headers: HeaderMap, body:
             tracing::debug!(?forged, "extensions of the platform were taken off an outside event");
         }
         if event.extension(ext::TRACEPARENT).is_none() {
-            let trace = caller.map_or_else(TraceParent::generate, TraceParent::child);
-            event.set_extension(ext::TRACEPARENT, trace.to_string());
+            event.set_extension(ext::TRACEPARENT, trace(&headers));
         }
         records.push(to_record(event));
     }

@@ -8,12 +8,13 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::StatusCode;
 use http::header::{CONTENT_TYPE, ETAG, HeaderValue};
-use imageflow_objects::PutOptions;
+use imageflow_objects::{ObjectInfo, PutOptions};
 use imageflow_types::{ErrorCode, Problem, topics};
 use serde_json::json;
 
-use crate::problem::{Answer, number, object_problem, query};
-use crate::start_run::sniff;
+use crate::inputs::sniff;
+use crate::problem::{Answer, object_problem};
+use crate::read::{number, query};
 use crate::state::Gateway;
 
 /// `POST /v1/images?key=NAME`: into `raw-images`, as an S3 client would.
@@ -44,7 +45,7 @@ pub async fn list(State(gateway): State<Arc<Gateway>>, RawQuery(raw): RawQuery) 
     let bucket = query(raw, "bucket").unwrap_or_else(|| topics::BUCKET_RAW.to_owned());
     let prefix = query(raw, "prefix").unwrap_or_default();
     let after = query(raw, "after");
-    let limit = number(raw, "limit", 100, 1000)?;
+    let limit = number(raw, "limit", 100, 1..=1000)?;
     let items = gateway
         .deps
         .objects
@@ -61,17 +62,22 @@ pub async fn get(State(gateway): State<Arc<Gateway>>, Path((bucket, key)): Path<
         .get(&bucket, &key, None)
         .await
         .map_err(|e| object_problem(&e))?;
+    Ok(image(info, body))
+}
+
+/// An object as an answer.
+pub fn image(info: ObjectInfo, body: Bytes) -> Response {
     let mut response = Response::new(Body::from(body));
     let told = [
-        (CONTENT_TYPE, info.content_type.unwrap_or_default()),
-        (ETAG, format!("\"{}\"", info.etag)),
+        (CONTENT_TYPE, info.content_type),
+        (ETAG, Some(format!("\"{}\"", info.etag))),
     ];
     for (name, value) in told {
-        if let Ok(value) = HeaderValue::try_from(value) {
+        if let Some(Ok(value)) = value.map(HeaderValue::try_from) {
             response.headers_mut().insert(name, value);
         }
     }
-    Ok(response)
+    response
 }
 
 /// `DELETE /v1/images/{bucket}/{key}`.

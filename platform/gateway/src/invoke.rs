@@ -9,11 +9,11 @@ use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, Request};
 use imageflow_events::ext::TRACEPARENT;
-use imageflow_events::trace::TraceParent;
-use imageflow_types::schema;
-use imageflow_types::{ErrorCode, FieldErrors, Problem};
+use imageflow_types::Problem;
 
-use crate::problem::{Answer, pairs, query};
+use crate::params::check_names;
+use crate::problem::Answer;
+use crate::read::{pairs, query, trace};
 use crate::state::Gateway;
 
 /// Marks an answer as the pod's own: it goes to the caller as it is.
@@ -38,10 +38,12 @@ pub async fn invoke(
     let tag = query(raw.as_deref(), "tag");
     let pick = u64::from(uuid::Uuid::new_v4().as_u128() as u32);
     let revision = entry.route(tag.as_deref(), pick)?.clone();
-    // Names are checked here so that a slip costs no cold start; values are the pod's to check, by the same schema.
-    if let Some(parameters) = catalog.parameters(entry.spec()) {
-        check_names(&parameters, raw.as_deref())?;
-    }
+    let given = pairs(raw.as_deref());
+    let given = given
+        .iter()
+        .map(|(name, _)| name.as_str())
+        .filter(|name| *name != "tag");
+    check_names(&catalog, entry.spec(), given)?;
     let query: Vec<String> = raw
         .as_deref()
         .unwrap_or_default()
@@ -50,13 +52,7 @@ pub async fn invoke(
         .map(str::to_owned)
         .collect();
     let uri = format!("/?{}", query.join("&"));
-    let parent = headers
-        .get(TRACEPARENT)
-        .and_then(|v| v.to_str().ok())
-        .and_then(TraceParent::parse);
-    let trace = parent
-        .map_or_else(TraceParent::generate, TraceParent::child)
-        .to_string();
+    let trace = trace(&headers);
     let content_type = headers
         .get(CONTENT_TYPE)
         .cloned()
@@ -102,30 +98,4 @@ pub async fn invoke(
         }
     }
     Ok(response)
-}
-
-/// Unknown parameter names, with the nearest right one. Values arrive as text, so only names can be checked by the schema here.
-fn check_names(parameters: &serde_json::Value, raw: Option<&str>) -> Result<(), Problem> {
-    let known = schema::property_names(parameters);
-    let open = parameters.get("additionalProperties") != Some(&serde_json::Value::Bool(false));
-    if open {
-        return Ok(());
-    }
-    let unknown = pairs(raw)
-        .into_iter()
-        .filter(|(name, _)| name != "tag" && !known.contains(&name.as_str()));
-    let faults = unknown
-        .map(|(name, _)| {
-            let fault = imageflow_types::FieldError::new(name.clone(), "is not a parameter of this function");
-            match imageflow_types::names::nearest(&name, known.iter().copied()) {
-                Some(near) => fault.remedy(format!("did you mean \"{near}\"?")),
-                None => fault.remedy(format!("known are {}", known.join(", "))),
-            }
-        })
-        .collect();
-    FieldErrors(faults).into_result().map_err(|faults| {
-        let mut problem = Problem::from(faults);
-        problem.code = ErrorCode::InvalidArgument;
-        problem
-    })
 }

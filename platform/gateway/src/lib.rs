@@ -4,14 +4,19 @@
 
 mod apply;
 pub mod auth;
+mod connections;
 mod dead_letters;
 mod events;
 mod functions;
 mod images;
+mod inputs;
 mod invoke;
+mod letters_view;
 mod listener;
 mod logs;
+mod params;
 mod problem;
+mod read;
 mod reconcile;
 mod runs;
 mod runs_view;
@@ -22,8 +27,9 @@ mod state;
 mod status;
 mod stream;
 
+pub use connections::HttpLimits;
 pub use listener::ObjectEvents;
 pub use reconcile::reconcile;
 pub use runs_view::RunsView;
-pub use server::{GatewayError, serve};
+pub use server::{GatewayError, serve, serve_within};
 pub use state::{BacklogView, Gateway, GatewayConfig, GatewayDeps, Scaling, ScalingView};

@@ -7,7 +7,8 @@ use imageflow_types::names::RevisionName;
 use imageflow_types::{ErrorCode, Problem};
 use tokio::sync::broadcast::error::RecvError;
 
-use crate::problem::{Answer, number, query};
+use crate::problem::Answer;
+use crate::read::{flag, number, query};
 use crate::state::Gateway;
 use crate::stream::{line, lines};
 
@@ -28,9 +29,9 @@ pub async fn get(State(gateway): State<Arc<Gateway>>, Path(name): Path<String>, 
     let wanted = LogQuery {
         function,
         revision,
-        tail: number(raw, "tail", 100, 10_000)?,
+        tail: number(raw, "tail", 100, 1..=10_000)?,
     };
-    let follow = query(raw, "follow").is_some_and(|v| v != "false");
+    let follow = flag(raw, "follow", false);
     // Followed from before the kept ones are read, so that no line falls between.
     let receiver = gateway.deps.pods.follow_logs();
     let kept = gateway.deps.pods.logs(wanted.clone()).await;

@@ -1,21 +1,26 @@
 //! Runs as they stand, their results, and their end by request.
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
-use axum::body::Body;
 use axum::extract::{Path, RawQuery, State};
-use axum::response::{IntoResponse, Response};
+use axum::response::IntoResponse;
 use http::StatusCode;
-use http::header::{CONTENT_TYPE, ETAG, HeaderValue};
+use http::header::HeaderValue;
 use imageflow_eventlog::NewRecord;
 use imageflow_types::work::RunEvent;
 use imageflow_types::{ErrorCode, Problem, RunId, RunState, RunStatus, topics};
 use serde_json::json;
 
-use crate::problem::{Answer, number, object_problem, query};
+use crate::images::image;
+use crate::problem::{Answer, object_problem};
+use crate::read::{flag, number, query};
 use crate::runs_view::RunQuery;
 use crate::state::{Gateway, log_problem};
 use crate::stream;
+
+/// Longest that a watch waits for its run to begin, in seconds.
+const LONGEST_WAIT: usize = 60;
 
 fn run_id(text: &str) -> Result<RunId, Problem> {
     RunId::parse(text).map_err(|e| Problem::new(ErrorCode::NotFound, e.to_string()))
@@ -27,6 +32,25 @@ fn found(gateway: &Gateway, text: &str) -> Result<Arc<RunState>, Problem> {
         .runs
         .get(&run)
         .ok_or_else(|| Problem::not_found("run", text, []))
+}
+
+/// What a watch of a run that did not come gets.
+fn missing(gateway: &Gateway, id: &str, waited: usize) -> Problem {
+    if gateway.stop.is_cancelled() {
+        return Problem::new(
+            ErrorCode::Unavailable,
+            "the platform stops: watch again when it is back",
+        )
+        .retry_after(5);
+    }
+    let mut problem = Problem::not_found("run", id, []);
+    if waited < LONGEST_WAIT {
+        problem.detail = format!(
+            "{}; to wait for it to begin write ?watch=true&wait={LONGEST_WAIT}",
+            problem.detail
+        );
+    }
+    problem
 }
 
 fn run_query(raw: Option<&str>) -> Result<RunQuery, Problem> {
@@ -43,14 +67,14 @@ fn run_query(raw: Option<&str>) -> Result<RunQuery, Problem> {
         flow: query(raw, "flow"),
         status: status.transpose()?,
         after: query(raw, "after").map(|t| run_id(&t)).transpose()?,
-        limit: number(raw, "limit", 100, 10_000)?,
+        limit: number(raw, "limit", 100, 1..=10_000)?,
     })
 }
 
 /// `GET /v1/runs`.
 pub async fn list(State(gateway): State<Arc<Gateway>>, RawQuery(raw): RawQuery) -> Answer {
     let asked = run_query(raw.as_deref())?;
-    if query(raw.as_deref(), "watch").is_some_and(|v| v != "false") {
+    if flag(raw.as_deref(), "watch", false) {
         return Ok(stream::runs(gateway, asked));
     }
     let items: Vec<Arc<RunState>> = gateway.runs.list(&asked);
@@ -58,10 +82,17 @@ pub async fn list(State(gateway): State<Arc<Gateway>>, RawQuery(raw): RawQuery) 
     Ok(Json(json!({"items": items})).into_response())
 }
 
-/// `GET /v1/runs/{id}`.
+/// `GET /v1/runs/{id}`, with `?watch=true` as it changes. A caller that watches may know the id before the run is there
+/// (ids derive from their cause), and says by `wait=SECONDS` for how long to expect it.
 pub async fn get(State(gateway): State<Arc<Gateway>>, Path(id): Path<String>, RawQuery(raw): RawQuery) -> Answer {
-    if query(raw.as_deref(), "watch").is_some_and(|v| v != "false") {
-        return Ok(stream::run(gateway, run_id(&id)?));
+    if flag(raw.as_deref(), "watch", false) {
+        let run = run_id(&id)?;
+        let seconds = number(raw.as_deref(), "wait", 0, 0..=LONGEST_WAIT)?;
+        let patience = Duration::from_secs(seconds as u64);
+        if gateway.within(patience, gateway.runs.started(&run)).await.is_none() {
+            return Err(missing(&gateway, &id, seconds).into());
+        }
+        return Ok(stream::run(gateway, run));
     }
     Ok(Json(&*found(&gateway, &id)?).into_response())
 }
@@ -140,16 +171,7 @@ pub async fn output_of(gateway: &Gateway, state: &RunState, step: Option<&str>) 
         .get(&output.bucket, &output.key, Some(&output.etag))
         .await;
     let (info, body) = object.map_err(|e| object_problem(&e))?;
-    let mut response = Response::new(Body::from(body));
-    let told = [
-        (CONTENT_TYPE, info.content_type.unwrap_or_default()),
-        (ETAG, format!("\"{}\"", info.etag)),
-    ];
-    for (name, value) in told {
-        if let Ok(value) = HeaderValue::try_from(value) {
-            response.headers_mut().insert(name, value);
-        }
-    }
+    let mut response = image(info, body);
     if let Ok(value) = HeaderValue::try_from(state.run.as_str()) {
         response.headers_mut().insert("imageflow-run", value);
     }

@@ -13,6 +13,7 @@ use imageflow_types::{ErrorCode, Problem};
 use tokio::net::TcpListener;
 
 use crate::auth::{AuthError, needed};
+use crate::connections::{self, HttpLimits};
 use crate::problem::Refused;
 use crate::state::Gateway;
 use crate::{
@@ -164,22 +165,29 @@ async fn around(State(gateway): State<Arc<Gateway>>, request: Request, next: Nex
     response
 }
 
-/// Serves until the gateway's stop, then finishes what is under way.
+/// Serves until the gateway's stop, then finishes what is under way. The limits are the default ones.
+///
+/// # Errors
+/// As [`serve_within`].
+pub async fn serve(listener: TcpListener, gateway: Arc<Gateway>) -> Result<(), GatewayError> {
+    serve_within(listener, gateway, HttpLimits::default()).await
+}
+
+/// The same with limits of its own.
 ///
 /// # Errors
 /// [`GatewayError`] when the listener is not allowed or fails.
-pub async fn serve(listener: TcpListener, gateway: Arc<Gateway>) -> Result<(), GatewayError> {
+pub async fn serve_within(
+    listener: TcpListener,
+    gateway: Arc<Gateway>,
+    limits: HttpLimits,
+) -> Result<(), GatewayError> {
     gateway.config.auth.check_listen(listener.local_addr()?)?;
     let stop = gateway.stop.clone();
     let reconciling = tokio::spawn(keep_reconciled(gateway.clone()));
-    let listener = axum::serve::ListenerExt::tap_io(listener, |stream| {
-        let _ = stream.set_nodelay(true);
-    });
-    let served = axum::serve(listener, router(&gateway))
-        .with_graceful_shutdown(stop.cancelled_owned())
-        .await;
+    connections::serve(listener, router(&gateway), limits, stop).await;
     reconciling.abort();
-    Ok(served?)
+    Ok(())
 }
 
 async fn keep_reconciled(gateway: Arc<Gateway>) {

@@ -9,19 +9,16 @@ use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE, HeaderValue, LOCATION};
 use http::{HeaderMap, StatusCode};
 use imageflow_eventlog::NewRecord;
-use imageflow_events::ext::TRACEPARENT;
-use imageflow_events::trace::TraceParent;
-use imageflow_objects::{ObjectError, PutOptions, check_key};
 use imageflow_resources::Catalog;
 use imageflow_types::names::RunId;
 use imageflow_types::work::{Input, RunEvent, RunRequest, Target};
-use imageflow_types::{ErrorCode, FunctionName, ObjectRef, Problem, schema, topics};
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha256};
+use imageflow_types::{ErrorCode, FunctionName, Problem, RunState, topics};
+use serde_json::json;
 
-use crate::listener::METADATA_RUN;
-use crate::problem::{Answer, json as read_json, object_problem, query};
+use crate::inputs::Given;
+use crate::params::check_values;
+use crate::problem::Answer;
+use crate::read::{flag, header, trace};
 use crate::runs::output_of;
 use crate::state::{Gateway, log_problem};
 
@@ -31,21 +28,6 @@ const ROUTER_PATIENCE: Duration = Duration::from_secs(5);
 const LONGEST_WAIT: u64 = 300;
 /// Longest `Idempotency-Key`, bytes.
 const LONGEST_KEY: usize = 255;
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Reference {
-    input: Place,
-    #[serde(default)]
-    params: Map<String, Value>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Place {
-    bucket: String,
-    key: String,
-}
 
 /// `POST /v1/flows/{name}/runs`.
 pub async fn flow(
@@ -93,10 +75,6 @@ struct Asked {
     functions: Vec<FunctionName>,
 }
 
-fn header<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
-    headers.get(name).and_then(|v| v.to_str().ok())
-}
-
 /// The caller's key. One that cannot be told from another must not quietly stand for none: the retry would make a second run.
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
     let Some(value) = headers.get("idempotency-key") else {
@@ -124,156 +102,58 @@ async fn start(
         Some(key) => RunId::derive(&["idempotency", &asked.target.to_string(), key]),
         None => RunId::derive(&["request", &uuid::Uuid::new_v4().to_string()]),
     };
-    let is_json = header(headers, "content-type").is_some_and(|t| t.starts_with("application/json"));
-    let (input, params) = if is_json {
-        let reference: Reference = read_json(&body)?;
-        (referred(gateway, &asked, &reference.input).await?, reference.params)
-    } else {
-        (brought(gateway, &run, body).await?, Map::new())
+    let (given, params) = Given::read(headers, body)?;
+    // Before an image is stored: what is refused leaves nothing behind.
+    check_values(catalog, &asked.target, &params)?;
+    let known = gateway.runs.get(&run);
+    let input = match (given, &known) {
+        (Given::Place(place), _) => place.pinned(gateway, &asked.target, &asked.buckets).await?,
+        (Given::Image(image), Some(known)) => image.of_run(&known.request).ok_or_else(|| used(&run, "image"))?,
+        (Given::Image(image), None) => image.store(gateway, &run).await?,
     };
-    check_params(catalog, &asked.target, &params)?;
-    if let Some(known) = gateway.runs.get(&run) {
-        if known.request.input != Input::Object(input) {
-            let detail = format!("the Idempotency-Key was used for run {run} with another input: use a new key");
-            return Err(Problem::new(ErrorCode::Conflict, detail).into());
+    let request = RunRequest {
+        run,
+        target: asked.target,
+        trigger: None,
+        input: Input::Object(input),
+        params,
+        fuse: flag(raw, "fuse", true),
+        requested_ms: gateway.now_ms(),
+        traceparent: Some(trace(headers)),
+    };
+    match known {
+        Some(known) => check_same(&known, &request)?,
+        None => {
+            let wish = vec![wish(request.clone())?];
+            gateway.deps.log.produce(wish).await.map_err(|e| log_problem(&e))?;
         }
-    } else {
-        let parent = header(headers, TRACEPARENT).and_then(TraceParent::parse);
-        let request = RunRequest {
-            run: run.clone(),
-            target: asked.target,
-            trigger: None,
-            input: Input::Object(input),
-            params,
-            fuse: query(raw, "fuse").is_none_or(|v| v != "false"),
-            requested_ms: gateway.now_ms(),
-            traceparent: Some(
-                parent
-                    .map_or_else(TraceParent::generate, TraceParent::child)
-                    .to_string(),
-            ),
-        };
-        want(gateway, request).await?;
     }
-    answer(gateway, &run, headers).await
+    answer(gateway, &request, headers).await
 }
 
-/// Writes the wish for a run; it is durable when this returns.
-pub async fn want(gateway: &Gateway, request: RunRequest) -> Result<(), Problem> {
-    let key = request.run.to_string();
-    let value = serde_json::to_vec(&RunEvent::Requested(request))
-        .map_err(|e| Problem::new(ErrorCode::Internal, e.to_string()))?;
-    let record = NewRecord::new(topics::RUN_EVENTS).key(key).value(value);
-    gateway
-        .deps
-        .log
-        .produce(vec![record])
-        .await
-        .map_err(|e| log_problem(&e))?;
+fn used(run: &RunId, what: &str) -> Problem {
+    let detail = format!("Idempotency-Key: it was used for run {run} with another {what}; use a new key");
+    Problem::new(ErrorCode::Conflict, detail)
+}
+
+/// A run that is there under the caller's key must be the one asked for. It may be another's: of two requests with one key, sent
+/// at once, the router takes the first.
+fn check_same(known: &RunState, asked: &RunRequest) -> Result<(), Problem> {
+    if known.request.input != asked.input {
+        return Err(used(&asked.run, "input"));
+    }
+    if known.request.params != asked.params {
+        return Err(used(&asked.run, "params"));
+    }
     Ok(())
 }
 
-fn check_params(catalog: &Catalog, target: &Target, params: &Map<String, Value>) -> Result<(), Problem> {
-    match target {
-        Target::Flow(_) if !params.is_empty() => Err(Problem::new(
-            ErrorCode::InvalidArgument,
-            "params: a flow has them at its steps; send none",
-        )),
-        Target::Flow(_) => Ok(()),
-        Target::Function(name) => {
-            let spec = catalog.function(name.as_str())?.spec();
-            let Some(parameters) = catalog.parameters(spec) else {
-                return Ok(());
-            };
-            let mut merged = spec.params.clone();
-            merged.extend(params.clone());
-            let faults = schema::check(&parameters, &Value::Object(merged));
-            Ok(imageflow_types::FieldErrors(faults.into_iter().map(|f| f.under("params")).collect()).into_result()?)
-        }
-    }
-}
-
-/// An object that is there already, pinned to the bytes it has now.
-async fn referred(gateway: &Gateway, asked: &Asked, place: &Place) -> Result<ObjectRef, Problem> {
-    if !asked.buckets.contains(&place.bucket) {
-        let allowed = asked.buckets.join(", ");
-        let detail = format!(
-            "input.bucket: {} may not read \"{}\", only {allowed}",
-            asked.target, place.bucket
-        );
-        return Err(Problem::new(ErrorCode::Forbidden, detail));
-    }
-    check_key(&place.key).map_err(|e| object_problem(&e))?;
-    let info = gateway
-        .deps
-        .objects
-        .head(&place.bucket, &place.key)
-        .await
-        .map_err(|e| object_problem(&e))?;
-    let info = info.ok_or_else(|| {
-        Problem::new(
-            ErrorCode::NotFound,
-            format!("there is no object {}/{}", place.bucket, place.key),
-        )
-    })?;
-    Ok(ObjectRef {
-        bucket: info.bucket,
-        key: info.key,
-        etag: info.etag,
-        size: info.size,
-        content_type: info.content_type,
-    })
-}
-
-/// An image in the body: stored under its content's digest, marked as the run's own so that it starts nothing else.
-async fn brought(gateway: &Gateway, run: &RunId, body: Bytes) -> Result<ObjectRef, Problem> {
-    let (content_type, extension) = sniff(&body)?;
-    let bucket = topics::BUCKET_RAW;
-    let key = format!(".inputs/{}.{extension}", &hex::encode(Sha256::digest(&body))[..32]);
-    let size = body.len() as u64;
-    let options = PutOptions {
-        content_type: Some(content_type.to_owned()),
-        metadata: [(METADATA_RUN.to_owned(), run.to_string())].into(),
-        if_none_match: true,
-    };
-    let etag = match gateway.deps.objects.put(bucket, &key, body, options).await {
-        Ok(info) => info.etag,
-        Err(ObjectError::AlreadyExists { .. }) => {
-            let info = gateway
-                .deps
-                .objects
-                .head(bucket, &key)
-                .await
-                .map_err(|e| object_problem(&e))?;
-            info.map(|i| i.etag)
-                .ok_or_else(|| Problem::new(ErrorCode::Unavailable, "the input vanished: try again"))?
-        }
-        Err(error) => return Err(object_problem(&error)),
-    };
-    Ok(ObjectRef {
-        bucket: bucket.to_owned(),
-        key,
-        etag,
-        size,
-        content_type: Some(content_type.to_owned()),
-    })
-}
-
-/// Media type and extension by the first bytes.
-pub fn sniff(body: &[u8]) -> Result<(&'static str, &'static str), Problem> {
-    match body {
-        [0xff, 0xd8, 0xff, ..] => Ok(("image/jpeg", "jpg")),
-        [0x89, b'P', b'N', b'G', ..] => Ok(("image/png", "png")),
-        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Ok(("image/webp", "webp")),
-        [] => Err(Problem::new(
-            ErrorCode::InvalidArgument,
-            "the body is empty: send an image, or JSON with input.bucket and input.key",
-        )),
-        _ => Err(Problem::new(
-            ErrorCode::UnsupportedFormat,
-            "the body is no image that can be read: send JPEG, PNG or WebP",
-        )),
-    }
+/// The record of the wish for a run.
+pub fn wish(request: RunRequest) -> Result<NewRecord, Problem> {
+    let key = request.run.to_string();
+    let value = serde_json::to_vec(&RunEvent::Requested(request))
+        .map_err(|e| Problem::new(ErrorCode::Internal, e.to_string()))?;
+    Ok(NewRecord::new(topics::RUN_EVENTS).key(key).value(value))
 }
 
 /// `Prefer: wait` (60 s) or `wait=N`.
@@ -292,21 +172,13 @@ fn wait(headers: &HeaderMap) -> Option<Duration> {
         })
 }
 
-/// Waits so long, but not beyond the platform's own end: a drain must not take as long as the most patient caller.
-async fn within<T>(gateway: &Gateway, patience: Duration, wait: impl Future<Output = Option<T>>) -> Option<T> {
-    tokio::select! {
-        biased;
-        found = wait => found,
-        () = gateway.stop.cancelled() => None,
-        () = tokio::time::sleep(patience) => None,
-    }
-}
-
-async fn answer(gateway: &Gateway, run: &RunId, headers: &HeaderMap) -> Answer {
+async fn answer(gateway: &Gateway, request: &RunRequest, headers: &HeaderMap) -> Answer {
+    let run = &request.run;
     let patience = wait(headers);
     if let Some(patience) = patience
-        && let Some(state) = within(gateway, patience, gateway.runs.finished(run)).await
+        && let Some(state) = gateway.within(patience, gateway.runs.finished(run)).await
     {
+        check_same(&state, request)?;
         let wants_image = header(headers, ACCEPT.as_str()).is_some_and(|a| a.starts_with("image/"));
         return if wants_image {
             output_of(gateway, &state, None).await
@@ -315,9 +187,12 @@ async fn answer(gateway: &Gateway, run: &RunId, headers: &HeaderMap) -> Answer {
         };
     }
     // The wish is durable; the router takes it in a moment. A caller gets the run itself, unless the router is behind.
-    let state = within(gateway, ROUTER_PATIENCE, gateway.runs.started(run)).await;
+    let state = gateway.within(ROUTER_PATIENCE, gateway.runs.started(run)).await;
     let body = match state {
-        Some(state) => Json(&*state).into_response(),
+        Some(state) => {
+            check_same(&state, request)?;
+            Json(&*state).into_response()
+        }
         None => Json(json!({"run": run, "status": "running"})).into_response(),
     };
     let mut response: Response = (StatusCode::ACCEPTED, body).into_response();

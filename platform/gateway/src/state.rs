@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::auth::Auth;
+use crate::letters_view::LettersView;
 use crate::runs_view::RunsView;
 
 /// What the autoscaler says of a function.
@@ -89,6 +90,7 @@ pub struct Gateway {
     pub(crate) deps: GatewayDeps,
     pub(crate) config: GatewayConfig,
     pub(crate) runs: RunsView,
+    pub(crate) letters: LettersView,
     pub(crate) stop: CancellationToken,
 }
 
@@ -104,10 +106,12 @@ impl Gateway {
         stop: &CancellationToken,
     ) -> Result<Arc<Self>, ViewError> {
         let runs = RunsView::open(&deps.log, tasks, stop).await?;
+        let letters = LettersView::open(&deps.log, tasks, stop).await?;
         Ok(Arc::new(Self {
             deps,
             config,
             runs,
+            letters,
             stop: stop.clone(),
         }))
     }
@@ -120,6 +124,16 @@ impl Gateway {
 
     pub(crate) fn now_ms(&self) -> i64 {
         (self.deps.clock)()
+    }
+
+    /// Waits so long, but not beyond the platform's own end: a drain must not take as long as the most patient caller.
+    pub(crate) async fn within<T>(&self, patience: Duration, wait: impl Future<Output = Option<T>>) -> Option<T> {
+        tokio::select! {
+            biased;
+            found = wait => found,
+            () = self.stop.cancelled() => None,
+            () = tokio::time::sleep(patience) => None,
+        }
     }
 
     /// Refuses new work before the log is full: what is under way needs room to end.

@@ -29,7 +29,7 @@ pub fn line<T: Serialize>(value: &T) -> Vec<u8> {
     line
 }
 
-/// A run, each time it changes, until it is final.
+/// A run that is known, each time it changes, until it is final or forgotten.
 pub fn run(gateway: Arc<Gateway>, run: RunId) -> Response {
     let changed = gateway.runs.changed();
     let start = (gateway, changed, 0_u64, false);
@@ -43,7 +43,8 @@ pub fn run(gateway: Arc<Gateway>, run: RunId) -> Response {
                 }
                 loop {
                     changed.borrow_and_update();
-                    if let Some(state) = gateway.runs.get(&run).filter(|s| s.version + 1 > seen) {
+                    let state = gateway.runs.get(&run)?;
+                    if state.version + 1 > seen {
                         let (next, done) = (state.version + 1, state.status.is_final());
                         return Some((Ok(line(&*state).into()), (gateway, changed, next, done)));
                     }

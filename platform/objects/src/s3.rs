@@ -1,7 +1,6 @@
 //! Any S3 server, through aws-sdk-s3.
 use std::collections::BTreeMap;
 use std::fmt;
-use std::ops::RangeInclusive;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -12,10 +11,10 @@ use sdk::config::retry::RetryConfig;
 use sdk::config::timeout::TimeoutConfig;
 use sdk::config::{Credentials, Region, RequestChecksumCalculation, ResponseChecksumValidation};
 use sdk::error::{ProvideErrorMetadata, SdkError};
-use sdk::presigning::{PresignedRequest, PresigningConfig};
 use sdk::primitives::ByteStream;
 
 use crate::error::ObjectError;
+use crate::presign::Presigner;
 use crate::signed::SignedUrl;
 use crate::store::{ObjectInfo, ObjectStore, PutOptions, check_bucket, check_key};
 
@@ -63,6 +62,7 @@ impl fmt::Debug for S3Config {
 #[derive(Debug, Clone)]
 pub struct S3Store {
     pub(crate) client: sdk::Client,
+    presigner: Presigner,
     max_get_bytes: u64,
 }
 
@@ -82,6 +82,13 @@ impl S3Store {
             .operation_attempt_timeout(Duration::from_secs(30))
             .operation_timeout(Duration::from_secs(60))
             .build();
+        let credentials = Credentials::new(config.access_key, config.secret_key, None, None, "imageflow");
+        let presigner = Presigner {
+            endpoint: config.endpoint.clone(),
+            region: config.region.clone(),
+            credentials: credentials.clone(),
+            path_style: config.path_style,
+        };
         let conf = sdk::Config::builder()
             .behavior_version_latest()
             .http_client(http)
@@ -93,16 +100,11 @@ impl S3Store {
             .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
             .retry_config(RetryConfig::standard().with_max_attempts(3))
             .timeout_config(timeouts)
-            .credentials_provider(Credentials::new(
-                config.access_key,
-                config.secret_key,
-                None,
-                None,
-                "imageflow",
-            ))
+            .credentials_provider(credentials)
             .build();
         Self {
             client: sdk::Client::from_conf(conf),
+            presigner,
             max_get_bytes: config.max_get_bytes,
         }
     }
@@ -142,33 +144,13 @@ fn millis(time: Option<&sdk::primitives::DateTime>) -> i64 {
     time.and_then(|t| t.to_millis().ok()).unwrap_or(0)
 }
 
-fn signed(request: &PresignedRequest) -> SignedUrl {
-    let headers = request.headers().filter(|(name, _)| *name != "host");
-    let headers = headers
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .collect();
-    SignedUrl::new(request.uri().to_owned(), request.method().to_owned(), headers)
-}
-
-/// What S3 allows a signature to live.
-const LIFE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(7 * 24 * 3600);
-
-fn presigning(now: SystemTime, life: Duration) -> Result<PresigningConfig, ObjectError> {
-    let life = life.clamp(*LIFE.start(), *LIFE.end());
-    PresigningConfig::builder()
-        .start_time(now)
-        .expires_in(life)
-        .build()
-        .map_err(ObjectError::unavailable)
-}
-
 fn check(bucket: &str, key: &str) -> Result<(), ObjectError> {
     check_bucket(bucket)?;
     check_key(key)
 }
 
 impl S3Store {
-    pub(crate) async fn sign_get_at(
+    pub(crate) fn sign_get_at(
         &self,
         (bucket, key): (&str, &str),
         if_match: Option<&str>,
@@ -176,16 +158,12 @@ impl S3Store {
         life: Duration,
     ) -> Result<SignedUrl, ObjectError> {
         check(bucket, key)?;
-        let quoted = if_match.map(|etag| format!("\"{etag}\""));
-        let request = self.client.get_object().bucket(bucket).key(key).set_if_match(quoted);
-        let request = request
-            .presigned(presigning(now, life)?)
-            .await
-            .map_err(|e| fault(e, bucket, key, None))?;
-        Ok(signed(&request))
+        let condition = if_match.map(|etag| ("if-match".to_owned(), format!("\"{etag}\"")));
+        self.presigner
+            .sign("GET", (bucket, key), condition.into_iter().collect(), now, life)
     }
 
-    pub(crate) async fn sign_put_at(
+    pub(crate) fn sign_put_at(
         &self,
         (bucket, key): (&str, &str),
         metadata: &BTreeMap<String, String>,
@@ -193,15 +171,12 @@ impl S3Store {
         life: Duration,
     ) -> Result<SignedUrl, ObjectError> {
         check(bucket, key)?;
-        let mut request = self.client.put_object().bucket(bucket).key(key).if_none_match("*");
-        for (name, value) in metadata {
-            request = request.metadata(name, value);
-        }
-        let request = request
-            .presigned(presigning(now, life)?)
-            .await
-            .map_err(|e| fault(e, bucket, key, None))?;
-        Ok(signed(&request))
+        let marks = metadata
+            .iter()
+            .map(|(name, value)| (format!("x-amz-meta-{name}"), value.clone()));
+        let once = ("if-none-match".to_owned(), "*".to_owned());
+        self.presigner
+            .sign("PUT", (bucket, key), marks.chain([once]).collect(), now, life)
     }
 }
 
@@ -345,7 +320,7 @@ impl ObjectStore for S3Store {
         if_match: Option<&str>,
         life: Duration,
     ) -> Result<SignedUrl, ObjectError> {
-        self.sign_get_at((bucket, key), if_match, SystemTime::now(), life).await
+        self.sign_get_at((bucket, key), if_match, SystemTime::now(), life)
     }
 
     async fn sign_put(
@@ -355,6 +330,6 @@ impl ObjectStore for S3Store {
         metadata: &BTreeMap<String, String>,
         life: Duration,
     ) -> Result<SignedUrl, ObjectError> {
-        self.sign_put_at((bucket, key), metadata, SystemTime::now(), life).await
+        self.sign_put_at((bucket, key), metadata, SystemTime::now(), life)
     }
 }

@@ -2,6 +2,9 @@
 
 mod signals;
 mod telemetry;
+#[cfg(feature = "test-util")]
+pub mod testing;
+pub mod trace;
 
 pub use signals::{Stop, on_signals};
 pub use telemetry::{LogFormat, Telemetry, TelemetryConfig, TelemetryError};

@@ -1,26 +1,32 @@
 //! One batch: what a number of records change, worked out before anything is written.
+use std::borrow::Cow;
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 
-use imageflow_eventlog::{NewRecord, Record};
+use imageflow_eventlog::{MAX_RECORD_BYTES, NewRecord, Record};
 use imageflow_flow::Effect;
+use imageflow_process::trace;
 use imageflow_resources::Catalog;
 use imageflow_types::error::ErrorCode;
 use imageflow_types::names::digest;
 use imageflow_types::work::{DeadLetter, RunEvent, RunRequest, StepError, Target};
-use imageflow_types::{FlowSpec, Problem, RunId, RunState, topics};
+use imageflow_types::{FlowSpec, Problem, RunId, RunState, RunStatus, topics};
 
 use crate::runs::Runs;
+
+/// What a record holds besides its value.
+const KEY_ROOM: usize = 4096;
 
 /// The changes of one batch.
 #[derive(Default)]
 pub struct Batch {
-    states: HashMap<RunId, RunState>,
+    /// The last state of each run, and as it will be written.
+    states: HashMap<RunId, (RunState, Vec<u8>)>,
     records: Vec<NewRecord>,
-    /// Runs that were asked for and are in this batch or known, for metrics.
-    pub started: u64,
-    /// Runs that ended in this batch.
-    pub ended: u64,
+    /// Runs that begin in this batch.
+    started: u64,
+    /// How many runs ended in this batch, by status.
+    ended: HashMap<RunStatus, u64>,
+    letters: HashMap<&'static str, u64>,
 }
 
 impl Batch {
@@ -29,11 +35,19 @@ impl Batch {
         if runs.knows(&request.run) || self.states.contains_key(&request.run) {
             return;
         }
+        let span = tracing::info_span!("route", otel.kind = "consumer", run = %request.run, target = %request.target);
+        trace::continue_from(&span, request.traceparent.as_deref());
+        let _entered = span.enter();
         match plan(catalog, request, fuse) {
             Ok(plan) => {
                 let (state, effects) = imageflow_flow::start(request, plan, now_ms);
-                self.started += 1;
-                self.take(state, effects);
+                match encode(&state) {
+                    Ok(encoded) => {
+                        self.started += 1;
+                        self.take(state, encoded, effects);
+                    }
+                    Err(problem) => self.dead_letter(&refused(request, &problem, now_ms)),
+                }
             }
             Err(problem) => self.dead_letter(&refused(request, &problem, now_ms)),
         }
@@ -42,20 +56,43 @@ impl Batch {
     /// Takes what happened to a run.
     pub fn advance(&mut self, runs: &Runs, event: &RunEvent, now_ms: i64) {
         let run = event.run();
-        let Some(state) = self.states.get(run).or_else(|| runs.live(run)) else {
+        let Some(state) = self.states.get(run).map(|(state, _)| state).or_else(|| runs.live(run)) else {
             // Ended or deleted: late news, or a repeat after a crash.
             return;
         };
+        let span = tracing::info_span!("advance", otel.kind = "consumer", run = %run, event = event.name());
+        trace::continue_from(&span, state.request.traceparent.as_deref());
+        let _entered = span.enter();
         let (next, effects) = imageflow_flow::advance(state, event, now_ms);
-        if next.version != state.version {
-            self.take(next, effects);
+        if next.version == state.version {
+            return;
+        }
+        let problem = match encode(&next) {
+            Ok(encoded) => return self.take(next, encoded, effects),
+            Err(problem) => problem,
+        };
+        let Some(failed) = failed_instead(event, &problem) else {
+            tracing::error!(%run, %problem, "news of a run are left out");
+            return;
+        };
+        let (next, effects) = imageflow_flow::advance(state, &failed, now_ms);
+        match encode(&next) {
+            Ok(encoded) => self.take(next, encoded, effects),
+            Err(problem) => tracing::error!(%run, %problem, "a run cannot be ended"),
         }
     }
 
     /// Takes a dead letter that belongs to no run.
     pub fn dead_letter(&mut self, letter: &DeadLetter) {
-        if let Some(record) = json(topics::DEAD_LETTERS, &letter.function, letter) {
-            metrics::counter!("imageflow_flow_dead_letters_total", "code" => letter.error.code.slug()).increment(1);
+        let fits = |letter: &DeadLetter| encode(letter).is_ok();
+        let mut letter = Cow::Borrowed(letter);
+        if !fits(&letter) {
+            // What it was about is too large to be kept here a second time. The event itself stays in its topic.
+            let letter = letter.to_mut();
+            (letter.event, letter.request) = (None, None);
+        }
+        if let Some(record) = json(topics::DEAD_LETTERS, &letter.function, letter.as_ref()) {
+            *self.letters.entry(letter.error.code.slug()).or_default() += 1;
             self.records.push(record);
         }
     }
@@ -71,41 +108,41 @@ impl Batch {
     /// The records to write: the last state of each run, then work and dead letters.
     #[must_use]
     pub fn records(&self) -> Vec<NewRecord> {
-        let states = self
-            .states
-            .values()
-            .filter_map(|state| json(topics::RUNS, state.run.as_str(), state));
+        let states = self.states.values().map(|(state, encoded)| {
+            NewRecord::new(topics::RUNS)
+                .key(state.run.as_str().to_owned())
+                .value(encoded.clone())
+        });
         states.chain(self.records.iter().cloned()).collect()
     }
 
     /// Makes the changes known, once they are durable.
     pub fn apply(self, runs: &mut Runs) {
-        for state in self.states.into_values() {
+        metrics::counter!("imageflow_flow_runs_started_total").increment(self.started);
+        for (status, count) in self.ended {
+            metrics::counter!("imageflow_flow_runs_total", "status" => status.as_str()).increment(count);
+        }
+        for (code, count) in self.letters {
+            metrics::counter!("imageflow_flow_dead_letters_total", "code" => code).increment(count);
+        }
+        for (state, _) in self.states.into_values() {
             runs.put(state);
         }
     }
 
-    fn take(&mut self, state: RunState, effects: Vec<Effect>) {
-        match self.states.entry(state.run.clone()) {
-            Entry::Occupied(mut entry) => {
-                entry.insert(state);
-            }
-            Entry::Vacant(entry) => {
-                entry.insert(state);
-            }
-        }
+    fn take(&mut self, state: RunState, encoded: Vec<u8>, effects: Vec<Effect>) {
+        self.states.insert(state.run.clone(), (state, encoded));
         for effect in effects {
             match effect {
-                Effect::Enqueue(step) => {
+                Effect::Enqueue(mut step) => {
+                    let caller = step.traceparent.as_deref();
+                    step.traceparent = Some(trace::onward(&tracing::Span::current(), caller).to_string());
                     if let Some(record) = json(&topics::work(&step.function), step.run.as_str(), &step) {
                         self.records.push(record);
                     }
                 }
                 Effect::DeadLetter(letter) => self.dead_letter(&letter),
-                Effect::Finished(status) => {
-                    self.ended += 1;
-                    metrics::counter!("imageflow_flow_runs_total", "status" => status.as_str()).increment(1);
-                }
+                Effect::Finished(status) => *self.ended.entry(status).or_default() += 1,
             }
         }
     }
@@ -134,10 +171,9 @@ fn plan(catalog: &Catalog, request: &RunRequest, fuse: bool) -> Result<imageflow
 
 /// A run that cannot be made, because its flow or a function changed or went away since it was asked for.
 fn refused(request: &RunRequest, problem: &Problem, now_ms: i64) -> DeadLetter {
-    let code = if problem.code == ErrorCode::NotFound {
-        ErrorCode::NotFound
-    } else {
-        ErrorCode::InvalidArgument
+    let code = match problem.code {
+        code @ (ErrorCode::NotFound | ErrorCode::TooLarge) => code,
+        _ => ErrorCode::InvalidArgument,
     };
     DeadLetter {
         id: format!("dl-{}", &digest(&["refused", request.run.as_str()])[..24]),
@@ -157,6 +193,39 @@ fn refused(request: &RunRequest, problem: &Problem, now_ms: i64) -> DeadLetter {
         event: None,
         at_ms: now_ms,
     }
+}
+
+/// The value of a record, when it fits into one.
+fn encode<T: serde::Serialize>(value: &T) -> Result<Vec<u8>, Problem> {
+    let encoded = serde_json::to_vec(value).map_err(|e| Problem::new(ErrorCode::Internal, e.to_string()))?;
+    let most = MAX_RECORD_BYTES - KEY_ROOM;
+    if encoded.len() > most {
+        let detail = format!(
+            "the run would take {} bytes of the log, more than {most}: large data belongs into a bucket",
+            encoded.len()
+        );
+        return Err(Problem::new(ErrorCode::TooLarge, detail));
+    }
+    Ok(encoded)
+}
+
+/// The failure of a stage whose result its run cannot hold.
+fn failed_instead(event: &RunEvent, problem: &Problem) -> Option<RunEvent> {
+    let RunEvent::StageCompleted { run, stage, at_ms, .. } = event else {
+        return None;
+    };
+    Some(RunEvent::StageFailed {
+        run: run.clone(),
+        stage: *stage,
+        error: StepError {
+            code: problem.code,
+            message: problem.to_string(),
+            status: None,
+            step: None,
+        },
+        attempts: Vec::new(),
+        at_ms: *at_ms,
+    })
 }
 
 /// The value of a run event's record.

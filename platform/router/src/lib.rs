@@ -8,6 +8,7 @@
 //! State in memory changes only after its transaction is durable; a batch that cannot be written is tried again whole.
 
 mod batch;
+mod room;
 mod runs;
 mod service;
 mod triggers;

@@ -84,7 +84,10 @@ impl Runs {
         for run in runs {
             self.ended.remove(run);
         }
-        self.order.retain(|run| self.ended.contains(run));
+        // They were the oldest, so what is to go stands in front.
+        while self.order.front().is_some_and(|run| !self.ended.contains(run)) {
+            self.order.pop_front();
+        }
     }
 
     fn remember(&mut self, run: RunId) {

@@ -4,16 +4,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use imageflow_eventlog::{
-    Consumer, ConsumerConfig, ConsumerEvent, EventLog, LogError, OffsetCommit, Record, TopicPartition, TopicSpec,
-    Topics, Transaction, TransactionalProducer,
+    Consumer, ConsumerConfig, EventLog, LogError, OffsetCommit, Record, TopicPartition, TopicSpec, Topics, Transaction,
+    TransactionalProducer,
 };
+use imageflow_events::EventError;
 use imageflow_objects::ObjectStore;
 use imageflow_resources::ResourceStore;
+use imageflow_types::ErrorCode;
 use imageflow_types::topics;
-use imageflow_types::work::RunEvent;
+use imageflow_types::work::{DeadLetter, RunEvent, StepError};
+use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::batch::{Batch, read_run_event};
+use crate::room::{Intake, Room};
 use crate::runs::Runs;
 use crate::triggers::{self, Match};
 
@@ -91,25 +95,28 @@ impl Router {
         let names = vec![topics::EVENTS.to_owned(), topics::RUN_EVENTS.to_owned()];
         let group = ConsumerConfig::new(topics::GROUP_ROUTER, self.config.member.clone(), Topics::Names(names));
         let mut consumer = self.log.consumer(group).await?;
+        let mut intake = Intake::default();
         loop {
+            let room = Room::of(self.log.usage().await?);
             let events = tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
                 events = consumer.poll(self.config.batch) => events?,
+                // Room comes without a record: look again.
+                () = tokio::time::sleep(PAUSE), if intake.is_resting() => Vec::new(),
             };
-            // All that one poll returned is one batch: the consumer's position is past the whole of it. It is
-            // committed before the next poll, so a revoked partition has nothing open.
-            let records: Vec<Record> = events
-                .into_iter()
-                .flat_map(|event| match event {
-                    ConsumerEvent::Records(records) => records,
-                    ConsumerEvent::Assigned(_) | ConsumerEvent::Revoked(_) => Vec::new(),
-                })
-                .collect();
-            if !records.is_empty()
-                && !self
-                    .process(&mut runs, producer.as_mut(), consumer.as_mut(), &records, &stop)
-                    .await?
+            // What is given out is committed before the next poll, so a revoked partition has nothing open.
+            let records = intake.take(consumer.as_mut(), events, room);
+            if room.is_tight() {
+                self.make_room(&mut runs, producer.as_mut()).await?;
+            }
+            if records.is_empty() {
+                continue;
+            }
+            let offsets = offsets(&records, consumer.as_ref(), &intake);
+            if !self
+                .process(&mut runs, producer.as_mut(), &records, offsets, &stop)
+                .await?
             {
                 break;
             }
@@ -118,38 +125,58 @@ impl Router {
         Ok(())
     }
 
+    /// Forgets the oldest ended runs before their time. A full log takes that.
+    async fn make_room(&self, runs: &mut Runs, producer: &mut dyn TransactionalProducer) -> Result<(), RouterError> {
+        let mut batch = Batch::default();
+        let oldest = runs.surplus(0, self.config.batch);
+        if oldest.is_empty() {
+            return Ok(());
+        }
+        batch.delete(&oldest);
+        match producer.commit(self.transaction(&batch, Vec::new())).await {
+            Ok(_) => runs.forget(&oldest),
+            Err(error) if error.is_retryable() => tracing::warn!(%error, "no room can be made yet"),
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    fn transaction(&self, batch: &Batch, offsets: Vec<OffsetCommit>) -> Transaction {
+        Transaction {
+            records: batch.records(),
+            offsets,
+            group: topics::GROUP_ROUTER.to_owned(),
+            member: self.config.member.clone(),
+        }
+    }
+
     /// Writes what the records change, with their offsets. False when it was stopped before that.
     async fn process(
         &self,
         runs: &mut Runs,
         producer: &mut dyn TransactionalProducer,
-        consumer: &mut dyn Consumer,
         records: &[Record],
+        offsets: Vec<OffsetCommit>,
         stop: &CancellationToken,
     ) -> Result<bool, RouterError> {
         loop {
             match self.work_out(runs, records).await {
-                Ok((batch, surplus)) => {
-                    let transaction = Transaction {
-                        records: batch.records(),
-                        offsets: offsets(records, consumer),
-                        group: topics::GROUP_ROUTER.to_owned(),
-                        member: self.config.member.clone(),
-                    };
-                    match producer.commit(transaction).await {
-                        Ok(_) => {
-                            metrics::counter!("imageflow_flow_runs_started_total").increment(batch.started);
-                            batch.apply(runs);
-                            runs.forget(&surplus);
-                            metrics::gauge!("imageflow_flow_runs_live").set(runs.live_count() as f64);
-                            return Ok(true);
-                        }
-                        Err(error) if error.is_retryable() => {
-                            tracing::warn!(%error, "a batch cannot be written yet");
-                        }
-                        Err(error) => return Err(error.into()),
+                Ok((batch, surplus)) => match producer.commit(self.transaction(&batch, offsets.clone())).await {
+                    Ok(_) => {
+                        batch.apply(runs);
+                        runs.forget(&surplus);
+                        metrics::gauge!("imageflow_flow_runs_live").set(runs.live_count() as f64);
+                        return Ok(true);
                     }
-                }
+                    Err(error @ LogError::Full { .. }) => {
+                        tracing::warn!(%error, "a batch waits for room");
+                        self.make_room(runs, producer).await?;
+                    }
+                    Err(error) if error.is_retryable() => {
+                        tracing::warn!(%error, "a batch cannot be written yet");
+                    }
+                    Err(error) => return Err(error.into()),
+                },
                 Err(error) => tracing::warn!(%error, "a batch cannot be worked out yet"),
             }
             tokio::select! {
@@ -183,6 +210,7 @@ impl Router {
                 Err(error) => {
                     tracing::warn!(partition = record.partition, offset = record.offset, %error, "not an event");
                     metrics::counter!("imageflow_flow_unreadable_total").increment(1);
+                    batch.dead_letter(&unreadable(record, &error, now_ms));
                     continue;
                 }
             };
@@ -199,8 +227,37 @@ impl Router {
     }
 }
 
+/// What somebody wrote into the topic of events that is none. Its bytes are kept, so that nothing is lost.
+fn unreadable(record: &Record, error: &EventError, now_ms: i64) -> DeadLetter {
+    let (partition, offset) = (record.partition, record.offset);
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let headers: Map<String, Value> = record
+        .headers
+        .iter()
+        .map(|(name, value)| (name.clone(), text(value).into()))
+        .collect();
+    DeadLetter {
+        id: format!("record-{partition}-{offset}"),
+        run: None,
+        function: "-".to_owned(),
+        error: StepError {
+            code: ErrorCode::MalformedEvent,
+            message: format!(
+                "partition {partition}, offset {offset} of {} is no event: {error}",
+                record.topic
+            ),
+            status: None,
+            step: None,
+        },
+        attempts: Vec::new(),
+        request: None,
+        event: Some(json!({"headers": headers, "value": record.value.as_deref().map(text)})),
+        at_ms: now_ms,
+    }
+}
+
 /// The next offset of each partition of a batch; the last records of what was polled commit past trailing markers.
-fn offsets(records: &[Record], consumer: &dyn Consumer) -> Vec<OffsetCommit> {
+fn offsets(records: &[Record], consumer: &dyn Consumer, intake: &Intake) -> Vec<OffsetCommit> {
     let mut next: HashMap<TopicPartition, i64> = HashMap::new();
     for record in records {
         let at = TopicPartition::new(record.topic.clone(), record.partition);
@@ -209,7 +266,10 @@ fn offsets(records: &[Record], consumer: &dyn Consumer) -> Vec<OffsetCommit> {
     }
     next.into_iter()
         .map(|(at, offset)| {
-            let position = consumer.position(&at.topic, at.partition).unwrap_or(offset);
+            let position = match intake.holds(&at) {
+                true => offset,
+                false => consumer.position(&at.topic, at.partition).unwrap_or(offset),
+            };
             OffsetCommit::new(&at.topic, at.partition, offset.max(position))
         })
         .collect()

@@ -81,11 +81,13 @@ async fn make(
             format!("trigger {name} names no flow and no function"),
         ));
     };
+    // Of an object that was removed there is nothing to fetch: the event itself is the input.
+    let removed = event.ty() == ext::TYPE_OBJECT_REMOVED;
     let pinned = object::own_object(event);
     let referred = pinned
         .as_ref()
         .map(|o| (o.bucket.clone(), o.key.clone(), Some(o.etag.clone())));
-    let Some((bucket, key, etag)) = referred.or_else(|| object::referred_object(event)) else {
+    let Some((bucket, key, etag)) = referred.or_else(|| object::referred_object(event).filter(|_| !removed)) else {
         let run = RunId::derive(&["trigger", name.as_str(), &event.source().to_string(), event.id()]);
         let input = Input::Event(serde_json::to_value(event).unwrap_or_default());
         return Ok(Match::Run(Box::new(request(

@@ -139,7 +139,7 @@ pub struct StepState {
     pub ended_ms: Option<i64>,
     /// The function's own time, ms.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub service_ms: Option<u64>,
+    pub service_ms: Option<f64>,
     /// Whether a pod had to be started for it.
     #[serde(default)]
     pub cold: bool,

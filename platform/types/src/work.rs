@@ -1,4 +1,6 @@
 //! Messages between gateway, router and dispatcher.
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -145,8 +147,11 @@ pub struct StepResult {
     /// Data of the step, small.
     #[serde(default)]
     pub data: Value,
-    /// The function's own time, ms.
-    pub service_ms: u64,
+    /// The function's own time for the whole stage, ms.
+    pub service_ms: f64,
+    /// Of that each step's, ms, where the pod told them apart.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub step_ms: BTreeMap<StepName, f64>,
     /// Whether a pod had to be started for it.
     #[serde(default)]
     pub cold: bool,
@@ -253,6 +258,19 @@ impl RunEvent {
             | Self::StageCompleted { run, .. }
             | Self::StageFailed { run, .. }
             | Self::Cancel { run, .. } => run,
+        }
+    }
+
+    /// Its name, as in the record.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Requested(_) => "requested",
+            Self::StageStarted { .. } => "stageStarted",
+            Self::AttemptFailed { .. } => "attemptFailed",
+            Self::StageCompleted { .. } => "stageCompleted",
+            Self::StageFailed { .. } => "stageFailed",
+            Self::Cancel { .. } => "cancel",
         }
     }
 }

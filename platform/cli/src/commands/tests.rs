@@ -246,7 +246,7 @@ async fn a_run_is_watched_to_its_end_and_its_results_are_written() {
     )
     .await;
     result.unwrap();
-    assert!(out.contains("succeeded") && out.contains("small 12 ms cold"), "{out}");
+    assert!(out.contains("succeeded") && out.contains("small 12.0 ms cold"), "{out}");
     assert_eq!(
         std::fs::read_to_string(out_dir.join("cat-small.jpg")).unwrap(),
         "pixels"

@@ -57,7 +57,7 @@ fn a_step_that_comes_after_itself_does_not_draw_for_ever() {
 #[test]
 fn progress_shows_each_step_with_its_time_and_cold_mark() {
     let run = typed("running");
-    assert_eq!(progress(&run), "small 12 ms cold · grey running");
+    assert_eq!(progress(&run), "small 12.0 ms cold · grey running");
     assert_eq!(ended(&run), (1, 2));
     assert_eq!(ended(&typed("failed")), (2, 2));
 }

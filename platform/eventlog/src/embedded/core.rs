@@ -2,6 +2,8 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
+use tokio::sync::Notify;
+
 use super::EmbeddedConfig;
 use super::state::State;
 use super::store::Store;
@@ -12,6 +14,8 @@ pub struct Core {
     /// `None` once closed, and while the writer opens it again after a failure.
     store: RwLock<Option<Store>>,
     state: Mutex<State>,
+    /// The log is nearly full: what every group has done with may go before its time.
+    pub pressed: Notify,
 }
 
 impl Core {
@@ -23,7 +27,13 @@ impl Core {
             config,
             store: RwLock::new(Some(store)),
             state: Mutex::new(state),
+            pressed: Notify::new(),
         })
+    }
+
+    /// Whether `used` bytes are so near the limit that what was consumed should make room.
+    pub fn is_pressed(&self, used: u64) -> bool {
+        self.config.limit_bytes.is_some_and(|limit| used > limit / 5 * 3)
     }
 
     /// The state; never held over a disk write. A panicked holder left it consistent: each change is one assignment.

@@ -278,9 +278,10 @@ pub fn retention_candidates(core: &Core) -> Result<Vec<Tp>> {
     Ok(tps)
 }
 
-/// Deletes old records of a partition, never past what a known group has not committed.
+/// Deletes old records of a partition, never past what a known group has not committed. When the log is nearly full,
+/// what the groups have done with is old at any age.
 pub fn retain(core: &Core, tp: Tp, now_ms: i64) -> ChoreResult<Step> {
-    let (retention, retention_bytes, part, floor) = {
+    let (retention, retention_bytes, part, floor, used) = {
         let mut state = core.open_state()?;
         let Some(topic) = state.topic_by_id(tp.topic) else {
             return Ok(Step::default());
@@ -293,15 +294,18 @@ pub fn retain(core: &Core, tp: Tp, now_ms: i64) -> ChoreResult<Step> {
             return Ok(Step::default());
         };
         let (name, part) = (topic.spec.name.clone(), topic.part(tp.partition)?);
-        let floor = state.floor(state.topic(&name)?, tp.partition);
-        (retention, retention_bytes, part, floor)
+        let topic = state.topic(&name)?;
+        let used = (retention.is_some() && !topic.commits.is_empty()).then_some(state.used);
+        let floor = state.floor(topic, tp.partition);
+        (retention, retention_bytes, part, floor, used)
     };
     let expired = |ms: i64| retention.is_some_and(|r| ms.saturating_add(millis(r)) <= now_ms);
     let (mut ops, mut left, mut step) = (Ops::default(), part, Step::default());
     core.with_store(|store| {
         store.each_record(tp, part.low, floor, |offset, stored| {
             let oversized = retention_bytes.is_some_and(|limit| left.bytes > limit);
-            if !oversized && !expired(record_timestamp(stored)?) {
+            let pressed = used.is_some_and(|used| core.is_pressed(used.saturating_sub(step.bytes)));
+            if !oversized && !pressed && !expired(record_timestamp(stored)?) {
                 return Ok(false);
             }
             if step.records as usize >= CHUNK {

@@ -236,7 +236,9 @@ impl Writer {
             added += charge(&stored);
             placed.push((tp, compacted, stored));
         }
-        if !placed.is_empty() {
+        // Tombstones make room, so a full log takes them, as it takes commits.
+        let frees = write.records.iter().all(|record| record.value.is_none());
+        if !placed.is_empty() && !frees {
             check_room(&core, &state, pending.added_bytes + added)?;
         }
         // Commits may point at records of the same transaction.
@@ -357,6 +359,9 @@ impl Writer {
             group.wake_assigned();
         }
         metrics::gauge!("imageflow_storage_log_used_bytes").set(state.used as f64);
+        if self.core.is_pressed(state.used) {
+            self.core.pressed.notify_one();
+        }
     }
 }
 

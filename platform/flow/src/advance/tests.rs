@@ -56,7 +56,8 @@ pub(super) fn done(stage: u32, output: Option<ObjectRef>) -> RunEvent {
     let result = StepResult {
         output,
         data: json!({"n": stage}),
-        service_ms: 7,
+        service_ms: 7.0,
+        step_ms: std::collections::BTreeMap::default(),
         cold: true,
         reused: false,
     };
@@ -136,8 +137,34 @@ fn a_result_is_the_pinned_input_of_what_follows_and_the_trace_goes_along() {
     );
     assert_eq!(
         (state.steps[1].service_ms, state.steps[1].ended_ms),
-        (Some(7), Some(50))
+        (Some(7.0), Some(50))
     );
+}
+
+#[test]
+fn the_steps_of_a_stage_have_their_own_times_where_the_pod_told_them_apart() {
+    let (state, _) = start(&request(), plan(&[(&["a", "b"], None)]), 10);
+    let whole = advance(&state, &done(0, None), 20).0;
+    let times = |s: &RunState| s.steps.iter().map(|s| s.service_ms).collect::<Vec<_>>();
+    assert_eq!(times(&whole), [None, Some(7.0)]);
+    let RunEvent::StageCompleted {
+        run,
+        stage,
+        mut result,
+        at_ms,
+    } = done(0, None)
+    else {
+        unreachable!("made above")
+    };
+    let names = ["a", "b"].map(|n| StepName::new(n).unwrap());
+    result.step_ms = names.into_iter().zip([5.0, 2.0]).collect();
+    let event = RunEvent::StageCompleted {
+        run,
+        stage,
+        result,
+        at_ms,
+    };
+    assert_eq!(times(&advance(&state, &event, 20).0), [Some(5.0), Some(2.0)]);
 }
 
 #[test]

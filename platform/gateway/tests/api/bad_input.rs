@@ -119,6 +119,22 @@ async fn parameters_out_of_range_and_of_a_flow_are_refused() {
 }
 
 #[tokio::test]
+async fn an_image_without_the_parameters_it_needs_is_refused_and_not_stored() {
+    let world = World::start().await;
+    let crop =
+        "apiVersion: imageflow.dev/v1alpha1\nkind: Function\nmetadata: { name: crop }\nspec: { operation: crop }";
+    for resource in imageflow_types::Resource::from_yaml(crop).unwrap() {
+        world.resources.apply(resource).await.unwrap();
+    }
+    let text = world
+        .post("/v1/functions/crop/runs", &[], PNG)
+        .await
+        .problem(400, "invalid-argument");
+    assert!(text.contains("params") && text.contains("width"), "{text}");
+    assert!(world.objects.all().is_empty() && world.run_events().await.is_empty());
+}
+
+#[tokio::test]
 async fn numbers_and_states_in_queries_are_checked() {
     let world = World::start().await;
     for (path, name) in [

@@ -1,11 +1,28 @@
 //! What could not be done, and doing it again.
+use std::time::Duration;
+
 use imageflow_eventlog::NewRecord;
 use imageflow_types::{RunEvent, topics};
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 use crate::support::World;
 
+const SOON: Duration = Duration::from_secs(10);
+
+/// Writes a letter and waits until the gateway knows all of that function up to it.
 async fn letter(world: &World, id: &str, at_ms: i64, content: Value) {
+    told(world, id, at_ms, content).await;
+    let path = format!("/v1/dead-letters/{id}");
+    let known = async {
+        while world.get(&path).await.status != 200 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(SOON, known).await.unwrap();
+}
+
+async fn told(world: &World, id: &str, at_ms: i64, content: Value) {
     let mut letter =
         json!({"id": id, "function": "resize", "error": {"code": "unprocessable", "message": "m"}, "atMs": at_ms});
     letter
@@ -47,11 +64,65 @@ async fn letters_are_listed_newest_first_and_by_function() {
 }
 
 #[tokio::test]
+async fn pages_go_on_where_the_one_before_ended() {
+    let world = World::start().await;
+    for n in 1..=5 {
+        letter(&world, &format!("l-{n}"), n, request()).await;
+    }
+    let first = world.get("/v1/dead-letters?limit=2").await.json();
+    let next = first["next"].as_str().unwrap();
+    // What comes and what goes between two pages moves neither.
+    letter(&world, "l-6", 6, request()).await;
+    world.post("/v1/dead-letters/l-4/replay", &[], "").await;
+    let second = world
+        .get(&format!("/v1/dead-letters?limit=2&after={next}"))
+        .await
+        .json();
+    let seen: Vec<&Value> = second["items"].as_array().unwrap().iter().map(|i| &i["id"]).collect();
+    assert_eq!(seen, ["l-3", "l-2"]);
+    let next = second["next"].as_str().unwrap();
+    let last = world
+        .get(&format!("/v1/dead-letters?limit=2&after={next}"))
+        .await
+        .json();
+    assert_eq!((&last["items"][0]["id"], last.get("next")), (&json!("l-1"), None));
+    let problem = world
+        .get("/v1/dead-letters?after=l-1")
+        .await
+        .problem(400, "invalid-argument");
+    assert!(problem.contains("after") && problem.contains("next"), "{problem}");
+}
+
+#[tokio::test]
+async fn a_page_of_large_letters_ends_before_its_limit() {
+    let world = World::start().await;
+    let event = json!({"specversion": "1.0", "id": "1", "source": "urn:t", "type": "a", "data": "x".repeat(900_000)});
+    for n in 1..=12 {
+        letter(&world, &format!("l-{n}"), n, json!({"event": event})).await;
+    }
+    let first = world.get("/v1/dead-letters").await.json();
+    let shown = first["items"].as_array().unwrap().len();
+    assert!(shown < 12, "{shown}");
+    let next = first["next"].as_str().unwrap();
+    let rest = ids(&world, &format!("?after={next}")).await;
+    assert_eq!(shown + rest.len(), 12);
+}
+
+#[tokio::test]
 async fn a_letter_told_twice_is_one_letter() {
     let world = World::start().await;
     letter(&world, "l-1", 1, request()).await;
-    letter(&world, "l-1", 2, request()).await;
-    assert_eq!(ids(&world, "").await, ["l-1"]);
+    world.post("/v1/dead-letters/l-1/replay", &[], "").await;
+    letter(&world, "l-2", 2, request()).await;
+    for (id, at_ms) in [("l-1", 3), ("l-2", 4)] {
+        told(&world, id, at_ms, request()).await;
+    }
+    letter(&world, "l-3", 3, request()).await;
+    assert_eq!(
+        ids(&world, "").await,
+        ["l-3", "l-2"],
+        "nor does one come back that was replayed"
+    );
 }
 
 #[tokio::test]
@@ -93,5 +164,8 @@ async fn a_letter_that_holds_nothing_is_kept_and_said_so() {
         .post("/v1/dead-letters/l-1/replay", &[], "")
         .await
         .problem(409, "conflict");
-    assert_eq!(ids(&world, "").await, ["l-1"]);
+    letter(&world, "l-2", 2, request()).await;
+    let all = world.post("/v1/dead-letters/replay", &[], "").await.json();
+    assert_eq!((&all["replayed"], &all["refused"][0]["id"]), (&json!(1), &json!("l-1")));
+    assert_eq!(ids(&world, "").await, ["l-1"], "it holds up no other");
 }

@@ -3,6 +3,7 @@
 
 mod access;
 mod bad_input;
+mod connections;
 mod dead_letters;
 mod events;
 mod invoke;

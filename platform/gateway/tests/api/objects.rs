@@ -93,7 +93,7 @@ async fn a_reconcile_raises_what_no_run_knows_and_nothing_else() {
     }))
     .unwrap();
     world.write_run(&state(&request, "succeeded", 1)).await;
-    let path = format!("/v1/runs/{run}?watch=true");
+    let path = format!("/v1/runs/{run}?watch=true&wait=60");
     world.send(Method::GET, &path, &[], "").await;
     assert_eq!(reconcile(&world.gateway).await.unwrap(), 1);
     assert_eq!(subjects(&world).await, ["raw-images/missed.png"]);

@@ -1,13 +1,14 @@
 //! Starting, waiting for, watching and ending runs.
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::Method;
 use http_body_util::BodyExt;
+use imageflow_eventlog::NewRecord;
 use imageflow_objects::{ObjectStore, PutOptions};
 use imageflow_types::work::{Input, RunRequest};
-use imageflow_types::{RunEvent, RunId, RunState};
-use serde_json::json;
+use imageflow_types::{RunEvent, RunId, RunState, topics};
+use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use crate::support::{PNG, Setup, World, state};
@@ -128,6 +129,49 @@ async fn one_idempotency_key_is_one_run_and_another_input_a_conflict() {
         1,
         "a run that is known is not asked for again"
     );
+    assert_eq!(world.objects.all().len(), 1, "what is refused is not stored");
+}
+
+#[tokio::test]
+async fn one_idempotency_key_with_other_params_is_a_conflict() {
+    let world = World::sample().await;
+    world.post("/v1/images?key=a.png", &[], PNG).await;
+    let headers = [("idempotency-key", "k-1"), ("content-type", "application/json")];
+    let ask = async |params: Value| {
+        let body = json!({"input": {"bucket": "raw-images", "key": "a.png"}, "params": params});
+        world
+            .post("/v1/functions/resize/runs", &headers, body.to_string())
+            .await
+    };
+    let first = ask(json!({"width": 9, "height": 8})).await;
+    assert_eq!(first.status, 202);
+    let again = ask(json!({"height": 8, "width": 9})).await;
+    assert_eq!(again.json()["run"], first.json()["run"], "their order says nothing");
+    let problem = ask(json!({"width": 10})).await.problem(409, "conflict");
+    assert!(
+        problem.contains("Idempotency-Key") && problem.contains("params") && problem.contains("new key"),
+        "{problem}"
+    );
+    assert_eq!(world.run_events().await.len(), 1);
+}
+
+#[tokio::test]
+async fn of_two_inputs_at_once_under_one_key_the_second_is_a_conflict() {
+    let world = World::sample().await;
+    let headers = [("idempotency-key", "k-1"), ("content-type", "application/json")];
+    world.post("/v1/images?key=a.png", &[], PNG).await;
+    let mut bodies = Vec::new();
+    for width in [9, 10] {
+        bodies.push(json!({"input": {"bucket": "raw-images", "key": "a.png"}, "params": {"width": width}}).to_string());
+    }
+    let path = "/v1/functions/resize/runs";
+    let (one, two) = tokio::join!(
+        world.post(path, &headers, bodies.remove(0)),
+        world.post(path, &headers, bodies.remove(0)),
+    );
+    let mut statuses = [one.status.as_u16(), two.status.as_u16()];
+    statuses.sort_unstable();
+    assert_eq!(statuses, [202, 409], "whichever the router took first");
 }
 
 #[tokio::test]
@@ -235,6 +279,61 @@ async fn a_watch_tells_each_state_and_ends_with_the_run() {
     let lines: Vec<&[u8]> = rest.split_inclusive(|b| *b == b'\n').collect();
     assert_eq!(lines.len(), 1);
     assert_eq!(serde_json::from_slice::<RunState>(lines[0]).unwrap(), done);
+}
+
+#[tokio::test]
+async fn a_watch_of_a_run_nobody_knows_is_not_found_at_once() {
+    let world = World::sample().await;
+    let reply = timeout(SOON, world.get("/v1/runs/run-000?watch=true")).await.unwrap();
+    let problem = reply.problem(404, "not-found");
+    assert!(problem.contains("run-000") && problem.contains("wait=60"), "{problem}");
+    let problem = world
+        .get("/v1/runs/run-000?watch=true&wait=61")
+        .await
+        .problem(400, "invalid-argument");
+    assert!(problem.contains("wait") && problem.contains("0 to 60"), "{problem}");
+}
+
+#[tokio::test]
+async fn a_watch_with_patience_gets_the_run_that_comes_meanwhile() {
+    let world = World::sample().await;
+    let id = RunId::derive(&["idempotency", "thumbs", "later"]);
+    let path = format!("/v1/runs/{id}?watch=true&wait=60");
+    let (response, ()) = tokio::join!(world.open(Method::GET, &path, &[], ""), async {
+        world.post(PATH, &[("idempotency-key", "later")], PNG).await;
+    });
+    assert_eq!(response.status(), 200);
+    let first = response
+        .into_body()
+        .frame()
+        .await
+        .unwrap()
+        .unwrap()
+        .into_data()
+        .unwrap();
+    assert_eq!(serde_json::from_slice::<RunState>(&first).unwrap().run, id);
+}
+
+#[tokio::test]
+async fn a_watch_whose_run_does_not_come_is_not_found_after_its_patience() {
+    let world = World::sample().await;
+    let begun = Instant::now();
+    let reply = timeout(SOON, world.get("/v1/runs/run-000?watch=true&wait=1"))
+        .await
+        .unwrap();
+    reply.problem(404, "not-found");
+    assert!(begun.elapsed() >= Duration::from_secs(1), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_watch_ends_when_its_run_is_forgotten() {
+    let world = World::sample().await;
+    let running = known(&world, "running").await;
+    let path = format!("/v1/runs/{}?watch=true", running.run);
+    let body = world.open(Method::GET, &path, &[], "").await.into_body();
+    let tombstone = NewRecord::new(topics::RUNS).key(running.run.to_string());
+    world.log.produce(vec![tombstone]).await.unwrap();
+    timeout(SOON, body.collect()).await.unwrap().unwrap();
 }
 
 #[tokio::test]

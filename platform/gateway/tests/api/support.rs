@@ -14,7 +14,9 @@ use hyper_util::rt::TokioExecutor;
 use imageflow_delivery::{Delivery, DeliveryConfig};
 use imageflow_eventlog::{Embedded, EmbeddedConfig, EventLog, FollowEvent, NewRecord, Record, Start, TopicSpec};
 use imageflow_gateway::auth::Auth;
-use imageflow_gateway::{BacklogView, Gateway, GatewayConfig, GatewayDeps, GatewayError, Scaling, ScalingView, serve};
+use imageflow_gateway::{
+    BacklogView, Gateway, GatewayConfig, GatewayDeps, GatewayError, HttpLimits, Scaling, ScalingView, serve_within,
+};
 use imageflow_pods::{LogLine, LogQuery, Pod, PodError, PodHost, PodId, PodSpec, PodState, PodTable};
 use imageflow_resources::{Operations, ResourceStore};
 use imageflow_types::{FunctionName, RevisionName, RunEvent, RunState, topics};
@@ -86,6 +88,7 @@ pub struct Setup {
     pub backlog: u64,
     pub log_limit: Option<u64>,
     pub max_log_fraction: f64,
+    pub limits: HttpLimits,
 }
 
 impl Default for Setup {
@@ -95,6 +98,7 @@ impl Default for Setup {
             backlog: 0,
             log_limit: None,
             max_log_fraction: 0.9,
+            limits: HttpLimits::default(),
         }
     }
 }
@@ -145,13 +149,16 @@ impl Reply {
 }
 
 fn operations() -> Operations {
-    Operations::new([(
-        "resize".to_owned(),
+    let schema = |required: Value| {
         json!({
-            "type": "object", "additionalProperties": false,
+            "type": "object", "additionalProperties": false, "required": required,
             "properties": {"width": {"type": "integer", "minimum": 1, "maximum": 10000}, "height": {"type": "integer"}},
-        }),
-    )])
+        })
+    };
+    Operations::new([
+        ("resize".to_owned(), schema(json!([]))),
+        ("crop".to_owned(), schema(json!(["width"]))),
+    ])
 }
 
 /// A function, a flow of it, and a trigger of that.
@@ -230,7 +237,7 @@ impl World {
         };
         let gateway = Gateway::open(deps, config, &tasks, &stop).await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let server = tokio::spawn(serve(listener, gateway.clone()));
+        let server = tokio::spawn(serve_within(listener, gateway.clone(), setup.limits));
         tasks.spawn(router(log.clone(), stop.clone()));
         let client = Client::builder(TokioExecutor::new()).build_http();
         Self {

@@ -1,0 +1,309 @@
+//! The dispatcher as a service: real log, resources, delivery and object store; the test plays the pod.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
+#[path = "service/attempts.rs"]
+mod attempts;
+#[path = "service/results.rs"]
+mod results;
+mod support;
+
+use bytes::Bytes;
+use imageflow_dispatcher::DispatcherConfig;
+use imageflow_objects::ObjectStore;
+use imageflow_types::{RunEvent, StepRequest, topics};
+use serde_json::json;
+use support::{Call, Entry, World, body, commits, function, status, step, work};
+
+#[tokio::test]
+async fn an_offset_is_committed_only_after_its_completion_is_in_the_run_events() {
+    let world = World::new().await;
+    let (first, second) = (step("first"), step("second"));
+    world.log.hold(&first.run);
+    let running = world.dispatch();
+    world.give(&first, 0).await;
+    world.pod.call().await.answer(status(202, ""));
+    world
+        .log
+        .until("the report waits", |journal| {
+            let holds = |e: &Entry| matches!(e, Entry::Holding(run) if *run == first.run);
+            journal.iter().any(holds).then_some(())
+        })
+        .await;
+    // Another step of the partition is done meanwhile: it is committed beyond the first one's offset, which stays.
+    world.give(&second, 0).await;
+    world.pod.call().await.answer(status(202, ""));
+    world
+        .log
+        .until("the second is committed as done beyond the first", |journal| {
+            let beyond = commits(journal, &work(), 0)
+                .into_iter()
+                .find(|c| !c.metadata.is_empty());
+            beyond.map(|c| assert_eq!(c.offset, 0))
+        })
+        .await;
+    assert!(world.log.reports(&first.run).is_empty());
+    world.log.release(&first.run);
+    world.log.committed(&work(), 0, 2).await;
+    let journal = world.log.journal();
+    let reported = |e: &Entry| matches!(e, Entry::Reported(event) if *event.run() == first.run);
+    let committing = |e: &Entry| matches!(e, Entry::Committing(offsets) if offsets.iter().any(|o| o.offset > 0));
+    let reported = journal.iter().position(reported).unwrap();
+    let committing = journal.iter().position(committing).unwrap();
+    assert!(reported < committing, "{journal:?}");
+    running.stop().await;
+    world.assert_idle();
+}
+
+#[tokio::test]
+async fn a_report_that_cannot_be_written_is_written_later_and_only_then_committed() {
+    let world = World::new().await;
+    let step = step("a");
+    world.log.refuse(1);
+    let running = world.dispatch();
+    world.give(&step, 0).await;
+    world.pod.call().await.answer(status(202, ""));
+    world.log.committed(&work(), 0, 1).await;
+    assert_eq!(world.log.reports(&step.run).len(), 1);
+    running.stop().await;
+    assert!(world.pod.is_quiet().await, "a report that fails is no new attempt");
+    world.assert_idle();
+}
+
+#[tokio::test]
+async fn what_finished_out_of_order_is_not_delivered_again_after_a_restart() {
+    let world = World::new().await;
+    let (slow, fast) = (step("slow"), step("fast"));
+    let running = world.dispatch();
+    world.give(&slow, 0).await;
+    world.give(&fast, 0).await;
+    let (slow_call, fast_call) = world.pod.two(&slow.run, &fast.run).await;
+    fast_call.answer(status(202, ""));
+    world.completed(&fast).await;
+    running.stop().await;
+    slow_call.abandoned().await;
+    let kept = world.log.kept(&work(), 0).await.unwrap();
+    assert_eq!(kept.offset, 0, "offsets are committed in order");
+    assert!(!kept.metadata.is_empty(), "what is done beyond goes with the commit");
+    let world = world.reopen().await;
+    let running = world.dispatch();
+    let call = world.pod.call().await;
+    assert_eq!((&call.run, call.attempt), (&slow.run, 1));
+    call.answer(status(202, ""));
+    world.completed(&slow).await;
+    assert_eq!(world.log.committed(&work(), 0, 2).await.metadata, "");
+    running.stop().await;
+    assert!(world.pod.is_quiet().await, "the finished one was delivered again");
+    assert!(world.log.reports(&fast.run).is_empty());
+    world.assert_idle();
+}
+
+#[tokio::test]
+async fn a_step_under_way_at_shutdown_stays_uncommitted_and_is_delivered_again() {
+    let world = World::new().await;
+    let (long, done) = (step("long"), step("done"));
+    let running = world.dispatch();
+    world.give(&long, 0).await;
+    world.give(&done, 1).await;
+    let (long_call, done_call) = world.pod.two(&long.run, &done.run).await;
+    done_call.answer(status(202, ""));
+    world.completed(&done).await;
+    running.stop().await;
+    long_call.abandoned().await;
+    assert!(world.log.reports(&long.run).is_empty());
+    assert_eq!(world.log.kept(&work(), 0).await.map_or(0, |c| c.offset), 0);
+    assert_eq!(world.log.kept(&work(), 1).await.map_or(0, |c| c.offset), 1);
+    let world = world.reopen().await;
+    let running = world.dispatch();
+    let again = world.pod.call().await;
+    assert_eq!((&again.run, again.attempt), (&long.run, 1));
+    again.answer(status(202, ""));
+    world.completed(&long).await;
+    world.log.committed(&work(), 0, 1).await;
+    running.stop().await;
+    assert!(world.pod.is_quiet().await);
+}
+
+#[tokio::test]
+async fn while_the_object_store_is_down_steps_wait_and_nothing_is_lost() {
+    // Without a single retry: an attempt would end the step.
+    let world = World::with(json!({"retry": 0})).await;
+    let step = step("a");
+    world.store.down(true);
+    let running = world.dispatch();
+    world.give(&step, 0).await;
+    world.store.refused(2).await;
+    assert!(world.pod.is_quiet().await, "no URL could be signed");
+    assert_eq!(world.backlogs.get(&function()).waiting, 1);
+    world.store.down(false);
+    let call = world.pod.call().await;
+    assert_eq!(call.attempt, 1);
+    // It goes down again between the answer and the writing of it: what the pod did is done again, no attempt is counted.
+    world.store.down(true);
+    call.answer(body("image/png", b"lost"));
+    world.store.refused(3).await;
+    assert!(world.log.reports(&step.run).is_empty());
+    assert_eq!(world.log.kept(&work(), 0).await.map_or(0, |c| c.offset), 0);
+    world.store.down(false);
+    let call = world.pod.call().await;
+    assert_eq!(call.attempt, 1);
+    call.answer(body("image/png", b"kept"));
+    world.completed(&step).await;
+    let (_, bytes) = world
+        .store
+        .get(topics::BUCKET_PROCESSED, &step.output.key, None)
+        .await
+        .unwrap();
+    assert_eq!(bytes, Bytes::from_static(b"kept"));
+    world.log.committed(&work(), 0, 1).await;
+    running.stop().await;
+    world.assert_idle();
+}
+
+#[tokio::test]
+async fn a_partition_that_is_full_is_paused_and_goes_on_when_half_is_done() {
+    let world = World::new().await;
+    let config = DispatcherConfig {
+        window: 2,
+        ..DispatcherConfig::default()
+    };
+    let running = world.dispatch_with(config, world.backlogs.clone());
+    let steps: Vec<StepRequest> = (0..10).map(|n| step(&format!("s{n}"))).collect();
+    for step in &steps {
+        world.give(step, 0).await;
+    }
+    for _ in &steps {
+        world.pod.call().await.answer(status(202, ""));
+    }
+    world.log.committed(&work(), 0, 10).await;
+    for step in &steps {
+        assert_eq!(world.log.reports(&step.run).len(), 1);
+    }
+    running.stop().await;
+    world.assert_idle();
+}
+
+#[tokio::test]
+async fn a_work_record_that_cannot_be_read_does_not_hold_up_its_partition() {
+    let world = World::new().await;
+    let step = step("a");
+    let running = world.dispatch();
+    world.give_raw("x", b"no step".to_vec(), 0).await;
+    world.give(&step, 0).await;
+    world.pod.call().await.answer(status(202, ""));
+    world.completed(&step).await;
+    world.log.committed(&work(), 0, 2).await;
+    running.stop().await;
+    world.assert_idle();
+}
+
+#[tokio::test]
+async fn ordered_steps_of_one_key_go_one_after_another() {
+    let world = World::with(json!({"ordering": "key"})).await;
+    // Records of one run have one key, and stages of it come in order.
+    let first = step("a");
+    let second = StepRequest {
+        stage: 1,
+        ..first.clone()
+    };
+    let other = step("b");
+    let running = world.dispatch();
+    for step in [&first, &second, &other] {
+        world.give(step, 0).await;
+    }
+    let (call, other_call) = world.pod.two(&first.run, &other.run).await;
+    other_call.answer(status(202, ""));
+    world.completed(&other).await;
+    assert!(world.pod.is_quiet().await, "the second did not wait for the first");
+    call.answer(status(202, ""));
+    world.pod.call().await.answer(status(202, ""));
+    world.log.committed(&work(), 0, 3).await;
+    let stages: Vec<u32> = world
+        .log
+        .reports(&first.run)
+        .into_iter()
+        .map(|event| match event {
+            RunEvent::StageCompleted { stage, .. } => stage,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(stages, [0, 1]);
+    running.stop().await;
+    world.assert_idle();
+}
+
+/// The next so many calls.
+async fn calls(world: &World, count: u32) -> Vec<Call> {
+    let mut calls = Vec::new();
+    for _ in 0..count {
+        calls.push(world.pod.call().await);
+    }
+    calls
+}
+
+/// Two steps of one key in every partition.
+async fn fill(world: &World) {
+    for partition in 0..topics::WORK_PARTITIONS {
+        let first = step(&format!("p{partition}"));
+        let second = StepRequest {
+            stage: 1,
+            ..first.clone()
+        };
+        world.give(&first, partition).await;
+        world.give(&second, partition).await;
+    }
+}
+
+/// A second dispatcher joins while steps are under way, `at_once` of the two in each partition: the half that moves is
+/// given up and delivered by the other, while the rest goes on unanswered. In the end everything is done once.
+async fn join_a_second(world: World, at_once: u32) {
+    const HALF: u32 = topics::WORK_PARTITIONS / 2;
+    let running = world.dispatch();
+    fill(&world).await;
+    let before = calls(&world, 2 * HALF * at_once).await;
+    let second = world.dispatch_as("dispatcher-1");
+    let moved = calls(&world, HALF * at_once).await;
+    let (gone, stayed): (Vec<Call>, Vec<Call>) = before.into_iter().partition(|c| moved.iter().any(|m| m.run == c.run));
+    assert_eq!((gone.len(), stayed.len()), (moved.len(), moved.len()));
+    for call in gone {
+        call.abandoned().await;
+    }
+    for call in stayed.into_iter().chain(moved) {
+        call.answer(status(202, ""));
+    }
+    for call in calls(&world, 2 * HALF * (2 - at_once)).await {
+        call.answer(status(202, ""));
+    }
+    for partition in 0..topics::WORK_PARTITIONS {
+        world.log.committed(&work(), partition, 2).await;
+        assert_eq!(world.log.reports(&step(&format!("p{partition}")).run).len(), 2);
+    }
+    running.stop().await;
+    second.stop().await;
+    assert!(world.pod.is_quiet().await);
+    world.assert_idle();
+}
+
+#[tokio::test]
+async fn a_second_dispatcher_takes_half_of_the_partitions_and_what_was_under_way_in_them() {
+    join_a_second(World::new().await, 2).await;
+}
+
+#[tokio::test]
+async fn ordered_steps_move_to_a_second_dispatcher_while_others_go_on() {
+    join_a_second(World::with(json!({"ordering": "key"})).await, 1).await;
+}
+
+#[tokio::test]
+async fn steps_that_were_given_up_are_not_counted_as_working_any_more() {
+    let world = World::new().await;
+    let running = world.dispatch();
+    fill(&world).await;
+    let before = calls(&world, 2 * topics::WORK_PARTITIONS).await;
+    let second = world.dispatch_as("dispatcher-1");
+    let moved = calls(&world, topics::WORK_PARTITIONS).await;
+    // Those of the partitions that stayed are with the pod, and no others.
+    let backlog = world.backlogs.get(&function());
+    assert_eq!((backlog.waiting, backlog.working), (0, topics::WORK_PARTITIONS.into()));
+    drop((before, moved));
+    running.stop().await;
+    second.stop().await;
+}

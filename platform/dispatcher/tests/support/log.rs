@@ -1,0 +1,242 @@
+//! The event log with a journal of what was reported and committed, in the order in which it happened.
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use async_trait::async_trait;
+use imageflow_eventlog::{
+    Consumer, ConsumerConfig, ConsumerEvent, Embedded, EventLog, Follower, LogError, NewRecord, OffsetCommit, Position,
+    Record, Result, Start, TopicSpec, TransactionalProducer, Usage, Watermarks,
+};
+use imageflow_types::{RunEvent, RunId, topics};
+use tokio::sync::watch;
+
+use super::within;
+
+/// What happened to the log.
+#[derive(Debug, Clone)]
+pub enum Entry {
+    /// A report waits because the test holds it.
+    Holding(RunId),
+    /// A report is durable.
+    Reported(Box<RunEvent>),
+    /// Offsets are about to be stored.
+    Committing(Vec<OffsetCommit>),
+    /// Offsets are stored.
+    Committed(Vec<OffsetCommit>),
+}
+
+type Journal = watch::Sender<Vec<Entry>>;
+
+pub struct Spy {
+    pub inner: Arc<Embedded>,
+    journal: Arc<Journal>,
+    held: watch::Sender<HashSet<RunId>>,
+    refusals: AtomicU32,
+}
+
+impl Spy {
+    pub fn new(inner: Arc<Embedded>) -> Arc<Self> {
+        Arc::new(Self {
+            inner,
+            journal: Arc::new(watch::channel(Vec::new()).0),
+            held: watch::channel(HashSet::new()).0,
+            refusals: AtomicU32::new(0),
+        })
+    }
+
+    /// Reports of this run wait until they are released.
+    pub fn hold(&self, run: &RunId) {
+        self.held.send_modify(|held| {
+            held.insert(run.clone());
+        });
+    }
+
+    pub fn release(&self, run: &RunId) {
+        self.held.send_modify(|held| {
+            held.remove(run);
+        });
+    }
+
+    /// The next so many writes of reports fail.
+    pub fn refuse(&self, times: u32) {
+        self.refusals.store(times, Ordering::SeqCst);
+    }
+
+    pub fn journal(&self) -> Vec<Entry> {
+        self.journal.borrow().clone()
+    }
+
+    /// Waits until `find` finds it in the journal.
+    pub async fn until<T>(&self, what: &str, find: impl Fn(&[Entry]) -> Option<T>) -> T {
+        let mut journal = self.journal.subscribe();
+        within(what, async {
+            loop {
+                let found = find(&journal.borrow_and_update());
+                match found {
+                    Some(found) => return found,
+                    None => journal.changed().await.unwrap(),
+                }
+            }
+        })
+        .await
+    }
+
+    /// All reports of a run so far.
+    pub fn reports(&self, run: &RunId) -> Vec<RunEvent> {
+        reports(&self.journal.borrow(), run)
+    }
+
+    /// Waits for the report that ends the run's stage.
+    pub async fn end(&self, run: &RunId) -> RunEvent {
+        let ends = |event: &RunEvent| matches!(event, RunEvent::StageCompleted { .. } | RunEvent::StageFailed { .. });
+        self.until(&format!("the end of {run}"), |journal| {
+            reports(journal, run).into_iter().find(ends)
+        })
+        .await
+    }
+
+    /// Waits until the group has committed this offset of the partition.
+    pub async fn committed(&self, topic: &str, partition: u32, offset: i64) -> OffsetCommit {
+        self.until(&format!("commit of offset {offset}"), |journal| {
+            commits(journal, topic, partition)
+                .into_iter()
+                .find(|c| c.offset >= offset)
+        })
+        .await
+    }
+
+    /// What the group has committed of a partition, as the log keeps it.
+    pub async fn kept(&self, topic: &str, partition: u32) -> Option<OffsetCommit> {
+        let all = self.inner.committed(topics::GROUP_DISPATCHER, topic).await.unwrap();
+        all.into_iter()
+            .find(|(p, _)| *p == partition)
+            .and_then(|(_, commit)| commit)
+    }
+}
+
+pub fn reports(journal: &[Entry], run: &RunId) -> Vec<RunEvent> {
+    let reported = journal.iter().filter_map(|entry| match entry {
+        Entry::Reported(event) if event.run() == run => Some(RunEvent::clone(event)),
+        _ => None,
+    });
+    reported.collect()
+}
+
+/// Stored offsets of a partition, in their order.
+pub fn commits(journal: &[Entry], topic: &str, partition: u32) -> Vec<OffsetCommit> {
+    let committed = journal.iter().filter_map(|entry| match entry {
+        Entry::Committed(offsets) => offsets
+            .iter()
+            .find(|o| o.topic == topic && o.partition == partition)
+            .cloned(),
+        _ => None,
+    });
+    committed.collect()
+}
+
+#[async_trait]
+impl EventLog for Spy {
+    async fn ensure_topics(&self, specs: &[TopicSpec]) -> Result<()> {
+        self.inner.ensure_topics(specs).await
+    }
+    async fn delete_topic(&self, name: &str) -> Result<()> {
+        self.inner.delete_topic(name).await
+    }
+    async fn topics(&self) -> Result<Vec<TopicSpec>> {
+        self.inner.topics().await
+    }
+    async fn produce(&self, records: Vec<NewRecord>) -> Result<Vec<Position>> {
+        let events: Vec<RunEvent> = records
+            .iter()
+            .filter(|r| r.topic == topics::RUN_EVENTS)
+            .filter_map(|r| serde_json::from_slice(r.value.as_ref()?).ok())
+            .collect();
+        for event in &events {
+            let mut held = self.held.subscribe();
+            if held.borrow_and_update().contains(event.run()) {
+                let holding = Entry::Holding(event.run().clone());
+                self.journal.send_modify(|journal| journal.push(holding));
+                let released = held.wait_for(|held| !held.contains(event.run())).await;
+                released.map_err(|_| LogError::Closed)?;
+            }
+        }
+        let refuse = |left: u32| left.checked_sub(1);
+        if !events.is_empty()
+            && self
+                .refusals
+                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, refuse)
+                .is_ok()
+        {
+            return Err(LogError::Storage {
+                context: "a test",
+                source: "refused by the test".into(),
+            });
+        }
+        let positions = self.inner.produce(records).await?;
+        self.journal
+            .send_modify(|journal| journal.extend(events.into_iter().map(|event| Entry::Reported(Box::new(event)))));
+        Ok(positions)
+    }
+    async fn consumer(&self, config: ConsumerConfig) -> Result<Box<dyn Consumer>> {
+        let inner = self.inner.consumer(config).await?;
+        let journal = self.journal.clone();
+        Ok(Box::new(SpyConsumer { inner, journal }))
+    }
+    async fn transactional(&self, id: &str) -> Result<Box<dyn TransactionalProducer>> {
+        self.inner.transactional(id).await
+    }
+    async fn committed(&self, group: &str, topic: &str) -> Result<Vec<(u32, Option<OffsetCommit>)>> {
+        self.inner.committed(group, topic).await
+    }
+    async fn watermarks(&self, topic: &str) -> Result<Vec<Watermarks>> {
+        self.inner.watermarks(topic).await
+    }
+    async fn lag(&self, group: &str, topic: &str) -> Result<u64> {
+        self.inner.lag(group, topic).await
+    }
+    async fn delete_group(&self, group: &str) -> Result<()> {
+        self.inner.delete_group(group).await
+    }
+    async fn read(&self, topic: &str, partition: u32, from: i64, max: usize) -> Result<Vec<Record>> {
+        self.inner.read(topic, partition, from, max).await
+    }
+    async fn follow(&self, topic: &str, from: Start) -> Result<Box<dyn Follower>> {
+        self.inner.follow(topic, from).await
+    }
+    async fn usage(&self) -> Result<Usage> {
+        self.inner.usage().await
+    }
+}
+
+struct SpyConsumer {
+    inner: Box<dyn Consumer>,
+    journal: Arc<Journal>,
+}
+
+#[async_trait]
+impl Consumer for SpyConsumer {
+    async fn poll(&mut self, max: usize) -> Result<Vec<ConsumerEvent>> {
+        self.inner.poll(max).await
+    }
+    async fn commit(&mut self, offsets: Vec<OffsetCommit>) -> Result<()> {
+        self.journal
+            .send_modify(|journal| journal.push(Entry::Committing(offsets.clone())));
+        self.inner.commit(offsets.clone()).await?;
+        self.journal
+            .send_modify(|journal| journal.push(Entry::Committed(offsets)));
+        Ok(())
+    }
+    fn position(&self, topic: &str, partition: u32) -> Option<i64> {
+        self.inner.position(topic, partition)
+    }
+    fn pause(&mut self, topic: &str, partition: u32) {
+        self.inner.pause(topic, partition);
+    }
+    fn resume(&mut self, topic: &str, partition: u32) {
+        self.inner.resume(topic, partition);
+    }
+    async fn close(self: Box<Self>) -> Result<()> {
+        self.inner.close().await
+    }
+}

@@ -1,0 +1,248 @@
+//! A dispatcher with all that it needs: the real event log, resources, delivery and object store, and a pod that the
+//! test plays.
+mod log;
+mod pod;
+mod store;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use imageflow_delivery::{Delivery, DeliveryConfig};
+use imageflow_dispatcher::backlog::Backlog;
+use imageflow_dispatcher::{Backlogs, Dispatcher, DispatcherConfig, DispatcherError};
+use imageflow_eventlog::{Embedded, EmbeddedConfig, EventLog, NewRecord, TopicSpec};
+use imageflow_objects::ObjectStore;
+use imageflow_pods::PodState;
+use imageflow_resources::{Operations, ResourceStore};
+use imageflow_types::manifest::Resource;
+use imageflow_types::names::{FunctionName, RevisionName, RunId, StepName};
+use imageflow_types::work::{Input, ObjectRef, OutputRef, StageStep, StepResult};
+use imageflow_types::{RunEvent, StepRequest, topics};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use self::log::{Entry, Spy, commits};
+pub use self::pod::{Call, FakeHost, PodServer, body, broken, replied, send, status};
+pub use self::store::Switch;
+
+/// The function of the tests.
+pub const FUNCTION: &str = "outline";
+/// A safety net, not a measure: nothing here takes a tenth of it.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+pub async fn within<T>(what: &str, work: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(PATIENCE, work).await {
+        Ok(value) => value,
+        Err(_) => panic!("{what}: nothing happened in {PATIENCE:?}"),
+    }
+}
+
+fn now_ms() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    i64::try_from(now.as_millis()).unwrap()
+}
+
+pub fn function() -> FunctionName {
+    FunctionName::new(FUNCTION).unwrap()
+}
+
+/// The work topic of the tests.
+pub fn work() -> String {
+    topics::work(&function())
+}
+
+/// A step of a run of that name.
+pub fn step(name: &str) -> StepRequest {
+    let function = function();
+    StepRequest {
+        run: RunId::derive(&["test", name]),
+        stage: 0,
+        revision: RevisionName::of(&function, 1),
+        steps: vec![StageStep {
+            name: StepName::new("only").unwrap(),
+            function: function.clone(),
+            operation: None,
+            params: serde_json::Map::new(),
+        }],
+        function,
+        input: Input::Object(ObjectRef {
+            bucket: topics::BUCKET_RAW.to_owned(),
+            key: "photo.png".to_owned(),
+            etag: "never-asked-for".to_owned(),
+            size: 3,
+            content_type: Some("image/png".to_owned()),
+        }),
+        output: OutputRef {
+            bucket: topics::BUCKET_PROCESSED.to_owned(),
+            key: format!("out/{name}.png"),
+            intermediate: false,
+        },
+        requested_ms: 1_000,
+        traceparent: None,
+    }
+}
+
+/// All but the dispatcher.
+pub struct World {
+    folder: TempDir,
+    pub log: Arc<Spy>,
+    pub store: Arc<Switch>,
+    pub resources: Arc<ResourceStore>,
+    pub pod: PodServer,
+    pub host: Arc<FakeHost>,
+    pub backlogs: Arc<Backlogs>,
+    pub delivery: Arc<Delivery>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl World {
+    /// An empty platform with one function, of one ready pod.
+    pub async fn new() -> Self {
+        Self::with(json!({"retry": 3, "backoffDelay": "20ms"})).await
+    }
+
+    /// The same with this delivery policy.
+    pub async fn with(delivery: Value) -> Self {
+        let world = Self::without_pod(json!({"delivery": delivery})).await;
+        world.host.add(&function(), world.pod.addr, PodState::Ready);
+        world
+    }
+
+    /// An empty platform with one function of this spec, and no pod.
+    pub async fn without_pod(mut spec: Value) -> Self {
+        let folder = TempDir::new().unwrap();
+        let store = Switch::start(&folder.path().join("objects")).await;
+        for bucket in [topics::BUCKET_RAW, topics::BUCKET_PROCESSED] {
+            store.ensure_bucket(bucket).await.unwrap();
+        }
+        let world = Self::open(folder, Arc::new(store), PodServer::start().await).await;
+        spec["command"] = json!(["/bin/true"]);
+        spec["concurrency"] = json!({"limit": 16});
+        let function = json!({
+            "apiVersion": "imageflow.dev/v1alpha1",
+            "kind": "Function",
+            "metadata": {"name": FUNCTION},
+            "spec": spec,
+        });
+        let function = Resource::from_value(function).unwrap();
+        world.resources.apply(function).await.unwrap();
+        world
+    }
+
+    async fn open(folder: TempDir, store: Arc<Switch>, pod: PodServer) -> Self {
+        let log = Embedded::open(EmbeddedConfig::new(folder.path().join("log"))).await;
+        let log = Spy::new(log.unwrap());
+        log.ensure_topics(&[TopicSpec::new(topics::RUN_EVENTS, topics::PARTITIONS)])
+            .await
+            .unwrap();
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        let operations = Operations::default();
+        let resources = ResourceStore::open(log.clone(), operations, now_ms, false, &tasks, &stop).await;
+        let host = FakeHost::new();
+        let delivery = Delivery::start(DeliveryConfig::default(), host.clone(), &tasks, &stop);
+        Self {
+            folder,
+            log,
+            store,
+            resources: resources.unwrap(),
+            pod,
+            host,
+            backlogs: Arc::default(),
+            delivery,
+            tasks,
+            stop,
+        }
+    }
+
+    /// Closes the log and opens it again, as a new process does. The journal is new, too.
+    pub async fn reopen(self) -> Self {
+        self.stop.cancel();
+        self.tasks.close();
+        within("the tasks end", self.tasks.wait()).await;
+        self.log.inner.close().await.unwrap();
+        let world = Self::open(self.folder, self.store, self.pod).await;
+        world.host.add(&function(), world.pod.addr, PodState::Ready);
+        world
+    }
+
+    /// Puts a step into a partition of the function's work topic, as the router does.
+    pub async fn give(&self, step: &StepRequest, partition: u32) {
+        self.give_raw(step.run.as_str(), serde_json::to_vec(step).unwrap(), partition)
+            .await;
+    }
+
+    pub async fn give_raw(&self, key: &str, value: Vec<u8>, partition: u32) {
+        let record = NewRecord::new(work())
+            .key(key.to_owned())
+            .value(value)
+            .partition(partition);
+        self.log.produce(vec![record]).await.unwrap();
+    }
+
+    /// The result of a step that must have been completed.
+    pub async fn completed(&self, step: &StepRequest) -> StepResult {
+        match self.log.end(&step.run).await {
+            RunEvent::StageCompleted { result, stage, .. } => {
+                assert_eq!(stage, step.stage);
+                result
+            }
+            other => panic!("not completed: {other:?}"),
+        }
+    }
+
+    /// Nothing waits and nothing works.
+    pub fn assert_idle(&self) {
+        assert_eq!(self.backlogs.get(&function()), Backlog::default());
+    }
+
+    /// Starts a dispatcher.
+    pub fn dispatch(&self) -> Running {
+        self.dispatch_with(DispatcherConfig::default(), self.backlogs.clone())
+    }
+
+    /// Starts a dispatcher of another name, with backlogs of its own.
+    pub fn dispatch_as(&self, member: &str) -> Running {
+        let config = DispatcherConfig {
+            member: member.to_owned(),
+            ..DispatcherConfig::default()
+        };
+        self.dispatch_with(config, Arc::default())
+    }
+
+    pub fn dispatch_with(&self, config: DispatcherConfig, backlogs: Arc<Backlogs>) -> Running {
+        let dispatcher = Dispatcher {
+            config: DispatcherConfig {
+                commit_every: Duration::from_millis(5),
+                ..config
+            },
+            log: self.log.clone(),
+            objects: self.store.clone(),
+            resources: self.resources.clone(),
+            delivery: self.delivery.clone(),
+            backlogs,
+            clock: now_ms,
+        };
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(dispatcher.run(stop.clone()));
+        Running { stop, task }
+    }
+}
+
+/// A dispatcher that runs.
+pub struct Running {
+    stop: CancellationToken,
+    task: JoinHandle<Result<(), DispatcherError>>,
+}
+
+impl Running {
+    /// Stops it in order.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        within("the dispatcher stops", self.task).await.unwrap().unwrap();
+    }
+}

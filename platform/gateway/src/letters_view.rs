@@ -1,0 +1,238 @@
+//! Where each dead letter is in the log: what lists and replays look up, so that no request reads the topic as a whole.
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
+use std::sync::Arc;
+
+use imageflow_eventlog::{EventLog, Position, Record};
+use imageflow_resources::{Table, TableView, ViewError};
+use imageflow_types::topics;
+use serde::Deserialize;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Header of the record that says that a letter was replayed.
+pub const REPLAYED: &str = "imageflow_replayed";
+/// Letters known at once, of some 250 bytes each; of more, the oldest are not listed (they stay in the log).
+const MOST: usize = 100_000;
+
+/// Where a letter is among all of them: newest last.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Cursor {
+    at_ms: i64,
+    id: String,
+}
+
+impl Cursor {
+    /// Reads what `Display` wrote.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (at_ms, id) = text.split_once('.')?;
+        Some(Self {
+            at_ms: at_ms.parse().ok()?,
+            id: id.to_owned(),
+        })
+    }
+
+    /// The letter's id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+}
+
+impl std::fmt::Display for Cursor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}", self.at_ms, self.id)
+    }
+}
+
+/// A letter that can be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Where it is among all letters.
+    pub cursor: Cursor,
+    /// Partition of the topic.
+    pub partition: u32,
+    /// Offset in the partition.
+    pub offset: i64,
+}
+
+struct Held {
+    partition: u32,
+    offset: i64,
+    function: String,
+    /// It is kept nevertheless: told again, it must not come back.
+    replayed: bool,
+}
+
+/// As much of a letter as the index needs.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Head {
+    id: String,
+    function: String,
+    at_ms: i64,
+}
+
+#[derive(Default)]
+struct Letters {
+    at_ms: HashMap<String, i64>,
+    order: BTreeMap<Cursor, Held>,
+}
+
+impl Table for Letters {
+    fn apply(&mut self, record: &Record) {
+        if let Some(id) = record.header(REPLAYED) {
+            let id = String::from_utf8_lossy(id).into_owned();
+            if let Some(&at_ms) = self.at_ms.get(&id)
+                && let Some(held) = self.order.get_mut(&Cursor { at_ms, id })
+            {
+                held.replayed = true;
+            }
+            return;
+        }
+        match record.value.as_ref().map(|v| serde_json::from_slice::<Head>(v)) {
+            // Told again (after a crash, by a reconcile) it is the same letter.
+            Some(Ok(head)) if self.at_ms.contains_key(&head.id) => {}
+            Some(Ok(head)) => self.insert(head, record, MOST),
+            Some(Err(error)) => tracing::error!(%error, offset = record.offset, "a dead letter cannot be read"),
+            None => {}
+        }
+    }
+}
+
+impl Letters {
+    fn insert(&mut self, head: Head, record: &Record, most: usize) {
+        let held = Held {
+            partition: record.partition,
+            offset: record.offset,
+            function: head.function,
+            replayed: false,
+        };
+        self.at_ms.insert(head.id.clone(), head.at_ms);
+        let cursor = Cursor {
+            at_ms: head.at_ms,
+            id: head.id,
+        };
+        self.order.insert(cursor, held);
+        if self.order.len() > most
+            && let Some((oldest, _)) = self.order.pop_first()
+        {
+            self.at_ms.remove(&oldest.id);
+        }
+    }
+
+    fn there<'a>(
+        &'a self,
+        function: Option<&'a str>,
+        before: Option<&Cursor>,
+    ) -> impl DoubleEndedIterator<Item = Place> + 'a {
+        let end = before.map_or(Bound::Unbounded, |c| Bound::Excluded(c.clone()));
+        self.order
+            .range((Bound::Unbounded, end))
+            .filter(move |(_, held)| !held.replayed && function.is_none_or(|f| f == held.function))
+            .map(|(cursor, held)| place(cursor, held))
+    }
+}
+
+fn place(cursor: &Cursor, held: &Held) -> Place {
+    Place {
+        cursor: cursor.clone(),
+        partition: held.partition,
+        offset: held.offset,
+    }
+}
+
+/// The letters that were not replayed.
+pub struct LettersView {
+    view: TableView<Letters>,
+}
+
+impl LettersView {
+    /// Reads the topic once and follows it.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub async fn open(
+        log: &Arc<dyn EventLog>,
+        tasks: &TaskTracker,
+        stop: &CancellationToken,
+    ) -> Result<Self, ViewError> {
+        let view = TableView::open(log, topics::DEAD_LETTERS, Letters::default(), tasks, stop).await?;
+        Ok(Self { view })
+    }
+
+    /// At most so many letters, newest first, older than `after`.
+    pub fn newest(&self, function: Option<&str>, after: Option<&Cursor>, limit: usize) -> Vec<Place> {
+        self.view
+            .read(|letters| letters.there(function, after).rev().take(limit).collect())
+    }
+
+    /// At most so many letters, oldest first.
+    pub fn oldest(&self, function: Option<&str>, limit: usize) -> Vec<Place> {
+        self.view
+            .read(|letters| letters.there(function, None).take(limit).collect())
+    }
+
+    /// One letter.
+    pub fn find(&self, id: &str) -> Option<Place> {
+        self.view.read(|letters| {
+            let cursor = Cursor {
+                at_ms: *letters.at_ms.get(id)?,
+                id: id.to_owned(),
+            };
+            let held = letters.order.get(&cursor).filter(|held| !held.replayed)?;
+            Some(place(&cursor, held))
+        })
+    }
+
+    /// Waits until the view knows what was written at `positions`.
+    ///
+    /// # Errors
+    /// When it never will, because the platform stops.
+    pub async fn reached(&self, positions: &[Position]) -> Result<(), ViewError> {
+        self.view.reached(positions).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(offset: i64) -> Record {
+        Record {
+            topic: topics::DEAD_LETTERS.to_owned(),
+            partition: 0,
+            offset,
+            timestamp_ms: 0,
+            key: None,
+            headers: Vec::new(),
+            value: None,
+        }
+    }
+
+    #[test]
+    fn a_cursor_is_read_as_it_was_written() {
+        let cursor = Cursor {
+            at_ms: -5,
+            id: "l.1".to_owned(),
+        };
+        assert_eq!(Cursor::parse(&cursor.to_string()), Some(cursor));
+        assert_eq!(Cursor::parse("l-1"), None);
+        assert_eq!(Cursor::parse("x.l-1"), None);
+    }
+
+    #[test]
+    fn of_too_many_the_oldest_is_forgotten() {
+        let mut letters = Letters::default();
+        for (offset, at_ms) in [(0, 30), (1, 10), (2, 20)] {
+            let head = Head {
+                id: format!("l-{at_ms}"),
+                function: "f".to_owned(),
+                at_ms,
+            };
+            letters.insert(head, &record(offset), 2);
+        }
+        let ids: Vec<String> = letters.there(None, None).map(|p| p.cursor.id).collect();
+        assert_eq!(ids, ["l-20", "l-30"]);
+        assert_eq!(letters.at_ms.len(), 2);
+    }
+}

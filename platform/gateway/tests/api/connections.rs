@@ -1,0 +1,146 @@
+//! What a client may cost before its request is there, and how many may be there at once.
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, Version};
+use http_body_util::{BodyExt, Empty};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use imageflow_gateway::HttpLimits;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::support::{Setup, World};
+
+const SOON: Duration = Duration::from_secs(10);
+const REQUEST: &[u8] = b"GET /healthz/live HTTP/1.1\r\nhost: a\r\n\r\n";
+
+async fn world(limits: HttpLimits) -> World {
+    let setup = Setup {
+        limits,
+        ..Setup::default()
+    };
+    World::sample_with(setup).await
+}
+
+async fn connect(world: &World) -> TcpStream {
+    TcpStream::connect(world.addr).await.unwrap()
+}
+
+/// All that the gateway says until it closes the connection.
+async fn until_closed(stream: &mut TcpStream) -> String {
+    let mut said = Vec::new();
+    // A reset is an end as well.
+    let _ = timeout(SOON, stream.read_to_end(&mut said)).await.unwrap();
+    String::from_utf8_lossy(&said).into_owned()
+}
+
+/// Sends a request and reads the answer; the connection stays.
+async fn ask(stream: &mut TcpStream) {
+    stream.write_all(REQUEST).await.unwrap();
+    answered(stream).await;
+}
+
+async fn answered(stream: &mut TcpStream) {
+    let mut said = Vec::new();
+    while !said.ends_with(b"\r\n\r\nok") {
+        let read = timeout(SOON, stream.read_buf(&mut said)).await.unwrap().unwrap();
+        assert_ne!(read, 0, "{:?}", String::from_utf8_lossy(&said));
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_never_finishes_its_header_is_closed() {
+    let limits = HttpLimits {
+        header_timeout: Duration::from_millis(100),
+        ..HttpLimits::default()
+    };
+    let world = world(limits).await;
+    let watch = world.open(Method::GET, "/v1/runs?watch=true", &[], "").await;
+    for beginning in [&b""[..], b"GET / HTTP/1.1\r\nhost: a\r\n", b"PRI * HTTP/2.0\r\n"] {
+        let mut stream = connect(&world).await;
+        stream.write_all(beginning).await.unwrap();
+        let said = until_closed(&mut stream).await;
+        assert!(!said.contains("200"), "{said}");
+    }
+    let mut idle = connect(&world).await;
+    ask(&mut idle).await;
+    until_closed(&mut idle).await;
+    // An answer that takes longer than a header may is not cut: the run is told on the watch that began before.
+    world.post("/v1/flows/thumbs/runs", &[], crate::support::PNG).await;
+    let told = timeout(SOON, watch.into_body().frame()).await.unwrap();
+    assert!(told.unwrap().unwrap().is_data());
+}
+
+#[tokio::test]
+async fn a_header_that_is_too_long_or_has_too_many_fields_is_refused() {
+    let limits = HttpLimits {
+        max_header_bytes: 8192,
+        max_headers: 8,
+        ..HttpLimits::default()
+    };
+    let world = world(limits).await;
+    let long = format!("x-a: {}\r\n", "a".repeat(9000));
+    for fields in [long, "x-a: 1\r\n".repeat(9)] {
+        let mut stream = connect(&world).await;
+        let request = format!("GET /healthz/live HTTP/1.1\r\nhost: a\r\n{fields}\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let said = until_closed(&mut stream).await;
+        assert!(said.starts_with("HTTP/1.1 431 "), "{said}");
+    }
+    ask(&mut connect(&world).await).await;
+}
+
+#[tokio::test]
+async fn http2_is_told_how_many_requests_it_may_have_open() {
+    let limits = HttpLimits {
+        max_streams: 3,
+        ..HttpLimits::default()
+    };
+    let world = world(limits).await;
+    let io = TokioIo::new(connect(&world).await);
+    let (mut sender, mut connection) = http2::handshake(TokioExecutor::new(), io).await.unwrap();
+    let uri = format!("http://{}/healthz/live", world.addr);
+    let request = Request::get(uri).body(Empty::<Bytes>::new()).unwrap();
+    let response = tokio::select! {
+        response = sender.send_request(request) => response.unwrap(),
+        ended = &mut connection => panic!("{ended:?}"),
+    };
+    assert_eq!((response.status().as_u16(), response.version()), (200, Version::HTTP_2));
+    assert_eq!(connection.current_max_send_streams(), 3);
+}
+
+#[tokio::test]
+async fn above_the_cap_a_connection_waits_until_another_closes() {
+    let limits = HttpLimits {
+        max_connections: 2,
+        ..HttpLimits::default()
+    };
+    let world = world(limits).await;
+    let (mut first, mut second) = (connect(&world).await, connect(&world).await);
+    ask(&mut first).await;
+    ask(&mut second).await;
+    let mut third = connect(&world).await;
+    third.write_all(REQUEST).await.unwrap();
+    // The server runs on this thread: so many turns of it would have answered the third.
+    for _ in 0..50 {
+        ask(&mut first).await;
+        ask(&mut second).await;
+    }
+    let early = third.try_read(&mut [0; 1]);
+    assert_eq!(early.unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+    drop(first);
+    answered(&mut third).await;
+}
+
+#[tokio::test]
+async fn at_shutdown_a_connection_without_a_request_holds_nothing_up() {
+    let mut world = world(HttpLimits::default()).await;
+    let silent = connect(&world).await;
+    let mut idle = connect(&world).await;
+    ask(&mut idle).await;
+    world.stop.cancel();
+    timeout(SOON / 2, &mut world.server).await.unwrap().unwrap().unwrap();
+    drop(silent);
+}

@@ -1,0 +1,202 @@
+//! The event log with a journal of the transactions that became durable.
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use async_trait::async_trait;
+use imageflow_eventlog::{
+    Consumer, ConsumerConfig, Embedded, EventLog, Follower, LogError, NewRecord, OffsetCommit, Position, Record,
+    Result, Start, TopicSpec, Transaction, TransactionalProducer, Usage, Watermarks,
+};
+use imageflow_types::work::DeadLetter;
+use imageflow_types::{RunState, StepRequest, topics};
+use serde::de::DeserializeOwned;
+use tokio::sync::watch;
+
+use super::within;
+
+type Journal = watch::Sender<Vec<Transaction>>;
+
+pub struct Spy {
+    pub inner: Arc<Embedded>,
+    journal: Arc<Journal>,
+    refusals: Arc<AtomicU32>,
+    refused: Arc<watch::Sender<u32>>,
+}
+
+impl Spy {
+    pub fn new(inner: Arc<Embedded>) -> Arc<Self> {
+        Arc::new(Self {
+            inner,
+            journal: Arc::new(watch::channel(Vec::new()).0),
+            refusals: Arc::default(),
+            refused: Arc::new(watch::channel(0).0),
+        })
+    }
+
+    /// The next so many transactions fail.
+    pub fn refuse(&self, times: u32) {
+        self.refusals.store(times, Ordering::SeqCst);
+    }
+
+    /// Waits until so many transactions have failed.
+    pub async fn refused(&self, times: u32) {
+        let mut refused = self.refused.subscribe();
+        let seen = within("a transaction that fails", refused.wait_for(|n| *n >= times)).await;
+        drop(seen.unwrap());
+    }
+
+    pub fn transactions(&self) -> Vec<Transaction> {
+        self.journal.borrow().clone()
+    }
+
+    /// Waits for a transaction.
+    pub async fn until(&self, what: &str, wanted: impl Fn(&Transaction) -> bool) -> Transaction {
+        let mut journal = self.journal.subscribe();
+        within(what, async {
+            loop {
+                let found = journal.borrow_and_update().iter().find(|t| wanted(t)).cloned();
+                match found {
+                    Some(found) => return found,
+                    None => journal.changed().await.unwrap(),
+                }
+            }
+        })
+        .await
+    }
+
+    /// Waits until all that was given is taken in: committed to the ends of both topics that the router reads.
+    pub async fn settled(&self) {
+        let mut journal = self.journal.subscribe();
+        within("the router catches up", async {
+            loop {
+                journal.borrow_and_update();
+                let mut lag = 0;
+                for topic in [topics::EVENTS, topics::RUN_EVENTS] {
+                    lag += self.inner.lag(topics::GROUP_ROUTER, topic).await.unwrap();
+                }
+                if lag == 0 {
+                    return;
+                }
+                journal.changed().await.unwrap();
+            }
+        })
+        .await;
+    }
+
+    /// Everything in a topic, by partition and offset.
+    pub async fn all(&self, topic: &str) -> Vec<Record> {
+        let mut all = Vec::new();
+        for marks in self.inner.watermarks(topic).await.unwrap() {
+            all.extend(self.inner.read(topic, marks.partition, marks.low, 1_000).await.unwrap());
+        }
+        all
+    }
+
+    /// All work for a function.
+    pub async fn work(&self, function: &str) -> Vec<StepRequest> {
+        let records = self.all(&format!("{}{function}", topics::WORK_PREFIX)).await;
+        records.iter().map(|r| parse(r.value.as_ref())).collect()
+    }
+
+    /// The last state of each run; the topic may still hold older ones.
+    pub async fn runs(&self) -> Vec<RunState> {
+        let mut last = std::collections::BTreeMap::new();
+        for record in self.all(topics::RUNS).await {
+            let state: RunState = parse(record.value.as_ref());
+            last.insert(state.run.clone(), state);
+        }
+        last.into_values().collect()
+    }
+
+    pub async fn dead_letters(&self) -> Vec<DeadLetter> {
+        let records = self.all(topics::DEAD_LETTERS).await;
+        records.iter().map(|r| parse(r.value.as_ref())).collect()
+    }
+}
+
+/// The value of a record.
+pub fn parse<T: DeserializeOwned>(value: Option<&bytes::Bytes>) -> T {
+    serde_json::from_slice(value.unwrap()).unwrap()
+}
+
+/// The values that a transaction writes to a topic.
+pub fn written<T: DeserializeOwned>(transaction: &Transaction, topic: &str) -> Vec<T> {
+    let records = transaction.records.iter().filter(|r| r.topic == topic);
+    records.map(|r| parse(r.value.as_ref())).collect()
+}
+
+#[async_trait]
+impl EventLog for Spy {
+    async fn ensure_topics(&self, specs: &[TopicSpec]) -> Result<()> {
+        self.inner.ensure_topics(specs).await
+    }
+    async fn delete_topic(&self, name: &str) -> Result<()> {
+        self.inner.delete_topic(name).await
+    }
+    async fn topics(&self) -> Result<Vec<TopicSpec>> {
+        self.inner.topics().await
+    }
+    async fn produce(&self, records: Vec<NewRecord>) -> Result<Vec<Position>> {
+        self.inner.produce(records).await
+    }
+    async fn consumer(&self, config: ConsumerConfig) -> Result<Box<dyn Consumer>> {
+        self.inner.consumer(config).await
+    }
+    async fn transactional(&self, id: &str) -> Result<Box<dyn TransactionalProducer>> {
+        Ok(Box::new(SpyProducer {
+            inner: self.inner.transactional(id).await?,
+            journal: self.journal.clone(),
+            refusals: self.refusals.clone(),
+            refused: self.refused.clone(),
+        }))
+    }
+    async fn committed(&self, group: &str, topic: &str) -> Result<Vec<(u32, Option<OffsetCommit>)>> {
+        self.inner.committed(group, topic).await
+    }
+    async fn watermarks(&self, topic: &str) -> Result<Vec<Watermarks>> {
+        self.inner.watermarks(topic).await
+    }
+    async fn lag(&self, group: &str, topic: &str) -> Result<u64> {
+        self.inner.lag(group, topic).await
+    }
+    async fn delete_group(&self, group: &str) -> Result<()> {
+        self.inner.delete_group(group).await
+    }
+    async fn read(&self, topic: &str, partition: u32, from: i64, max: usize) -> Result<Vec<Record>> {
+        self.inner.read(topic, partition, from, max).await
+    }
+    async fn follow(&self, topic: &str, from: Start) -> Result<Box<dyn Follower>> {
+        self.inner.follow(topic, from).await
+    }
+    async fn usage(&self) -> Result<Usage> {
+        self.inner.usage().await
+    }
+}
+
+struct SpyProducer {
+    inner: Box<dyn TransactionalProducer>,
+    journal: Arc<Journal>,
+    refusals: Arc<AtomicU32>,
+    refused: Arc<watch::Sender<u32>>,
+}
+
+#[async_trait]
+impl TransactionalProducer for SpyProducer {
+    async fn commit(&mut self, transaction: Transaction) -> Result<Vec<Position>> {
+        let left = |left: u32| left.checked_sub(1);
+        if self
+            .refusals
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, left)
+            .is_ok()
+        {
+            self.refused.send_modify(|n| *n += 1);
+            return Err(LogError::Storage {
+                context: "a test",
+                source: "refused by the test".into(),
+            });
+        }
+        let positions = self.inner.commit(transaction.clone()).await?;
+        self.journal.send_modify(|journal| journal.push(transaction));
+        Ok(positions)
+    }
+}
