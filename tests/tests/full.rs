@@ -1,5 +1,4 @@
 //! Full disks, through the real binary: what is refused is told, what was taken is done.
-#![expect(clippy::unwrap_used, reason = "helpers of tests: a panic is the failure of a test")]
 
 use std::time::Duration;
 

@@ -1,5 +1,4 @@
 //! One trace a run, through the real binary and its pods, to a receiver that speaks OTLP.
-#![expect(clippy::unwrap_used, reason = "helpers of tests: a panic is the failure of a test")]
 use std::collections::{BTreeSet, HashSet};
 
 use http::Method;

@@ -6,7 +6,7 @@ use serde_json::Value;
 use crate::tool::{self, Outcome};
 
 /// Layer of each crate.
-const LAYERS: [(&str, u8); 21] = [
+const LAYERS: [(&str, u8); 22] = [
     ("imageflow-proto", 0),
     ("imageflow-types", 0),
     ("imageflow-ops", 1),
@@ -26,6 +26,7 @@ const LAYERS: [(&str, u8); 21] = [
     ("imageflow-autoscaler", 4),
     ("imageflow-cpu", 4),
     ("imageflow-cli", 5),
+    ("imageflow-servers", 0),
     ("imageflow-tests", 5),
     ("xtask", 5),
 ];
@@ -40,8 +41,9 @@ fn not_in_pods(name: &str) -> bool {
 }
 
 /// Only these may link a heavy dependency.
-const OWNERS: [(&str, &str); 6] = [
+const OWNERS: [(&str, &str); 7] = [
     ("fjall", "imageflow-eventlog"),
+    ("rdkafka", "imageflow-eventlog"),
     ("aws-sdk-s3", "imageflow-objects"),
     ("s3s", "imageflow-objects"),
     ("turbojpeg", "imageflow-ops"),

@@ -1,0 +1,1 @@
+//! Apache Kafka: three KRaft nodes on Java.

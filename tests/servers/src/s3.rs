@@ -1,0 +1,1 @@
+//! versitygw: an S3 server on a folder.
