@@ -41,7 +41,7 @@ fn tree(spans: &[ReceivedSpan]) -> BTreeSet<(&str, &str)> {
     spans.iter().map(|s| (s.service.as_str(), s.name.as_str())).collect()
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_run_and_a_call_are_one_trace_each_from_the_caller_to_the_pods() {
     let mut collector = Collector::start().await.unwrap();
     let dir = tempfile::tempdir().unwrap();

@@ -94,7 +94,10 @@ pub fn read(headers: &HeaderMap, body: &Bytes) -> Result<Vec<Event>, EventError>
         attributes::check(event)?;
         let bytes = data_bytes(event).len();
         if bytes > MAX_EVENT_BYTES {
-            return Err(EventError::TooLarge { bytes });
+            return Err(EventError::TooLarge {
+                bytes,
+                most: MAX_EVENT_BYTES,
+            });
         }
     }
     Ok(events)

@@ -14,6 +14,9 @@ pub use cloudevents::{AttributesReader, AttributesWriter, Data, Event, EventBuil
 /// Most bytes of one event, attributes and data (the size of a Kafka record by default).
 pub const MAX_EVENT_BYTES: usize = 1024 * 1024;
 
+/// Most bytes of data that an event carries through the platform: its run holds them as long as it is known.
+pub const MAX_INLINE_BYTES: usize = 64 * 1024;
+
 /// Why something is not a CloudEvent that we take.
 #[derive(Debug, thiserror::Error)]
 pub enum EventError {
@@ -41,11 +44,15 @@ pub enum EventError {
         "not a CloudEvent: send ce-specversion, ce-id, ce-source and ce-type headers (binary), or content-type application/cloudevents+json (structured) or application/cloudevents-batch+json (batch)"
     )]
     NoEvent,
-    /// Over [`MAX_EVENT_BYTES`].
-    #[error("the event has {bytes} bytes, more than {MAX_EVENT_BYTES}: put the data into a bucket and refer to it")]
+    /// Over [`MAX_EVENT_BYTES`], or where it is to be kept over [`MAX_INLINE_BYTES`].
+    #[error(
+        "the event's data has {bytes} bytes, more than {most}: put them into a bucket and refer to them by bucket and key"
+    )]
     TooLarge {
         /// Its size.
         bytes: usize,
+        /// The limit.
+        most: usize,
     },
 }
 

@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use imageflow_eventlog::NewRecord;
-use imageflow_events::{Event, EventError, ext, record};
+use imageflow_events::{Event, EventError, MAX_INLINE_BYTES, data_bytes, ext, record};
 use imageflow_types::{ErrorCode, Problem, topics};
 use serde_json::json;
 
@@ -20,6 +20,14 @@ pub async fn post(State(gateway): State<Arc<Gateway>>, headers: HeaderMap, body:
     let mut events = imageflow_events::http::read(&headers, &body).map_err(|e| event_problem(&e))?;
     let mut records = Vec::with_capacity(events.len());
     for event in &mut events {
+        let bytes = data_bytes(event).len();
+        if bytes > MAX_INLINE_BYTES {
+            return Err(event_problem(&EventError::TooLarge {
+                bytes,
+                most: MAX_INLINE_BYTES,
+            })
+            .into());
+        }
         let forged = ext::sanitise(event).map_err(|e| Problem::new(ErrorCode::MalformedEvent, e.to_string()))?;
         if !forged.is_empty() {
             tracing::debug!(?forged, "extensions of the platform were taken off an outside event");

@@ -38,7 +38,7 @@ pub enum Given {
 }
 
 impl Given {
-    /// The input and the parameters of a request: JSON, or an image, which comes without parameters.
+    /// The input and the parameters of a body: JSON, or an image, whose parameters are in the query.
     pub fn read(headers: &HeaderMap, body: Bytes) -> Result<(Self, Map<String, Value>), Problem> {
         if header(headers, "content-type").is_some_and(|t| t.starts_with("application/json")) {
             let reference: Reference = json(&body)?;

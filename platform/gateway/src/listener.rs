@@ -5,9 +5,10 @@ use async_trait::async_trait;
 use imageflow_eventlog::EventLog;
 use imageflow_events::ext;
 use imageflow_events::object::object_event;
-use imageflow_events::trace::TraceParent;
 use imageflow_objects::{ChangeKind, ListenerError, ObjectChange, ObjectListener};
+use imageflow_process::trace::onward;
 use imageflow_types::ObjectRef;
+use tracing::Instrument;
 
 use crate::events::to_record;
 
@@ -46,8 +47,15 @@ impl ObjectListener for ObjectEvents {
             content_type: info.content_type,
         };
         let mut event = object_event(&object, change.kind == ChangeKind::Created, run.map(String::as_str))?;
-        event.set_extension(ext::TRACEPARENT, TraceParent::generate().to_string());
-        self.log.produce(vec![to_record(&event)]).await?;
+        // Here a trace begins: whoever put the object had no way to name one.
+        let span = tracing::info_span!(
+            "object",
+            otel.kind = "producer",
+            bucket = object.bucket,
+            key = object.key
+        );
+        event.set_extension(ext::TRACEPARENT, onward(&span, None).to_string());
+        self.log.produce(vec![to_record(&event)]).instrument(span).await?;
         Ok(())
     }
 }

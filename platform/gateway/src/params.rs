@@ -2,7 +2,12 @@
 use imageflow_resources::Catalog;
 use imageflow_types::work::Target;
 use imageflow_types::{ErrorCode, FieldError, FieldErrors, FunctionSpec, Problem, names, schema};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
+
+use crate::read::pairs;
+
+/// What a query says of the run itself and not of its work.
+const FUSE: &str = "fuse";
 
 /// Parameters of a run. They go over those that the function has by itself.
 pub fn check_values(catalog: &Catalog, target: &Target, params: &Map<String, Value>) -> Result<(), Problem> {
@@ -21,6 +26,61 @@ pub fn check_values(catalog: &Catalog, target: &Target, params: &Map<String, Val
     merged.extend(params.clone());
     let faults = schema::check(&parameters, &Value::Object(merged));
     Ok(FieldErrors(faults.into_iter().map(|f| f.under("params")).collect()).into_result()?)
+}
+
+/// Parameters that a run is given in its query, beside `fuse`: those of an invocation, with the types that the function's
+/// parameters have. A flow has its parameters at its steps, so there any other name is a slip.
+pub fn of_query(catalog: &Catalog, target: &Target, raw: Option<&str>) -> Result<Map<String, Value>, Problem> {
+    let given: Vec<_> = pairs(raw).into_iter().filter(|(name, _)| name != FUSE).collect();
+    let Target::Function(name) = target else {
+        let faults = given.iter().map(|(name, _)| {
+            let fault = FieldError::new(name, "is not known here");
+            match names::nearest(name, [FUSE]) {
+                Some(near) => fault.remedy(format!("did you mean \"{near}\"?")),
+                None => fault.remedy(format!("known is {FUSE}; a flow has parameters at its steps")),
+            }
+        });
+        FieldErrors(faults.collect()).into_result()?;
+        return Ok(Map::new());
+    };
+    let spec = catalog.function(name.as_str())?.spec();
+    check_names(catalog, spec, given.iter().map(|(name, _)| name.as_str()))?;
+    let parameters = catalog.parameters(spec).unwrap_or_default();
+    let mut params = Map::new();
+    for (name, text) in given {
+        if name == "tag" {
+            let fault = FieldError::new(name, "a run goes where the traffic goes");
+            return Err(FieldErrors::from(fault.remedy("to call a revision by its tag, invoke it")).into());
+        }
+        if params.contains_key(&name) {
+            let fault = FieldError::new(name, "is given twice").remedy("give it once");
+            return Err(FieldErrors::from(fault).into());
+        }
+        let value = typed(&parameters, &name, text);
+        params.insert(name, value);
+    }
+    Ok(params)
+}
+
+/// A text as the first type that the parameter can be. What fits none stays the nearest, for the check of values to tell.
+fn typed(parameters: &Value, name: &str, text: String) -> Value {
+    let Some(property) = parameters.pointer("/properties").and_then(|p| p.get(name)) else {
+        return Value::String(text);
+    };
+    let json: Option<Value> = serde_json::from_str(&text).ok();
+    let Some(json) = json.filter(|v| !v.is_string() && !v.is_null()) else {
+        return Value::String(text);
+    };
+    // The property alone, with what its references may point at.
+    let mut alone = json!({"type": "object", "properties": {name: property}});
+    for shared in ["$defs", "definitions"] {
+        if let Some(defined) = parameters.get(shared) {
+            alone[shared] = defined.clone();
+        }
+    }
+    let fits = |value: &Value| schema::check(&alone, &json!({name: value})).is_empty();
+    let plain = Value::String(text);
+    if !fits(&json) && fits(&plain) { plain } else { json }
 }
 
 /// Parameters of an invocation. They arrive as text, so only their names can be checked by the schema here: a slip shall cost

@@ -4,9 +4,10 @@ use std::ops::RangeInclusive;
 use bytes::Bytes;
 use http::HeaderMap;
 use imageflow_events::ext::TRACEPARENT;
-use imageflow_events::trace::TraceParent;
+use imageflow_process::trace::onward;
 use imageflow_types::{ErrorCode, Problem};
 use serde::de::DeserializeOwned;
+use tracing::Span;
 
 /// A JSON body.
 pub fn json<T: DeserializeOwned>(body: &Bytes) -> Result<T, Problem> {
@@ -79,10 +80,7 @@ pub fn header<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
 
 /// The caller's trace goes on; without one a trace begins here.
 pub fn trace(headers: &HeaderMap) -> String {
-    let caller = header(headers, TRACEPARENT).and_then(TraceParent::parse);
-    caller
-        .map_or_else(TraceParent::generate, TraceParent::child)
-        .to_string()
+    onward(&Span::current(), header(headers, TRACEPARENT)).to_string()
 }
 
 #[cfg(test)]

@@ -10,12 +10,12 @@ use http::header::HeaderValue;
 use imageflow_eventlog::NewRecord;
 use imageflow_types::work::RunEvent;
 use imageflow_types::{ErrorCode, Problem, RunId, RunState, RunStatus, topics};
-use serde_json::json;
+use serde_json::{Map, json};
 
 use crate::images::image;
 use crate::problem::{Answer, object_problem};
 use crate::read::{flag, number, query};
-use crate::runs_view::RunQuery;
+use crate::runs_view::{RunCursor, RunQuery};
 use crate::state::{Gateway, log_problem};
 use crate::stream;
 
@@ -53,7 +53,19 @@ fn missing(gateway: &Gateway, id: &str, waited: usize) -> Problem {
     problem
 }
 
-fn run_query(raw: Option<&str>) -> Result<RunQuery, Problem> {
+/// The place after which a page begins: what `next` of the page before says, or a run that is known.
+fn place(gateway: &Gateway, text: &str) -> Result<RunCursor, Problem> {
+    if let Some(place) = RunCursor::parse(text) {
+        return Ok(place);
+    }
+    let known = RunId::parse(text).ok().and_then(|run| gateway.runs.get(&run));
+    known.map(|state| RunCursor::of(&state)).ok_or_else(|| {
+        let detail = format!("after: there is no run \"{text}\" any more; write what \"next\" of the page before says");
+        Problem::new(ErrorCode::InvalidArgument, detail)
+    })
+}
+
+fn run_query(gateway: &Gateway, raw: Option<&str>) -> Result<RunQuery, Problem> {
     let status = query(raw, "status").map(|text| {
         serde_json::from_value(json!(text)).map_err(|_| {
             let known = "running, succeeded, failed, cancelled";
@@ -66,20 +78,28 @@ fn run_query(raw: Option<&str>) -> Result<RunQuery, Problem> {
     Ok(RunQuery {
         flow: query(raw, "flow"),
         status: status.transpose()?,
-        after: query(raw, "after").map(|t| run_id(&t)).transpose()?,
+        after: query(raw, "after").map(|t| place(gateway, &t)).transpose()?,
         limit: number(raw, "limit", 100, 1..=10_000)?,
     })
 }
 
-/// `GET /v1/runs`.
+/// `GET /v1/runs`, newest first; `next` of the answer, given as `after`, is the next page.
 pub async fn list(State(gateway): State<Arc<Gateway>>, RawQuery(raw): RawQuery) -> Answer {
-    let asked = run_query(raw.as_deref())?;
+    let mut asked = run_query(&gateway, raw.as_deref())?;
     if flag(raw.as_deref(), "watch", false) {
         return Ok(stream::runs(gateway, asked));
     }
-    let items: Vec<Arc<RunState>> = gateway.runs.list(&asked);
+    // One more than the page holds tells whether there is another page.
+    let limit = asked.limit;
+    asked.limit += 1;
+    let mut items: Vec<Arc<RunState>> = gateway.runs.list(&asked);
+    let more = items.len() > limit;
+    items.truncate(limit);
+    let next = items.last().filter(|_| more).map(|last| RunCursor::of(last));
     let items: Vec<&RunState> = items.iter().map(|s| &**s).collect();
-    Ok(Json(json!({"items": items})).into_response())
+    let mut page = Map::from_iter([("items".to_owned(), json!(items))]);
+    page.extend(next.map(|next| ("next".to_owned(), json!(next.to_string()))));
+    Ok(Json(page).into_response())
 }
 
 /// `GET /v1/runs/{id}`, with `?watch=true` as it changes. A caller that watches may know the id before the run is there

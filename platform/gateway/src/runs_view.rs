@@ -1,5 +1,6 @@
 //! Runs as they stand, from the compacted topic: what lists, progress and waiting callers read.
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeSet, HashMap};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use imageflow_eventlog::{EventLog, Record};
@@ -15,8 +16,7 @@ const MOST: usize = 10_000;
 #[derive(Default)]
 struct Runs {
     by_id: HashMap<RunId, Arc<RunState>>,
-    /// By creation and id: newest last.
-    order: BTreeMap<(i64, RunId), ()>,
+    order: BTreeSet<RunCursor>,
     changed: watch::Sender<u64>,
 }
 
@@ -31,12 +31,12 @@ impl Table for Runs {
         match (key, state) {
             (Some(run), None) => self.forget(&run),
             (_, Some(Ok(state))) => {
-                self.order.insert((state.created_ms, state.run.clone()), ());
+                self.order.insert(RunCursor::of(&state));
                 self.by_id.insert(state.run.clone(), Arc::new(state));
                 if self.by_id.len() > MOST
-                    && let Some(((_, oldest), ())) = self.order.pop_first()
+                    && let Some(oldest) = self.order.pop_first()
                 {
-                    self.by_id.remove(&oldest);
+                    self.by_id.remove(&oldest.run);
                 }
             }
             (_, Some(Err(error))) => tracing::error!(%error, "a run cannot be read"),
@@ -52,8 +52,42 @@ impl Table for Runs {
 impl Runs {
     fn forget(&mut self, run: &RunId) {
         if let Some(state) = self.by_id.remove(run) {
-            self.order.remove(&(state.created_ms, run.clone()));
+            self.order.remove(&RunCursor::of(&state));
         }
+    }
+}
+
+/// Where a run is among all of them: newest last. It stays the same place when the run is forgotten.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RunCursor {
+    created_ms: i64,
+    run: RunId,
+}
+
+impl RunCursor {
+    /// The place of a run.
+    #[must_use]
+    pub fn of(state: &RunState) -> Self {
+        Self {
+            created_ms: state.created_ms,
+            run: state.run.clone(),
+        }
+    }
+
+    /// Reads what `Display` wrote.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let (created_ms, run) = text.split_once('.')?;
+        Some(Self {
+            created_ms: created_ms.parse().ok()?,
+            run: RunId::parse(run).ok()?,
+        })
+    }
+}
+
+impl std::fmt::Display for RunCursor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}", self.created_ms, self.run)
     }
 }
 
@@ -64,8 +98,8 @@ pub struct RunQuery {
     pub flow: Option<String>,
     /// In this state.
     pub status: Option<RunStatus>,
-    /// Older than this one.
-    pub after: Option<RunId>,
+    /// Older than what is or was here.
+    pub after: Option<RunCursor>,
     /// At most so many.
     pub limit: usize,
 }
@@ -104,18 +138,10 @@ impl RunsView {
     #[must_use]
     pub fn list(&self, query: &RunQuery) -> Vec<Arc<RunState>> {
         self.view.read(|runs| {
-            let from = query
-                .after
-                .as_ref()
-                .and_then(|id| runs.by_id.get(id))
-                .map(|s| (s.created_ms, s.run.clone()));
-            let newest_first = runs
-                .order
-                .keys()
-                .rev()
-                .skip_while(|key| from.as_ref().is_some_and(|from| *key >= from));
+            let end = query.after.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
+            let newest_first = runs.order.range((Bound::Unbounded, end)).rev();
             newest_first
-                .filter_map(|(_, id)| runs.by_id.get(id))
+                .filter_map(|place| runs.by_id.get(&place.run))
                 .filter(|s| query.status.is_none_or(|status| s.status == status))
                 .filter(|s| {
                     query
@@ -153,6 +179,23 @@ impl RunsView {
                 return Some(state);
             }
             changed.changed().await.ok()?;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cursor_is_read_as_it_was_written() {
+        let cursor = RunCursor {
+            created_ms: 1_700_000_000_123,
+            run: RunId::derive(&["x"]),
+        };
+        assert_eq!(RunCursor::parse(&cursor.to_string()), Some(cursor));
+        for wrong in ["run-1", "x.run-1", "1.", "1.Run"] {
+            assert_eq!(RunCursor::parse(wrong), None, "{wrong}");
         }
     }
 }

@@ -9,12 +9,16 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use http::header::CONTENT_TYPE;
 use http::{Method, StatusCode};
+use imageflow_events::ext::TRACEPARENT;
+use imageflow_process::trace;
 use imageflow_types::{ErrorCode, Problem};
 use tokio::net::TcpListener;
+use tracing::{Instrument, Span};
 
 use crate::auth::{AuthError, needed};
 use crate::connections::{self, HttpLimits};
 use crate::problem::Refused;
+use crate::read::header;
 use crate::state::Gateway;
 use crate::{
     apply, dead_letters, events, functions, images, invoke, logs, reconcile, runs, scaling, start_run, status,
@@ -129,6 +133,16 @@ fn label(method: &Method) -> &'static str {
         .map_or("other", |at| NAMES[at])
 }
 
+/// The span of a request that may cause work; it goes on with the caller's trace. Who only looks leaves none.
+fn span(request: &Request, method: &'static str, route: &str) -> Span {
+    if request.method() != Method::POST {
+        return Span::none();
+    }
+    let span = tracing::info_span!("api", otel.name = format!("{method} {route}"), otel.kind = "server");
+    trace::continue_from(&span, header(request.headers(), TRACEPARENT));
+    span
+}
+
 /// Counts and times every request, and makes a problem document of what the framework refuses by itself.
 async fn around(State(gateway): State<Arc<Gateway>>, request: Request, next: Next) -> Response {
     let begun = Instant::now();
@@ -138,7 +152,8 @@ async fn around(State(gateway): State<Arc<Gateway>>, request: Request, next: Nex
         .get::<MatchedPath>()
         .map_or("none", MatchedPath::as_str)
         .to_owned();
-    let response = next.run(request).await;
+    let span = span(&request, method, &route);
+    let response = next.run(request).instrument(span).await;
     let status = response.status();
     metrics::counter!("imageflow_api_requests_total", "route" => route.clone(), "method" => method, "status" => status.as_u16().to_string()).increment(1);
     metrics::histogram!("imageflow_api_request_seconds", "route" => route).record(begun.elapsed().as_secs_f64());

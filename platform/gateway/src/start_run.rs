@@ -16,7 +16,7 @@ use imageflow_types::{ErrorCode, FunctionName, Problem, RunState, topics};
 use serde_json::json;
 
 use crate::inputs::Given;
-use crate::params::check_values;
+use crate::params::{check_values, of_query};
 use crate::problem::Answer;
 use crate::read::{flag, header, trace};
 use crate::runs::output_of;
@@ -102,7 +102,14 @@ async fn start(
         Some(key) => RunId::derive(&["idempotency", &asked.target.to_string(), key]),
         None => RunId::derive(&["request", &uuid::Uuid::new_v4().to_string()]),
     };
-    let (given, params) = Given::read(headers, body)?;
+    let (given, mut params) = Given::read(headers, body)?;
+    for (name, value) in of_query(catalog, &asked.target, raw)? {
+        if params.contains_key(&name) {
+            let detail = format!("params.{name}: is in the query and in the body; give it once");
+            return Err(Problem::new(ErrorCode::InvalidArgument, detail).into());
+        }
+        params.insert(name, value);
+    }
     // Before an image is stored: what is refused leaves nothing behind.
     check_values(catalog, &asked.target, &params)?;
     let known = gateway.runs.get(&run);

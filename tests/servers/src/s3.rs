@@ -1,1 +1,362 @@
-//! versitygw: an S3 server on a folder.
+//! versitygw: a real S3 server on a folder. It is built from its released source once, into the cache folder.
+use std::fs::File;
+use std::io::{self, Write};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// What is built; the cache folder carries the version, so that another one does not take this binary for its own.
+const MODULE: &str = "github.com/versity/versitygw/cmd/versitygw";
+const VERSION: &str = "1.8.0";
+/// Longest from the start of the process to its first healthy answer. Measured 0.15 s; a loaded machine is slower.
+const READY: Duration = Duration::from_secs(30);
+/// A free port may be taken by another process between the look and the start.
+const TRIES: usize = 5;
+
+/// Why the S3 server is not there.
+#[derive(Debug, thiserror::Error)]
+pub enum S3ServerError {
+    /// No Go compiler.
+    #[error(
+        "versitygw is built by Go, which was not found: install Go 1.25 or later (package golang-go), \
+         or set IMAGEFLOW_SKIP_SERVERS=1 to leave out the tests that need real servers"
+    )]
+    NoGo(#[source] io::Error),
+    /// The build failed.
+    #[error("`go install {MODULE}@v{VERSION}` failed: {0}\nit needs Go 1.25 or later and the Go module proxy")]
+    Build(String),
+    /// The cache folder or the server's folder cannot be used.
+    #[error("{what} {} cannot be used: free space or set IMAGEFLOW_CACHE to a folder of yours", path.display())]
+    Folder {
+        /// What it is.
+        what: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// No home folder, so no cache folder.
+    #[error("there is no folder for the cache: set IMAGEFLOW_CACHE or HOME")]
+    NoCache,
+    /// It did not start.
+    #[error("versitygw did not start: {0}")]
+    Start(String),
+}
+
+/// Where events of objects go, besides the answer to the client. Sent as best effort, without a queue.
+#[derive(Debug, Clone)]
+pub enum EventTarget {
+    /// A topic, which must exist; without the broker versitygw refuses to start.
+    Kafka {
+        /// `host:port` of one broker.
+        bootstrap: String,
+        /// Topic.
+        topic: String,
+    },
+    /// An HTTP server that gets each event as a POST.
+    Webhook(String),
+}
+
+/// How to start.
+#[derive(Debug, Clone, Default)]
+pub struct S3Options {
+    /// Where events go.
+    pub events: Option<EventTarget>,
+    /// PEM files of the certificate and its key; then the server speaks TLS only.
+    pub tls: Option<(PathBuf, PathBuf)>,
+    /// Whether buckets can keep versions.
+    pub versioning: bool,
+}
+
+/// A running server with a folder, a port and credentials of its own; all of it goes with the drop.
+#[derive(Debug)]
+pub struct S3Server {
+    binary: PathBuf,
+    options: S3Options,
+    dir: TempDir,
+    port: u16,
+    access_key: String,
+    secret_key: String,
+    process: Option<Process>,
+}
+
+impl S3Server {
+    /// Builds it if need be, starts it and waits until it is healthy.
+    ///
+    /// # Errors
+    /// See [`S3ServerError`].
+    pub async fn start() -> Result<Self, S3ServerError> {
+        Self::start_with(S3Options::default()).await
+    }
+
+    /// The same with options.
+    ///
+    /// # Errors
+    /// See [`S3ServerError`].
+    pub async fn start_with(options: S3Options) -> Result<Self, S3ServerError> {
+        let binary = tokio::task::spawn_blocking(|| install(&cache_dir()?)).await;
+        let binary = binary.map_err(|e| S3ServerError::Build(e.to_string()))??;
+        let dir = tempfile::tempdir().map_err(folder("the temporary folder", &std::env::temp_dir()))?;
+        for name in ["iam", "data", "versions"] {
+            let path = dir.path().join(name);
+            std::fs::create_dir(&path).map_err(folder("the server's folder", &path))?;
+        }
+        let mut server = Self {
+            binary,
+            options,
+            dir,
+            port: 0,
+            access_key: format!("test{}", &uuid::Uuid::new_v4().simple().to_string()[..16]),
+            secret_key: uuid::Uuid::new_v4().simple().to_string(),
+            process: None,
+        };
+        let mut outcome = Err(S3ServerError::Start("no port was free".to_owned()));
+        for _ in 0..TRIES {
+            server.port = free_port()?;
+            outcome = server.restart().await;
+            if outcome.is_ok() || !server.log().contains("address already in use") {
+                break;
+            }
+        }
+        outcome.map(|()| server)
+    }
+
+    /// For tests: a server; `None`, and a line that says so, when IMAGEFLOW_SKIP_SERVERS is set.
+    ///
+    /// # Panics
+    /// When it does not start: a test that needs a server has failed without one.
+    pub async fn for_test(options: S3Options) -> Option<Self> {
+        if std::env::var_os("IMAGEFLOW_SKIP_SERVERS").is_some() {
+            eprintln!("skipped: IMAGEFLOW_SKIP_SERVERS is set, and this test needs versitygw");
+            return None;
+        }
+        match Self::start_with(options).await {
+            Ok(server) => Some(server),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// `http://127.0.0.1:port`, or `https://localhost:port`.
+    #[must_use]
+    pub fn url(&self) -> String {
+        match self.options.tls {
+            None => format!("http://127.0.0.1:{}", self.port),
+            Some(_) => format!("https://localhost:{}", self.port),
+        }
+    }
+
+    /// The root account's access key.
+    #[must_use]
+    pub fn access_key(&self) -> &str {
+        &self.access_key
+    }
+
+    /// The root account's secret key.
+    #[must_use]
+    pub fn secret_key(&self) -> &str {
+        &self.secret_key
+    }
+
+    /// Process id while it runs.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(|p| p.server.id())
+    }
+
+    /// Kills it (SIGKILL). Its folder stays, and so do port and credentials.
+    pub fn kill(&mut self) {
+        self.process = None;
+    }
+
+    /// Starts it again on the same port with what it had; kills it first when it runs.
+    ///
+    /// # Errors
+    /// `Start`, with what it said.
+    pub async fn restart(&mut self) -> Result<(), S3ServerError> {
+        self.kill();
+        self.process = Some(self.spawn()?);
+        let deadline = Instant::now() + READY;
+        loop {
+            if let Some(process) = &mut self.process
+                && let Ok(Some(status)) = process.server.try_wait()
+            {
+                self.process = None;
+                return Err(S3ServerError::Start(format!("{status}: {}", self.log())));
+            }
+            if self.is_healthy().await {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                self.process = None;
+                return Err(S3ServerError::Start(format!(
+                    "not healthy in {READY:?}: {}",
+                    self.log()
+                )));
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// The end of what it wrote to its output.
+    #[must_use]
+    pub fn log(&self) -> String {
+        let log = std::fs::read(self.dir.path().join("log")).unwrap_or_default();
+        String::from_utf8_lossy(&log[log.len().saturating_sub(4000)..]).into_owned()
+    }
+
+    fn spawn(&self) -> Result<Process, S3ServerError> {
+        let path = self.dir.path().join("log");
+        let log = File::options().create(true).append(true).open(&path);
+        let log = log.map_err(folder("the server's log", &path))?;
+        let errors = log.try_clone().map_err(folder("the server's log", &path))?;
+        let mut command = Command::new(&self.binary);
+        command
+            .env_clear()
+            .env("ROOT_ACCESS_KEY", &self.access_key)
+            .env("ROOT_SECRET_KEY", &self.secret_key)
+            .current_dir(self.dir.path())
+            .args(["--port", &format!("127.0.0.1:{}", self.port)])
+            .args(["--iam-dir", "iam", "--health", "/healthz", "--quiet"])
+            .stdin(Stdio::null())
+            .stdout(log)
+            .stderr(errors);
+        if let Some((cert, key)) = &self.options.tls {
+            command.arg("--cert").arg(cert).arg("--key").arg(key);
+        }
+        match &self.options.events {
+            Some(EventTarget::Kafka { bootstrap, topic }) => {
+                command.args(["--event-kafka-url", bootstrap, "--event-kafka-topic", topic]);
+            }
+            Some(EventTarget::Webhook(url)) => {
+                command.args(["--event-webhook-url", url]);
+            }
+            None => {}
+        }
+        command.arg("posix");
+        if self.options.versioning {
+            command.args(["--versioning-dir", "versions"]);
+        }
+        command.arg("data");
+        Process::spawn(&mut command).map_err(|e| S3ServerError::Start(e.to_string()))
+    }
+
+    /// Over TLS a connection is all that can be asked for here.
+    async fn is_healthy(&self) -> bool {
+        let ask = async {
+            let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await?;
+            if self.options.tls.is_some() {
+                return Ok(true);
+            }
+            let request = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+            stream.write_all(request).await?;
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).await?;
+            Ok::<_, io::Error>(answer.starts_with(b"HTTP/1.1 200"))
+        };
+        matches!(tokio::time::timeout(Duration::from_secs(2), ask).await, Ok(Ok(true)))
+    }
+}
+
+/// The server, and a shell that outlives us just long enough to kill it when we are killed and drop nothing.
+#[derive(Debug)]
+struct Process {
+    server: Child,
+    guard: Child,
+    /// Its end of file is how the guard learns that we are gone.
+    _alive: Option<ChildStdin>,
+}
+
+impl Process {
+    fn spawn(command: &mut Command) -> io::Result<Self> {
+        let mut server = command.spawn()?;
+        let guard = Command::new("sh")
+            .args(["-c", "read -r _; kill -9 \"$1\"", "sh", &server.id().to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        match guard {
+            Ok(mut guard) => Ok(Self {
+                server,
+                _alive: guard.stdin.take(),
+                guard,
+            }),
+            Err(error) => {
+                end(&mut server);
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // The guard first: once the server is reaped its id may be somebody else's.
+        end(&mut self.guard);
+        end(&mut self.server);
+    }
+}
+
+fn end(child: &mut Child) {
+    // Fails only for a child that was reaped before.
+    let _gone = child.kill();
+    let _reaped = child.wait();
+}
+
+fn folder(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> S3ServerError {
+    let path = path.to_owned();
+    move |source| S3ServerError::Folder { what, path, source }
+}
+
+fn free_port() -> Result<u16, S3ServerError> {
+    let free = TcpListener::bind(("127.0.0.1", 0)).and_then(|l| l.local_addr());
+    free.map(|a| a.port()).map_err(|e| S3ServerError::Start(e.to_string()))
+}
+
+fn cache_dir() -> Result<PathBuf, S3ServerError> {
+    let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    set("IMAGEFLOW_CACHE")
+        .or_else(|| set("XDG_CACHE_HOME").map(|dir| dir.join("imageflow")))
+        .or_else(|| set("HOME").map(|dir| dir.join(".cache/imageflow")))
+        .ok_or(S3ServerError::NoCache)
+}
+
+/// The binary, built when it is not there. One process builds, the others wait for its lock.
+fn install(cache: &Path) -> Result<PathBuf, S3ServerError> {
+    let dir = cache.join(format!("versitygw-{VERSION}"));
+    let binary = dir.join("versitygw");
+    if binary.exists() {
+        return Ok(binary);
+    }
+    let fail = || folder("the cache folder", &dir);
+    std::fs::create_dir_all(&dir).map_err(fail())?;
+    let lock = File::create(dir.join("lock")).map_err(fail())?;
+    lock.lock().map_err(fail())?;
+    if binary.exists() {
+        return Ok(binary);
+    }
+    // To stderr past the capture of the test harness: the first build takes minutes.
+    let _told = writeln!(
+        io::stderr(),
+        "building versitygw {VERSION}, once: this takes some minutes"
+    );
+    // Beside its place and then renamed: a build that is cut off leaves nothing that looks complete.
+    let staging = tempfile::tempdir_in(&dir).map_err(fail())?;
+    let built = Command::new("go")
+        .args(["install", &format!("{MODULE}@v{VERSION}")])
+        .env("GOBIN", staging.path())
+        .current_dir(staging.path())
+        .output()
+        .map_err(S3ServerError::NoGo)?;
+    if !built.status.success() {
+        let said = String::from_utf8_lossy(&built.stderr);
+        return Err(S3ServerError::Build(said.trim().to_owned()));
+    }
+    std::fs::rename(staging.path().join("versitygw"), &binary).map_err(fail())?;
+    Ok(binary)
+}

@@ -54,10 +54,7 @@ async fn a_forged_extension_is_taken_off_and_the_callers_trace_goes_on() {
     assert!(event.extension("imageflowrun").is_none() && event.extension(ext::WRITTEN_BY).is_none());
     assert_eq!(ext::text(&event, "colour").unwrap(), "red");
     let carried = ext::text(&event, ext::TRACEPARENT).unwrap();
-    assert!(
-        carried.contains("0af7651916cd43dd8448eb211c80319c") && carried != trace,
-        "{carried}"
-    );
+    assert!(carried.contains("0af7651916cd43dd8448eb211c80319c"), "{carried}");
 }
 
 #[tokio::test]
