@@ -29,7 +29,7 @@ mod stream;
 
 pub use connections::HttpLimits;
 pub use listener::ObjectEvents;
-pub use reconcile::reconcile;
+pub use reconcile::Reconciler;
 pub use runs_view::RunsView;
 pub use server::{GatewayError, serve, serve_within};
 pub use state::{BacklogView, Gateway, GatewayConfig, GatewayDeps, Scaling, ScalingView};

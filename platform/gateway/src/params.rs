@@ -8,6 +8,8 @@ use crate::read::pairs;
 
 /// What a query says of the run itself and not of its work.
 const FUSE: &str = "fuse";
+/// Below it every whole number is a float of its own.
+const MOST_EXACT: f64 = 9_007_199_254_740_992.0;
 
 /// Parameters of a run. They go over those that the function has by itself.
 pub fn check_values(catalog: &Catalog, target: &Target, params: &Map<String, Value>) -> Result<(), Problem> {
@@ -43,15 +45,15 @@ pub fn of_query(catalog: &Catalog, target: &Target, raw: Option<&str>) -> Result
         FieldErrors(faults.collect()).into_result()?;
         return Ok(Map::new());
     };
+    if let Some((name, _)) = given.iter().find(|(name, _)| name == "tag") {
+        let fault = FieldError::new(name, "is not known here: a run goes where the traffic goes");
+        return Err(FieldErrors::from(fault.remedy("to call the revision of a tag, invoke it")).into());
+    }
     let spec = catalog.function(name.as_str())?.spec();
     check_names(catalog, spec, given.iter().map(|(name, _)| name.as_str()))?;
     let parameters = catalog.parameters(spec).unwrap_or_default();
     let mut params = Map::new();
     for (name, text) in given {
-        if name == "tag" {
-            let fault = FieldError::new(name, "a run goes where the traffic goes");
-            return Err(FieldErrors::from(fault.remedy("to call a revision by its tag, invoke it")).into());
-        }
         if params.contains_key(&name) {
             let fault = FieldError::new(name, "is given twice").remedy("give it once");
             return Err(FieldErrors::from(fault).into());
@@ -71,6 +73,9 @@ fn typed(parameters: &Value, name: &str, text: String) -> Value {
     let Some(json) = json.filter(|v| !v.is_string() && !v.is_null()) else {
         return Value::String(text);
     };
+    // A schema takes 5.0 for an integer, programs do not.
+    let whole = json.as_f64().filter(|n| n.fract() == 0.0 && n.abs() < MOST_EXACT);
+    let json = whole.map_or(json, |n| Value::from(n as i64));
     // The property alone, with what its references may point at.
     let mut alone = json!({"type": "object", "properties": {name: property}});
     for shared in ["$defs", "definitions"] {

@@ -19,10 +19,9 @@ use crate::auth::{AuthError, needed};
 use crate::connections::{self, HttpLimits};
 use crate::problem::Refused;
 use crate::read::header;
+use crate::reconcile::Reconciler;
 use crate::state::Gateway;
-use crate::{
-    apply, dead_letters, events, functions, images, invoke, logs, reconcile, runs, scaling, start_run, status,
-};
+use crate::{apply, dead_letters, events, functions, images, invoke, logs, runs, scaling, start_run, status};
 
 /// Why the gateway could not serve.
 #[derive(Debug, thiserror::Error)]
@@ -208,12 +207,23 @@ pub async fn serve_within(
 async fn keep_reconciled(gateway: Arc<Gateway>) {
     let mut every = tokio::time::interval(gateway.config.reconcile_every);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut reconciler: Option<Reconciler> = None;
     loop {
         tokio::select! {
             () = gateway.stop.cancelled() => return,
             _ = every.tick() => {}
         }
-        match reconcile::reconcile(&gateway).await {
+        let open = match &mut reconciler {
+            Some(open) => open,
+            None => match Reconciler::open(&gateway.deps.log).await {
+                Ok(opened) => reconciler.insert(opened),
+                Err(error) => {
+                    tracing::warn!(%error, "buckets and events were not reconciled, it is tried again");
+                    continue;
+                }
+            },
+        };
+        match open.run(&gateway).await {
             Ok(0) => {}
             Ok(raised) => tracing::info!(raised, "events of objects were missing and are raised"),
             Err(problem) => tracing::warn!(%problem, "buckets and events were not reconciled, it is tried again"),

@@ -1,11 +1,15 @@
 //! A table kept up to date from a compacted topic.
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use imageflow_eventlog::{EventLog, FollowEvent, LogError, Position, Record, Start};
+use imageflow_eventlog::{EventLog, FollowEvent, Follower, LogError, Position, Record, Start};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+/// Before a view that failed is followed anew.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// What a view does with each record. Called in the order of each partition.
 pub trait Table: Send + 'static {
@@ -65,7 +69,7 @@ impl<T: Table> TableView<T> {
         while let FollowEvent::Records(records) = follower.next().await.map_err(fail)? {
             take(&table, &sender, &records);
         }
-        let (shared, stop, name) = (table.clone(), stop.clone(), topic.to_owned());
+        let (shared, stop, name, log) = (table.clone(), stop.clone(), topic.to_owned(), log.clone());
         tasks.spawn(async move {
             loop {
                 let event = tokio::select! {
@@ -75,9 +79,14 @@ impl<T: Table> TableView<T> {
                 match event {
                     Ok(FollowEvent::Records(records)) => take(&shared, &sender, &records),
                     Ok(FollowEvent::CaughtUp) => {}
+                    Err(LogError::Closed) => return,
                     Err(error) => {
-                        tracing::error!(topic = name, %error, "a view of the event log has ended");
-                        return;
+                        tracing::error!(topic = name, %error, "a view of the event log is behind");
+                        match again(&log, &name, &stop).await {
+                            // From the begin: to take a record twice changes nothing in a table of last values.
+                            Some(anew) => follower = anew,
+                            None => return,
+                        }
                     }
                 }
             }
@@ -111,6 +120,21 @@ impl<T: Table> TableView<T> {
             Err(_) => Err(ViewError::Ended {
                 topic: self.topic.clone(),
             }),
+        }
+    }
+}
+
+/// A follower in place of one that failed, as soon as the log gives one. `None` when it is to stop.
+async fn again(log: &Arc<dyn EventLog>, topic: &str, stop: &CancellationToken) -> Option<Box<dyn Follower>> {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return None,
+            () = tokio::time::sleep(PAUSE) => {}
+        }
+        match log.follow(topic, Start::Earliest).await {
+            Ok(follower) => return Some(follower),
+            Err(LogError::Closed) => return None,
+            Err(error) => tracing::debug!(topic, %error, "the view cannot be followed yet"),
         }
     }
 }

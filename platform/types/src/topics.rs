@@ -11,6 +11,8 @@ pub const RUNS: &str = "imageflow.runs";
 pub const RESOURCES: &str = "imageflow.resources";
 /// Learned sketches and last decisions (compacted).
 pub const SCALING: &str = "imageflow.scaling";
+/// How far the events of each bucket's objects are known to be told (compacted).
+pub const MARKS: &str = "imageflow.marks";
 /// Work that could not be done.
 pub const DEAD_LETTERS: &str = "imageflow.dead-letters";
 /// Prefix of every work topic.

@@ -219,9 +219,9 @@ impl S3Server {
             .env_clear()
             .env("ROOT_ACCESS_KEY", &self.access_key)
             .env("ROOT_SECRET_KEY", &self.secret_key)
-            .current_dir(self.dir.path())
             .args(["--port", &format!("127.0.0.1:{}", self.port)])
-            .args(["--iam-dir", "iam", "--health", "/healthz", "--quiet"])
+            .args(["--health", "/healthz", "--quiet", "--iam-dir"])
+            .arg(self.dir.path().join("iam"))
             .stdin(Stdio::null())
             .stdout(log)
             .stderr(errors);
@@ -239,9 +239,9 @@ impl S3Server {
         }
         command.arg("posix");
         if self.options.versioning {
-            command.args(["--versioning-dir", "versions"]);
+            command.arg("--versioning-dir").arg(self.dir.path().join("versions"));
         }
-        command.arg("data");
+        command.arg(self.dir.path().join("data"));
         Process::spawn(&mut command).map_err(|e| S3ServerError::Start(e.to_string()))
     }
 

@@ -119,6 +119,34 @@ async fn parameters_out_of_range_and_of_a_flow_are_refused() {
 }
 
 #[tokio::test]
+async fn the_query_of_a_run_is_checked_before_anything_is_stored() {
+    let world = World::sample().await;
+    for (query, says) in [
+        ("widht=3", "did you mean \\\"width\\\"?"),
+        ("width=20000", "10000"),
+        ("width=wide", "params.width"),
+        ("width=1&width=2", "is given twice"),
+        ("tag=canary", "traffic"),
+    ] {
+        let reply = world
+            .post(&format!("/v1/functions/resize/runs?{query}"), &[], PNG)
+            .await;
+        let text = reply.problem(400, "invalid-argument");
+        assert!(text.contains(says), "{query}: {text}");
+    }
+    for (query, says) in [
+        ("width=64", "known is fuse"),
+        ("fuze=false", "did you mean \\\"fuse\\\"?"),
+    ] {
+        let reply = world.post(&format!("/v1/flows/thumbs/runs?{query}"), &[], PNG).await;
+        let text = reply.problem(400, "invalid-argument");
+        let name = query.split('=').next().unwrap();
+        assert!(text.contains(name) && text.contains(says), "{query}: {text}");
+    }
+    assert!(world.objects.all().is_empty() && world.run_events().await.is_empty());
+}
+
+#[tokio::test]
 async fn an_image_without_the_parameters_it_needs_is_refused_and_not_stored() {
     let world = World::start().await;
     let crop =

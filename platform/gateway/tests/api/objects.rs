@@ -5,7 +5,7 @@ use bytes::Bytes;
 use http::Method;
 use imageflow_events::object::own_object;
 use imageflow_events::{AttributesReader, ext, record};
-use imageflow_gateway::{ObjectEvents, reconcile};
+use imageflow_gateway::{ObjectEvents, Reconciler};
 use imageflow_objects::{ChangeKind, ObjectChange, ObjectInfo, ObjectListener, ObjectStore, PutOptions};
 use imageflow_types::work::RunRequest;
 use imageflow_types::{RunId, topics};
@@ -95,10 +95,17 @@ async fn a_reconcile_raises_what_no_run_knows_and_nothing_else() {
     world.write_run(&state(&request, "succeeded", 1)).await;
     let path = format!("/v1/runs/{run}?watch=true&wait=60");
     world.send(Method::GET, &path, &[], "").await;
-    assert_eq!(reconcile(&world.gateway).await.unwrap(), 1);
+    let mut reconciler = Reconciler::open(&world.log).await.unwrap();
+    assert_eq!(reconciler.run(&world.gateway).await.unwrap(), 1);
     assert_eq!(subjects(&world).await, ["raw-images/missed.png"]);
-    // Told again it is the same event, so the same run.
-    reconcile(&world.gateway).await.unwrap();
+    assert_eq!(
+        reconciler.run(&world.gateway).await.unwrap(),
+        0,
+        "also when no run came of it"
+    );
+    // Told again, after a restart, it is the same event, so the same run.
+    let mut reconciler = Reconciler::open(&world.log).await.unwrap();
+    assert_eq!(reconciler.run(&world.gateway).await.unwrap(), 1);
     let records = world.records(topics::EVENTS).await;
     let id = |at: usize| {
         record::read(&records[at].headers, records[at].value.as_ref())
@@ -107,6 +114,21 @@ async fn a_reconcile_raises_what_no_run_knows_and_nothing_else() {
             .to_owned()
     };
     assert!(records.len() == 2 && id(0) == id(1));
+}
+
+#[tokio::test]
+async fn what_is_older_than_the_mark_is_not_told_to_a_new_trigger() {
+    let world = World::sample().await;
+    put(&world, "old.png", None).await;
+    let mark = json!({"schema": 1, "toldMs": 4_102_444_800_000_i64}).to_string();
+    let topic = imageflow_eventlog::TopicSpec::compacted(topics::MARKS, 1);
+    world.log.ensure_topics(&[topic]).await.unwrap();
+    let record = imageflow_eventlog::NewRecord::new(topics::MARKS)
+        .key("raw-images")
+        .value(mark);
+    world.log.produce(vec![record]).await.unwrap();
+    let mut reconciler = Reconciler::open(&world.log).await.unwrap();
+    assert_eq!(reconciler.run(&world.gateway).await.unwrap(), 0);
 }
 
 #[tokio::test]

@@ -116,6 +116,33 @@ async fn a_reference_is_pinned_to_the_bytes_it_has_now() {
 }
 
 #[tokio::test]
+async fn of_an_image_the_query_has_the_parameters_with_their_types() {
+    let world = World::sample().await;
+    let path = "/v1/functions/resize/runs?width=64&fuse=false&height=3%30";
+    assert_eq!(world.post(path, &[], PNG).await.status, 202);
+    let request = request(&world).await;
+    assert_eq!(Value::from(request.params), json!({"width": 64, "height": 30}));
+    assert!(!request.fuse);
+}
+
+#[tokio::test]
+async fn the_query_goes_with_a_reference_too() {
+    let world = World::sample().await;
+    world.post("/v1/images?key=a.png", &[], PNG).await;
+    let headers = [("content-type", "application/json")];
+    let body = json!({"input": {"bucket": "raw-images", "key": "a.png"}, "params": {"width": 9}}).to_string();
+    let path = "/v1/functions/resize/runs";
+    let reply = world.post(&format!("{path}?height=8"), &headers, body.clone()).await;
+    assert_eq!(reply.status, 202);
+    assert_eq!(
+        Value::from(request(&world).await.params),
+        json!({"width": 9, "height": 8})
+    );
+    let twice = world.post(&format!("{path}?width=8"), &headers, body).await;
+    assert!(twice.problem(400, "invalid-argument").contains("params.width"));
+}
+
+#[tokio::test]
 async fn one_idempotency_key_is_one_run_and_another_input_a_conflict() {
     let world = World::sample().await;
     let key = [("idempotency-key", "k-1")];
@@ -261,6 +288,38 @@ async fn runs_are_listed_by_flow_and_state() {
         "the next page begins after the last run of this one"
     );
     assert!(all.contains(&running.run.to_string()));
+}
+
+#[tokio::test]
+async fn a_page_goes_on_where_the_one_before_ended_even_when_that_run_is_gone() {
+    let world = World::sample().await;
+    for status in ["running", "failed", "succeeded"] {
+        known(&world, status).await;
+    }
+    let all = world.get("/v1/runs").await.json();
+    assert!(all.get("next").is_none(), "nothing comes after: {all}");
+    let first = world.get("/v1/runs?limit=1").await.json();
+    let next = first["next"].as_str().unwrap();
+    let gone = RunId::parse(first["items"][0]["run"].as_str().unwrap()).unwrap();
+    world
+        .log
+        .produce(vec![NewRecord::new(topics::RUNS).key(gone.to_string())])
+        .await
+        .unwrap();
+    let forgotten = async {
+        while world.get(&format!("/v1/runs/{gone}")).await.status != 404 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(SOON, forgotten).await.unwrap();
+    let second = world.get(&format!("/v1/runs?after={next}")).await.json();
+    assert_eq!(
+        second["items"].as_array().unwrap()[..],
+        all["items"].as_array().unwrap()[1..]
+    );
+    let by_id = world.get(&format!("/v1/runs?after={gone}")).await;
+    let problem = by_id.problem(400, "invalid-argument");
+    assert!(problem.contains(gone.as_str()) && problem.contains("next"), "{problem}");
 }
 
 #[tokio::test]
