@@ -46,6 +46,9 @@ pub struct Global {
     /// No colours, as with the variable NO_COLOR
     #[arg(long, global = true)]
     pub no_color: bool,
+    /// Results and errors only: no progress, no notes
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
 }
 
 /// How results are printed.

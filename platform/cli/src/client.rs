@@ -7,7 +7,8 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::{Client as Hyper, connect::HttpConnector};
 use hyper_util::rt::TokioExecutor;
-use imageflow_types::{ErrorCode, Problem, RunState};
+use imageflow_types::{ErrorCode, Problem, RunId, RunState};
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -18,6 +19,8 @@ const ANSWER_LIMIT: usize = 256 << 20;
 const LINE_LIMIT: usize = 16 << 20;
 /// How long an ordinary request may take until its answer begins.
 const TIMEOUT: Duration = Duration::from_secs(30);
+/// Seconds for which a watch waits for its run to begin; the platform allows no more.
+const BEGIN: u64 = 60;
 
 /// A connection pool to one platform. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -86,6 +89,30 @@ pub struct NewRun<'a> {
     pub idempotency_key: &'a str,
     /// Whether steps may share a request.
     pub fuse: bool,
+}
+
+/// A run that was asked for and is sure to come.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub enum Started {
+    /// As it stands.
+    Run(Box<RunState>),
+    /// Its id: the platform has so much to do that it did not look at it yet.
+    Asked {
+        /// The id.
+        run: RunId,
+    },
+}
+
+impl Started {
+    /// The id.
+    #[must_use]
+    pub fn run(&self) -> &RunId {
+        match self {
+            Self::Run(state) => &state.run,
+            Self::Asked { run } => run,
+        }
+    }
 }
 
 impl Client {
@@ -210,7 +237,7 @@ impl Client {
     ///
     /// # Errors
     /// As [`Self::json`].
-    pub async fn start_run(&self, new: NewRun<'_>) -> Result<RunState, CliError> {
+    pub async fn start_run(&self, new: NewRun<'_>) -> Result<Started, CliError> {
         let (kind, name) = new.target.split_once('/').unwrap_or(("flow", new.target));
         let kind = match kind {
             "flow" | "flows" => "flows",
@@ -239,12 +266,14 @@ impl Client {
         self.get_json(format!("/v1/runs/{}", encode(id))).await
     }
 
-    /// A run as it changes.
+    /// A run as it changes; one that was asked for a moment ago is waited for.
     ///
     /// # Errors
     /// As [`Self::send`].
     pub async fn watch_run(&self, id: &str) -> Result<Lines, CliError> {
-        self.lines(format!("/v1/runs/{}?watch=true", encode(id))).await
+        let path = format!("/v1/runs/{}?watch=true&wait={BEGIN}", encode(id));
+        self.lines_of(Call::new(Method::GET, path).timeout(TIMEOUT + Duration::from_secs(BEGIN)))
+            .await
     }
 
     /// The image a step of a run made.
@@ -261,7 +290,11 @@ impl Client {
     /// # Errors
     /// As [`Self::send`].
     pub async fn lines(&self, path: impl Into<String>) -> Result<Lines, CliError> {
-        let body = self.send(Call::new(Method::GET, path)).await?.into_body();
+        self.lines_of(Call::new(Method::GET, path)).await
+    }
+
+    async fn lines_of(&self, call: Call) -> Result<Lines, CliError> {
+        let body = self.send(call).await?.into_body();
         Ok(Lines {
             body,
             buffer: BytesMut::new(),

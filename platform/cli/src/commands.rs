@@ -7,6 +7,8 @@ pub mod images;
 pub mod logs;
 pub mod named;
 pub mod platform;
+pub mod progress;
+pub mod results;
 pub mod run;
 pub mod runs;
 pub mod scaling;

@@ -80,6 +80,7 @@ fn run(cli: Cli) -> Result<(), CliError> {
                 std::io::stdout().is_terminal(),
             ),
             live: std::io::stderr().is_terminal(),
+            quiet: cli.global.quiet,
             out: Box::new(std::io::stdout()),
             err: Box::new(std::io::stderr()),
             now_ms: now_ms(),

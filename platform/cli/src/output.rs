@@ -19,6 +19,8 @@ pub struct Context {
     pub color: bool,
     /// Whether somebody watches standard error, so that bars may move there.
     pub live: bool,
+    /// Whether only results and errors are to be printed.
+    pub quiet: bool,
     /// Standard output.
     pub out: Box<dyn Write + Send>,
     /// Standard error.
@@ -40,6 +42,9 @@ impl Context {
 
     /// Prints a note on standard error, where it does not mix with results.
     pub fn note(&mut self, text: impl AsRef<str>) {
+        if self.quiet {
+            return;
+        }
         // Nobody can be told that standard error is closed.
         let _ = writeln!(self.err, "{}", text.as_ref());
     }

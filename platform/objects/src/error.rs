@@ -73,6 +73,14 @@ impl ObjectError {
         matches!(self, Self::Full | Self::Unavailable { .. })
     }
 
+    /// That of a body that was to be stored.
+    pub(crate) fn from_body(error: Source) -> Self {
+        match error.downcast::<Self>() {
+            Ok(error) => *error,
+            Err(source) => Self::Unavailable { source },
+        }
+    }
+
     pub(crate) fn unavailable(source: impl Into<Source>) -> Self {
         Self::Unavailable { source: source.into() }
     }

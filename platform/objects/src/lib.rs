@@ -15,6 +15,6 @@ pub use embedded::{
     ChangeKind, EmbeddedS3, EmbeddedS3Config, EmbeddedS3Error, ListenerError, ObjectChange, ObjectListener,
 };
 pub use error::ObjectError;
-pub use s3::{S3Config, S3Store};
+pub use s3::{CaBundle, CaError, RetryBudget, S3Config, S3Store};
 pub use signed::SignedUrl;
-pub use store::{ObjectInfo, ObjectStore, PutOptions, check_bucket, check_key};
+pub use store::{BodyError, ObjectBody, ObjectInfo, ObjectStore, PutOptions, check_bucket, check_key};

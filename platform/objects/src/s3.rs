@@ -1,62 +1,25 @@
 //! Any S3 server, through aws-sdk-s3.
 use std::collections::BTreeMap;
-use std::fmt;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use aws_sdk_s3 as sdk;
-use aws_smithy_http_client::tls;
 use bytes::Bytes;
-use sdk::config::retry::RetryConfig;
-use sdk::config::timeout::TimeoutConfig;
-use sdk::config::{Credentials, Region, RequestChecksumCalculation, ResponseChecksumValidation};
 use sdk::error::{ProvideErrorMetadata, SdkError};
 use sdk::primitives::ByteStream;
 
 use crate::error::ObjectError;
 use crate::presign::Presigner;
 use crate::signed::SignedUrl;
-use crate::store::{ObjectInfo, ObjectStore, PutOptions, check_bucket, check_key};
+use crate::store::{ObjectBody, ObjectInfo, ObjectStore, PutOptions, check_bucket, check_key};
 
-/// Where an S3 server is and who we are there. Its debug text hides the secret.
-#[derive(Clone)]
-pub struct S3Config {
-    /// `http://host:port` or `https://...`.
-    pub endpoint: String,
-    /// Region, for signatures.
-    pub region: String,
-    /// Access key.
-    pub access_key: String,
-    /// Secret key.
-    pub secret_key: String,
-    /// Whether the bucket stands in the path (as most servers other than AWS's want it) and not in the host name.
-    pub path_style: bool,
-    /// Objects larger than this are not read: `get` holds them in memory.
-    pub max_get_bytes: u64,
-}
+mod config;
+mod reader;
+mod writer;
 
-impl S3Config {
-    /// A server in the region `us-east-1`, path style, objects of up to 256 MiB.
-    pub fn new(endpoint: impl Into<String>, access_key: impl Into<String>, secret_key: impl Into<String>) -> Self {
-        Self {
-            endpoint: endpoint.into(),
-            region: "us-east-1".to_owned(),
-            access_key: access_key.into(),
-            secret_key: secret_key.into(),
-            path_style: true,
-            max_get_bytes: 256 << 20,
-        }
-    }
-}
-
-impl fmt::Debug for S3Config {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("S3Config")
-            .field("endpoint", &self.endpoint)
-            .field("region", &self.region)
-            .finish_non_exhaustive()
-    }
-}
+pub use config::{CaBundle, CaError, RetryBudget, S3Config};
+use reader::Reader;
+use writer::Source;
 
 /// An S3 server.
 #[derive(Debug, Clone)]
@@ -64,48 +27,29 @@ pub struct S3Store {
     pub(crate) client: sdk::Client,
     presigner: Presigner,
     max_get_bytes: u64,
+    checksums: bool,
+    part_bytes: usize,
+    parts_in_flight: usize,
+    budget: RetryBudget,
 }
 
 impl S3Store {
     /// A client; it connects when it is used.
     #[must_use]
     pub fn new(config: S3Config) -> Self {
-        let http = aws_smithy_http_client::Builder::new();
-        let http = if config.endpoint.starts_with("https://") {
-            http.tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring))
-                .build_https()
-        } else {
-            http.build_http()
-        };
-        let timeouts = TimeoutConfig::builder()
-            .connect_timeout(Duration::from_secs(3))
-            .operation_attempt_timeout(Duration::from_secs(30))
-            .operation_timeout(Duration::from_secs(60))
-            .build();
-        let credentials = Credentials::new(config.access_key, config.secret_key, None, None, "imageflow");
-        let presigner = Presigner {
-            endpoint: config.endpoint.clone(),
-            region: config.region.clone(),
-            credentials: credentials.clone(),
-            path_style: config.path_style,
-        };
-        let conf = sdk::Config::builder()
-            .behavior_version_latest()
-            .http_client(http)
-            .endpoint_url(config.endpoint)
-            .region(Region::new(config.region))
-            .force_path_style(config.path_style)
-            // Servers that are not AWS's know only the old integrity headers; the ETag covers single puts.
-            .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
-            .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
-            .retry_config(RetryConfig::standard().with_max_attempts(3))
-            .timeout_config(timeouts)
-            .credentials_provider(credentials)
-            .build();
         Self {
-            client: sdk::Client::from_conf(conf),
-            presigner,
+            client: config.client(),
             max_get_bytes: config.max_get_bytes,
+            checksums: config.checksums,
+            part_bytes: config.part_size(),
+            parts_in_flight: config.parts_in_flight.max(1),
+            presigner: Presigner {
+                credentials: config.credentials(),
+                endpoint: config.endpoint,
+                region: config.region,
+                path_style: config.path_style,
+            },
+            budget: config.budget,
         }
     }
 }
@@ -128,7 +72,20 @@ where
             None => ObjectError::AlreadyExists { bucket, key },
         },
         (Some("EntityTooLarge"), _) | (_, Some(413)) => ObjectError::TooLarge,
-        (Some("StorageFull" | "XMinioStorageFull" | "InsufficientCapacity"), _) | (_, Some(507)) => ObjectError::Full,
+        (Some("StorageFull" | "XMinioStorageFull" | "InsufficientCapacity" | "QuotaExceeded"), _) | (_, Some(507)) => {
+            ObjectError::Full
+        }
+        // Servers that keep objects as files: asking again does not help.
+        (Some("ObjectParentIsFile" | "ExistingObjectIsDirectory" | "XMinioParentIsObject"), _) => {
+            ObjectError::InvalidName {
+                name: key,
+                why: "is at odds with another object, which this server keeps as a file or folder of that name",
+            }
+        }
+        (Some("KeyTooLongError"), _) => ObjectError::InvalidName {
+            name: key,
+            why: "is longer than this server takes",
+        },
         (Some("AccessDenied" | "SignatureDoesNotMatch" | "InvalidAccessKeyId"), _) | (_, Some(401 | 403)) => {
             ObjectError::AccessDenied { bucket }
         }
@@ -150,6 +107,40 @@ fn check(bucket: &str, key: &str) -> Result<(), ObjectError> {
 }
 
 impl S3Store {
+    /// Writes an object by one request.
+    async fn put_whole(
+        &self,
+        (bucket, key): (&str, &str),
+        body: Bytes,
+        options: PutOptions,
+    ) -> Result<ObjectInfo, ObjectError> {
+        let size = body.len() as u64;
+        let mut request = self
+            .client
+            .put_object()
+            .bucket(bucket)
+            .key(key)
+            .body(ByteStream::from(body));
+        request = request.set_content_type(options.content_type.clone());
+        for (name, value) in &options.metadata {
+            request = request.metadata(name, value);
+        }
+        if options.if_none_match {
+            request = request.if_none_match("*");
+        }
+        let answer = request.send().await.map_err(|e| fault(e, bucket, key, None))?;
+        Ok(ObjectInfo {
+            bucket: bucket.to_owned(),
+            key: key.to_owned(),
+            etag: bare(answer.e_tag()),
+            size,
+            content_type: options.content_type,
+            version: answer.version_id().map(str::to_owned),
+            metadata: options.metadata,
+            last_modified_ms: 0,
+        })
+    }
+
     pub(crate) fn sign_get_at(
         &self,
         (bucket, key): (&str, &str),
@@ -184,58 +175,52 @@ impl S3Store {
 impl ObjectStore for S3Store {
     async fn put(&self, bucket: &str, key: &str, body: Bytes, options: PutOptions) -> Result<ObjectInfo, ObjectError> {
         check(bucket, key)?;
-        let size = body.len() as u64;
-        let mut request = self
-            .client
-            .put_object()
-            .bucket(bucket)
-            .key(key)
-            .body(ByteStream::from(body));
-        request = request.set_content_type(options.content_type.clone());
-        for (name, value) in &options.metadata {
-            request = request.metadata(name, value);
+        if body.len() <= self.part_bytes {
+            return self.put_whole((bucket, key), body, options).await;
         }
-        if options.if_none_match {
-            request = request.if_none_match("*");
+        let mut source = Source::Memory(body);
+        let parts = (source.part(self.part_bytes).await?, source.part(self.part_bytes).await?);
+        self.put_parts((bucket, key), parts, source, options).await
+    }
+
+    async fn put_stream(
+        &self,
+        bucket: &str,
+        key: &str,
+        body: ObjectBody,
+        options: PutOptions,
+    ) -> Result<ObjectInfo, ObjectError> {
+        check(bucket, key)?;
+        let mut source = Source::Stream(body, Bytes::new());
+        let first = source.part(self.part_bytes).await?;
+        if first.len() < self.part_bytes {
+            return self.put_whole((bucket, key), first, options).await;
         }
-        let answer = request.send().await.map_err(|e| fault(e, bucket, key, None))?;
-        Ok(ObjectInfo {
-            bucket: bucket.to_owned(),
-            key: key.to_owned(),
-            etag: bare(answer.e_tag()),
-            size,
-            content_type: options.content_type,
-            version: answer.version_id().map(str::to_owned),
-            metadata: options.metadata,
-            last_modified_ms: 0,
-        })
+        let second = source.part(self.part_bytes).await?;
+        if second.is_empty() {
+            return self.put_whole((bucket, key), first, options).await;
+        }
+        self.put_parts((bucket, key), (first, second), source, options).await
     }
 
     async fn get(&self, bucket: &str, key: &str, if_match: Option<&str>) -> Result<(ObjectInfo, Bytes), ObjectError> {
         check(bucket, key)?;
-        let quoted = if_match.map(|etag| format!("\"{etag}\""));
-        let request = self.client.get_object().bucket(bucket).key(key).set_if_match(quoted);
-        let answer = request.send().await.map_err(|e| fault(e, bucket, key, if_match))?;
-        let info = ObjectInfo {
-            bucket: bucket.to_owned(),
-            key: key.to_owned(),
-            etag: bare(answer.e_tag()),
-            size: answer.content_length().and_then(|n| u64::try_from(n).ok()).unwrap_or(0),
-            content_type: answer.content_type().map(str::to_owned),
-            version: answer.version_id().map(str::to_owned),
-            metadata: answer.metadata().cloned().unwrap_or_default().into_iter().collect(),
-            last_modified_ms: millis(answer.last_modified()),
-        };
-        if info.size > self.max_get_bytes {
+        let reader = Reader::open(&self.client, &self.budget, (bucket, key), if_match).await?;
+        if reader.info().size > self.max_get_bytes {
             return Err(ObjectError::TooLarge);
         }
-        let body = answer
-            .body
-            .collect()
-            .await
-            .map_err(ObjectError::unavailable)?
-            .into_bytes();
-        Ok((info, body))
+        reader.whole().await
+    }
+
+    async fn get_stream(
+        &self,
+        bucket: &str,
+        key: &str,
+        if_match: Option<&str>,
+    ) -> Result<(ObjectInfo, ObjectBody), ObjectError> {
+        check(bucket, key)?;
+        let reader = Reader::open(&self.client, &self.budget, (bucket, key), if_match).await?;
+        Ok((reader.info().clone(), reader.stream()))
     }
 
     async fn head(&self, bucket: &str, key: &str) -> Result<Option<ObjectInfo>, ObjectError> {

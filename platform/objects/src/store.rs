@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
 
 use crate::error::ObjectError;
@@ -45,13 +47,20 @@ pub struct PutOptions {
     pub if_none_match: bool,
 }
 
+/// Why a body broke off. From `get_stream` it is an [`ObjectError`].
+pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The bytes of an object, piece by piece.
+pub type ObjectBody = BoxStream<'static, Result<Bytes, BodyError>>;
+
 /// A store of objects in buckets.
 #[async_trait]
 pub trait ObjectStore: Send + Sync + 'static {
     /// Writes an object; it is durable when this returns.
     ///
     /// # Errors
-    /// `AlreadyExists` with `if_none_match`; `NoSuchBucket`, `TooLarge`, `Full`, `Unavailable`.
+    /// `AlreadyExists` with `if_none_match`, also when it was this put's own earlier attempt whose answer got lost;
+    /// `NoSuchBucket`, `TooLarge`, `Full`, `Unavailable`.
     async fn put(&self, bucket: &str, key: &str, body: Bytes, options: PutOptions) -> Result<ObjectInfo, ObjectError>;
     /// Reads an object whole.
     ///
@@ -59,6 +68,38 @@ pub trait ObjectStore: Send + Sync + 'static {
     /// `NoSuchKey`, `NoSuchBucket`; `PreconditionFailed` when its ETag is not `if_match`; `TooLarge` when the client was
     /// told to take no object of that size.
     async fn get(&self, bucket: &str, key: &str, if_match: Option<&str>) -> Result<(ObjectInfo, Bytes), ObjectError>;
+    /// Writes an object of any size from a stream. It is seen whole or not at all: not when the stream breaks off, and not
+    /// when this is dropped before it returns. Here and by default it is gathered in memory; stores of large objects do not.
+    ///
+    /// # Errors
+    /// As `put`; the stream's own, as `Unavailable` unless it is an [`ObjectError`].
+    async fn put_stream(
+        &self,
+        bucket: &str,
+        key: &str,
+        mut body: ObjectBody,
+        options: PutOptions,
+    ) -> Result<ObjectInfo, ObjectError> {
+        let mut bytes = Vec::new();
+        while let Some(more) = body.try_next().await.map_err(ObjectError::from_body)? {
+            bytes.extend_from_slice(&more);
+        }
+        self.put(bucket, key, bytes.into(), options).await
+    }
+    /// Reads an object of any size as a stream, which asks again from where it breaks off and fails when it cannot go on or,
+    /// after the last bytes, when their checksum is not right. By default it is read whole.
+    ///
+    /// # Errors
+    /// As `get`, but no `TooLarge`.
+    async fn get_stream(
+        &self,
+        bucket: &str,
+        key: &str,
+        if_match: Option<&str>,
+    ) -> Result<(ObjectInfo, ObjectBody), ObjectError> {
+        let (info, bytes) = self.get(bucket, key, if_match).await?;
+        Ok((info, stream::iter([Ok(bytes)]).boxed()))
+    }
     /// An object without its bytes; `None` when it is not there, or its bucket is not (S3 does not tell which).
     ///
     /// # Errors

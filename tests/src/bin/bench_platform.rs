@@ -272,19 +272,15 @@ async fn throughput(platform: &Platform) {
     );
 }
 
-/// Resident memory in MB and seconds of CPU so far, of a process. The kernel's ticks of 10 ms are too coarse for an idle one,
-/// so the time is that of its threads, in ns.
+/// Resident memory in MB and seconds of CPU so far, of a process, also of threads that have ended.
 fn process(pid: u32) -> (f64, f64) {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let rss = status.lines().find(|l| l.starts_with("VmRSS")).unwrap();
     let kb: f64 = rss.split_whitespace().nth(1).unwrap().parse().unwrap();
-    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-    let ns = threads.filter_map(|thread| {
-        // A thread may end meanwhile; what it used is then not counted.
-        let text = std::fs::read_to_string(thread.ok()?.path().join("schedstat")).ok()?;
-        text.split_whitespace().next()?.parse::<f64>().ok()
-    });
-    (kb / 1024.0, ns.sum::<f64>() / 1e9)
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    let ticks: f64 = fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap();
+    (kb / 1024.0, ticks / 100.0)
 }
 
 async fn idle(count: usize, goal_rss: Option<f64>, goal_cpu: f64) {
@@ -297,7 +293,8 @@ async fn idle(count: usize, goal_rss: Option<f64>, goal_cpu: f64) {
             .apply(&functions(&format!("idle-{chunk}"), n, "resize", "{ max: 3 }"))
             .await;
     }
-    const SPAN: Duration = Duration::from_secs(10);
+    // The kernel counts in ticks of 10 ms, so that 30 s tell a 30th of a percent.
+    const SPAN: Duration = Duration::from_secs(30);
     // What applying left to do is over when two looks in a row cost nothing worth counting.
     tokio::time::sleep(Duration::from_secs(3)).await;
     let (_, before) = process(platform.pid());

@@ -56,7 +56,7 @@ pub struct RunsFilter {
     #[arg(long, value_parser = ["running", "succeeded", "failed", "cancelled"])]
     pub status: Option<String>,
     /// At most this many
-    #[arg(long, default_value_t = 50)]
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub limit: u32,
     /// Go on with a line for every change
     #[arg(short, long)]
@@ -77,9 +77,12 @@ pub struct RunArgs {
     /// Start the runs, do not wait for them
     #[arg(long, conflicts_with = "out")]
     pub no_wait: bool,
-    /// Write the results into this folder
+    /// Write the results into this folder, as FILE-STEP.EXT
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+    /// With --out: overwrite files that are there with other content
+    #[arg(long, requires = "out")]
+    pub force: bool,
     /// Each step as a request of its own
     #[arg(long)]
     pub no_fuse: bool,
@@ -154,7 +157,7 @@ pub enum ImagesCommand {
         #[arg(long)]
         prefix: Option<String>,
         /// At most this many
-        #[arg(long, default_value_t = 100)]
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
         limit: u32,
         /// How results are printed.
         #[command(flatten)]
@@ -239,14 +242,14 @@ pub struct DeadLettersArgs {
 /// What to do with dead letters.
 #[derive(Debug, Subcommand)]
 pub enum DeadLettersCommand {
-    /// All that were not replayed, oldest first
+    /// Those that were not replayed, newest first
     #[command(alias = "ls")]
     List {
         /// Of this function only
         #[arg(long)]
         function: Option<String>,
         /// At most this many
-        #[arg(long, default_value_t = 50)]
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
         limit: u32,
     },
     /// One with its attempts

@@ -1,17 +1,18 @@
 //! `run`: files through a flow, watched until they are done.
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use futures::StreamExt;
-use imageflow_types::{RunState, RunStatus};
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use imageflow_types::{ErrorCode, RunId, RunState, RunStatus};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::files;
+use super::progress::{FileProgress, Progress};
+use super::results::{Results, labels, once};
 use crate::args::Format;
 use crate::args::work::RunArgs;
-use crate::client::{Client, NewRun};
+use crate::client::{Client, NewRun, Started};
 use crate::error::CliError;
 use crate::output::{Context, table};
 use crate::render;
@@ -19,6 +20,7 @@ use crate::render;
 /// How one file went.
 struct Outcome {
     file: PathBuf,
+    id: Option<RunId>,
     run: Option<RunState>,
     written: Vec<PathBuf>,
     error: Option<CliError>,
@@ -45,33 +47,38 @@ pub fn idempotency_key(target: &str, name: &str, fuse: bool, image: &[u8]) -> St
 /// The first file's error when it is one of use or reach; else that some failed.
 pub async fn run(cx: &mut Context, args: RunArgs) -> Result<(), CliError> {
     // All files are looked at before anything starts: a typing error in the last should not cost the others' work.
-    for file in &args.files {
+    let inputs = once(&args.files);
+    for file in &inputs {
         std::fs::metadata(file).map_err(|source| CliError::Input {
             path: file.clone(),
             source,
         })?;
     }
-    if let Some(dir) = &args.out {
-        std::fs::create_dir_all(dir).map_err(|source| CliError::Output {
-            path: dir.clone(),
-            source,
-        })?;
-    }
-    let target = if cx.live {
-        ProgressDrawTarget::stderr()
-    } else {
-        ProgressDrawTarget::hidden()
-    };
-    let bars = MultiProgress::with_draw_target(target);
+    let results = args
+        .out
+        .as_deref()
+        .map(|dir| Results::open(dir, args.force))
+        .transpose()?;
     let client = cx.client.clone();
     let parallel = usize::try_from(args.parallel).unwrap_or(1);
-    let mut outcomes: Vec<Outcome> = futures::stream::iter(args.files.clone())
-        .map(|file| one(&client, &args, file, &bars))
+    let progress = Progress::of(cx);
+    let work = Work {
+        client: &client,
+        args: &args,
+        results: results.as_ref(),
+        progress: &progress,
+    };
+    let mut outcomes: Vec<Outcome> = futures::stream::iter(labels(&inputs).into_iter().zip(inputs))
+        .map(|(label, file)| work.one(label, file))
         .buffered(parallel)
         .collect()
         .await;
-    drop(bars);
+    drop(progress);
     report(cx, &args, &outcomes)?;
+    if let Some(dir) = &args.out {
+        let written: usize = outcomes.iter().map(|o| o.written.len()).sum();
+        cx.note(format!("{written} results in {}", dir.display()));
+    }
     let total = outcomes.len();
     outcomes.retain(|o| o.error.is_some());
     let failed = outcomes.len();
@@ -82,109 +89,106 @@ pub async fn run(cx: &mut Context, args: RunArgs) -> Result<(), CliError> {
     }
 }
 
-async fn one(client: &Client, args: &RunArgs, file: PathBuf, bars: &MultiProgress) -> Outcome {
-    let bar = bars.add(ProgressBar::new(1));
-    if let Ok(style) = ProgressStyle::with_template("{prefix:24!} {bar:16} {pos}/{len} {wide_msg}") {
-        bar.set_style(style);
-    }
-    bar.set_prefix(files::name(&file));
-    let mut outcome = Outcome {
-        file,
-        run: None,
-        written: vec![],
-        error: None,
-    };
-    let work = follow(client, args, &mut outcome, &bar);
-    let ended = tokio::time::timeout(args.timeout.0, work).await;
-    outcome.error = match ended {
-        Ok(result) => result.err(),
-        Err(_) => {
-            let id = outcome.run.as_ref().map_or_else(String::new, |r| r.run.to_string());
-            Some(CliError::Failed(format!(
-                "not done in time; see `imageflow runs describe {id}`"
-            )))
-        }
-    };
-    match &outcome.error {
-        Some(e) => bar.abandon_with_message(e.text().lines().next().unwrap_or_default().to_owned()),
-        None => bar.abandon(),
-    }
-    outcome
+/// What all files of one command share.
+struct Work<'a> {
+    client: &'a Client,
+    args: &'a RunArgs,
+    results: Option<&'a Results>,
+    progress: &'a Progress<'a>,
 }
 
-async fn follow(client: &Client, args: &RunArgs, outcome: &mut Outcome, bar: &ProgressBar) -> Result<(), CliError> {
-    let image = files::read(&outcome.file)?;
-    let key = if args.again {
-        uuid::Uuid::new_v4().to_string()
-    } else {
-        idempotency_key(&args.flow, &files::name(&outcome.file), !args.no_fuse, &image)
-    };
-    bar.set_message("uploading");
-    let new = NewRun {
-        target: &args.flow,
-        image,
-        idempotency_key: &key,
-        fuse: !args.no_fuse,
-    };
-    let mut state = client.start_run(new).await?;
-    show(bar, &state);
-    let id = state.run.to_string();
-    outcome.run = Some(state.clone());
-    if args.no_wait {
-        return Ok(());
+impl Work<'_> {
+    async fn one(&self, label: String, file: PathBuf) -> Outcome {
+        let mut told = self.progress.file(file.display().to_string());
+        let mut outcome = Outcome {
+            file,
+            id: None,
+            run: None,
+            written: vec![],
+            error: None,
+        };
+        let work = self.follow(&label, &mut outcome, &mut told);
+        let ended = tokio::time::timeout(self.args.timeout.0, work).await;
+        outcome.error = match ended {
+            Ok(result) => result.err(),
+            Err(_) => {
+                let within = format!("not done within {}", self.args.timeout);
+                Some(CliError::Failed(match &outcome.id {
+                    Some(id) => format!("{within}; it goes on: `imageflow runs describe {id} --watch`"),
+                    None => within,
+                }))
+            }
+        };
+        told.end(outcome.error.as_ref());
+        outcome
     }
-    while !state.status.is_final() {
-        let mut lines = client.watch_run(&id).await?;
-        while !state.status.is_final() {
-            // A stream may end early, for example when the server restarts; then it is asked for anew.
-            let Some(next) = lines.next::<RunState>().await? else {
-                break;
+
+    async fn follow(&self, label: &str, outcome: &mut Outcome, told: &mut FileProgress<'_>) -> Result<(), CliError> {
+        let (client, args) = (self.client, self.args);
+        let image = files::read(&outcome.file)?;
+        let key = if args.again {
+            uuid::Uuid::new_v4().to_string()
+        } else {
+            idempotency_key(&args.flow, &files::name(&outcome.file), !args.no_fuse, &image)
+        };
+        let new = NewRun {
+            target: &args.flow,
+            image,
+            idempotency_key: &key,
+            fuse: !args.no_fuse,
+        };
+        let started = client.start_run(new).await?;
+        let id = started.run().to_string();
+        outcome.id = Some(started.run().clone());
+        match started {
+            Started::Run(state) => {
+                told.state(&state);
+                outcome.run = Some(*state);
+            }
+            Started::Asked { .. } => told.waiting(),
+        }
+        if args.no_wait {
+            return Ok(());
+        }
+        let state = self.end_of(&id, outcome, told).await?;
+        if let Some(results) = self.results {
+            for (step, object) in state.results() {
+                let step = step.to_string();
+                let image = client.run_output(&id, &step).await?;
+                outcome.written.push(results.keep(label, &step, &object.key, &image)?);
+            }
+        }
+        match (state.status, state.error()) {
+            (RunStatus::Succeeded, _) => Ok(()),
+            (_, Some((step, error))) => Err(CliError::Failed(format!("{step}: {}", error.message))),
+            (status, None) => Err(CliError::Failed(format!("the run was {}", status.as_str()))),
+        }
+    }
+
+    /// Watches a run to its end.
+    async fn end_of(&self, id: &str, outcome: &mut Outcome, told: &mut FileProgress<'_>) -> Result<RunState, CliError> {
+        loop {
+            if let Some(state) = outcome.run.as_ref().filter(|s| s.status.is_final()) {
+                return Ok(state.clone());
+            }
+            let mut lines = match self.client.watch_run(id).await {
+                // It is sure to come, however far behind the platform is.
+                Err(CliError::Problem(p)) if p.code == ErrorCode::NotFound && outcome.run.is_none() => continue,
+                lines => lines?,
             };
-            show(bar, &next);
-            state = next;
-            outcome.run = Some(state.clone());
+            while let Some(state) = lines.next::<RunState>().await? {
+                told.state(&state);
+                let last = state.status.is_final();
+                outcome.run = Some(state);
+                if last {
+                    break;
+                }
+            }
+            // A stream may end early, for example when the server restarts; then it is asked for anew.
+            if outcome.run.as_ref().is_none_or(|s| !s.status.is_final()) {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
         }
-        if !state.status.is_final() {
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
-    }
-    if let Some(dir) = &args.out {
-        let results: Vec<_> = state
-            .results()
-            .map(|(step, object)| (step.to_string(), object.key.clone()))
-            .collect();
-        for (step, key) in results {
-            let image = client.run_output(&id, &step).await?;
-            let path = dir.join(result_name(&outcome.file, &step, &key));
-            std::fs::write(&path, &image).map_err(|source| CliError::Output {
-                path: path.clone(),
-                source,
-            })?;
-            outcome.written.push(path);
-        }
-    }
-    match (state.status, state.error()) {
-        (RunStatus::Succeeded, _) => Ok(()),
-        (_, Some((step, error))) => Err(CliError::Failed(format!("{step}: {}", error.message))),
-        (status, None) => Err(CliError::Failed(format!("the run was {}", status.as_str()))),
-    }
-}
-
-fn show(bar: &ProgressBar, state: &RunState) {
-    let (over, all) = render::ended(state);
-    bar.set_length(all);
-    bar.set_position(over);
-    bar.set_message(render::progress(state));
-}
-
-/// `cat.png` through step `small` with the result `…/cat-1234.jpg` is `cat-small.jpg`.
-fn result_name(file: &Path, step: &str, key: &str) -> String {
-    let stem = file
-        .file_stem()
-        .map_or_else(|| "image".to_owned(), |s| s.to_string_lossy().into_owned());
-    match Path::new(key).extension() {
-        Some(extension) => format!("{stem}-{step}.{}", extension.to_string_lossy()),
-        None => format!("{stem}-{step}"),
     }
 }
 
@@ -193,7 +197,7 @@ fn report(cx: &mut Context, args: &RunArgs, outcomes: &[Outcome]) -> Result<(), 
         let items: Vec<Value> = outcomes
             .iter()
             .map(|o| {
-                json!({"file": o.file, "run": o.run, "written": o.written, "error": o.error.as_ref().map(CliError::problem)})
+                json!({"file": o.file, "id": o.id, "run": o.run, "written": o.written, "error": o.error.as_ref().map(CliError::problem)})
             })
             .collect();
         return cx.structured(&json!({"items": items})).map(drop);
@@ -201,13 +205,14 @@ fn report(cx: &mut Context, args: &RunArgs, outcomes: &[Outcome]) -> Result<(), 
     if cx.format == Format::Name {
         return outcomes
             .iter()
-            .filter_map(|o| o.run.as_ref())
-            .try_for_each(|r| cx.line(r.run.as_str()));
+            .filter_map(|o| o.id.as_ref())
+            .try_for_each(|id| cx.line(id.as_str()));
     }
     let rows = outcomes.iter().map(|o| {
         let status = match (&o.error, &o.run) {
             (None, Some(run)) => run.status.as_str(),
-            _ => "failed",
+            (None, None) => "waiting",
+            (Some(_), _) => "failed",
         };
         let ms = o
             .run
@@ -219,8 +224,8 @@ fn report(cx: &mut Context, args: &RunArgs, outcomes: &[Outcome]) -> Result<(), 
             (None, Some(run)) => render::progress(run),
             _ => String::new(),
         };
-        let id = o.run.as_ref().map_or_else(|| "-".to_owned(), |r| r.run.to_string());
-        vec![files::name(&o.file), status.to_owned(), ms, id, about]
+        let id = o.id.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string);
+        vec![o.file.display().to_string(), status.to_owned(), ms, id, about]
     });
     let text = table(&["file", "status", "ms", "run", "steps"], rows, cx.color);
     cx.line(text)
@@ -242,14 +247,5 @@ mod tests {
         ] {
             assert_ne!(key, other);
         }
-    }
-
-    #[test]
-    fn a_result_is_named_after_its_file_and_step() {
-        assert_eq!(
-            result_name(Path::new("p/cat.png"), "small", "thumbs/small/cat-12.jpg"),
-            "cat-small.jpg"
-        );
-        assert_eq!(result_name(Path::new("cat"), "small", "x"), "cat-small");
     }
 }
