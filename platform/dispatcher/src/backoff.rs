@@ -3,8 +3,8 @@ use std::time::Duration;
 
 use imageflow_types::function::{Backoff, Delivery};
 
-/// Longest wait between two attempts: the work holds its offset meanwhile.
-pub const LONGEST: Duration = Duration::from_secs(60);
+/// Longest wait between two attempts.
+pub const LONGEST: Duration = Duration::from_secs(3600);
 
 /// The wait after attempt `attempt` (from 1). `jitter` is a random number in 0..1: the wait is spread over its upper half,
 /// so that work that failed together does not come back together. What the function asked for by Retry-After is a minimum.

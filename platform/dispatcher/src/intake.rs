@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::backlog::Backlogs;
+use crate::delay::{self, Delays};
 use crate::tracker::Tracker;
 use crate::work::{self, Context};
 
@@ -110,6 +111,7 @@ impl Dispatcher {
     /// # Errors
     /// [`DispatcherError`] when the log fails for good.
     pub async fn run(self, stop: CancellationToken) -> Result<(), DispatcherError> {
+        self.log.ensure_topics(&[delay::topic()]).await?;
         let topics = Topics::Pattern(topics::WORK_PREFIX.to_owned());
         let group = ConsumerConfig::new(topics::GROUP_DISPATCHER, self.config.member.clone(), topics);
         let mut consumer = self.log.consumer(group).await?;
@@ -121,14 +123,30 @@ impl Dispatcher {
             backlogs: self.backlogs,
             clock: self.clock,
         };
+        let context = Arc::new(context);
+        let member = self.config.member.clone();
         let mut intake = Intake {
-            context: Arc::new(context),
+            context: context.clone(),
             config: self.config,
             partitions: HashMap::new(),
             tasks: JoinSet::new(),
             dirty: false,
         };
-        let result = intake.run(consumer.as_mut(), &stop).await;
+        // If one of them cannot go on, the other must not go on alone.
+        let stop = stop.child_token();
+        let _both = stop.clone().drop_guard();
+        let delays = async {
+            let result = Delays::new(&context).run(&member, &stop).await;
+            stop.cancel();
+            result
+        };
+        let takes = async {
+            let result = intake.run(consumer.as_mut(), &stop).await;
+            stop.cancel();
+            result
+        };
+        let (result, delayed) = tokio::join!(takes, delays);
+        let result = result.and(delayed);
         for partition in intake.partitions.values() {
             partition.stop.cancel();
         }

@@ -9,9 +9,11 @@
 
 pub mod backlog;
 pub mod backoff;
+mod delay;
 mod intake;
 mod outcome;
 mod request;
+mod stored;
 pub mod tracker;
 mod work;
 

@@ -1,29 +1,23 @@
 //! One step from first attempt to a durable report: what happens between taking a record and marking it done.
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use imageflow_delivery::{Class, Delivery, DeliveryError, Demand};
 use imageflow_eventlog::{EventLog, LogError, NewRecord};
-use imageflow_events::invocation::{OutputTarget, StepReply, WrittenOutput};
-use imageflow_objects::{ObjectError, ObjectStore, PutOptions};
+use imageflow_objects::ObjectStore;
 use imageflow_process::trace;
 use imageflow_resources::{FunctionEntry, ResourceStore};
 use imageflow_types::error::ErrorCode;
-use imageflow_types::function::FunctionSpec;
-use imageflow_types::names::StepName;
-use imageflow_types::work::{Attempt, Input, ObjectRef, OutputRef, RunEvent, StepError, StepResult};
+use imageflow_types::function::{FunctionSpec, Ordering};
+use imageflow_types::work::{Attempt, Delayed, RunEvent, StepError, StepResult};
 use imageflow_types::{StepRequest, topics};
-use serde_json::Value;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span};
 
 use crate::backlog::Backlogs;
-use crate::outcome::{self, Outcome};
-use crate::request::{self, Signed};
-use crate::{backoff, intake};
+use crate::stored::{finish, sign};
+use crate::{backoff, delay, outcome, request};
 
 /// What every step needs.
 pub(crate) struct Context {
@@ -40,26 +34,34 @@ pub(crate) struct Context {
 const REPORT_STARTED_AFTER: Duration = Duration::from_millis(500);
 /// How long a step waits for a slot before it looks again whether its function is still there.
 const SLOT_PATIENCE: Duration = Duration::from_secs(60);
-/// Signed URLs live as long as the call may take and this much for clocks that differ.
-const CLOCK_SKEW: Duration = Duration::from_secs(60);
+/// A wait of this length leaves the work topic, so that the window of uncommitted offsets stays short.
+const DELAY_FROM: Duration = Duration::from_secs(5);
 /// Pause before the log or the object store is asked again.
 const STORAGE_PAUSE: Duration = Duration::from_millis(500);
 
 /// The work was given up, because the platform stops or the partition was revoked. Its record stays undone.
 pub(crate) struct GivenUp;
 
-/// Does a step and reports its end. Returns when the report is durable.
-pub(crate) async fn perform(context: &Context, step: StepRequest, stop: &CancellationToken) -> Result<(), GivenUp> {
-    let event = tokio::select! {
-        () = stop.cancelled() => return Err(GivenUp),
-        event = attempts(context, &step) => event,
-    };
-    report(context, event, stop).await
+/// What is to be durable before the step's record is done.
+enum End {
+    /// It ended.
+    Event(RunEvent),
+    /// It is tried again later, by whoever reads the topic of delays.
+    Later(Box<Delayed>),
 }
 
-/// Tries until it is done or cannot be.
-async fn attempts(context: &Context, step: &StepRequest) -> RunEvent {
-    let mut attempts: Vec<Attempt> = Vec::new();
+/// Does a step and reports its end. Returns when the report is durable.
+pub(crate) async fn perform(context: &Context, step: StepRequest, stop: &CancellationToken) -> Result<(), GivenUp> {
+    let end = tokio::select! {
+        () = stop.cancelled() => return Err(GivenUp),
+        end = attempts(context, &step) => end,
+    };
+    report(context, end, stop).await
+}
+
+/// Tries until it is done or cannot be, or not for a while.
+async fn attempts(context: &Context, step: &StepRequest) -> End {
+    let mut attempts: Vec<Attempt> = step.attempts.clone();
     let mut demand = Demand::One;
     let mut gone = false;
     loop {
@@ -77,12 +79,12 @@ async fn attempts(context: &Context, step: &StepRequest) -> RunEvent {
         let (error, retry, retry_after) = match tried {
             Ok(Tried::Done(result)) => {
                 let at_ms = (context.clock)();
-                return RunEvent::StageCompleted {
+                return End::Event(RunEvent::StageCompleted {
                     run: step.run.clone(),
                     stage: step.stage,
                     result,
                     at_ms,
-                };
+                });
             }
             Ok(Tried::Failed {
                 error,
@@ -127,6 +129,14 @@ async fn attempts(context: &Context, step: &StepRequest) -> RunEvent {
             };
             tell(context, event).await;
         }
+        // What keeps an order holds those behind it up in any case.
+        if wait >= DELAY_FROM && policy.ordering == Ordering::Unordered {
+            let step = StepRequest {
+                attempts,
+                ..step.clone()
+            };
+            return End::Later(Box::new(Delayed { due_ms: next_ms, step }));
+        }
         tokio::time::sleep(wait).await;
     }
 }
@@ -139,7 +149,7 @@ fn function_of(context: &Context, step: &StepRequest) -> Option<(Arc<FunctionEnt
     Some((entry, spec))
 }
 
-enum Tried {
+pub(crate) enum Tried {
     Done(StepResult),
     Failed {
         error: StepError,
@@ -148,7 +158,7 @@ enum Tried {
     },
 }
 
-enum Undelivered {
+pub(crate) enum Undelivered {
     /// The function did not see it, or it is not known that it was at fault.
     NoAttempt { alone: bool },
     /// The object store is not to be had.
@@ -225,211 +235,6 @@ async fn attempt(
     }
 }
 
-/// Makes the result durable where the pod has not, and checks it where the pod found it there.
-async fn finish(context: &Context, step: &StepRequest, outcome: Outcome, cold: bool) -> Result<Tried, Undelivered> {
-    let reply = match outcome {
-        Outcome::Failed {
-            error,
-            retry,
-            retry_after,
-        } => {
-            return Ok(Tried::Failed {
-                error,
-                retry,
-                retry_after,
-            });
-        }
-        Outcome::Replied(reply) => reply,
-        Outcome::Data(data) => StepReply {
-            data,
-            ..StepReply::default()
-        },
-        Outcome::Body { body, content_type } => store(context, step, body, content_type).await?,
-    };
-    let output = match &reply.output {
-        None => None,
-        Some(written) => Some(verified(context, step, written, &reply).await?),
-    };
-    Ok(Tried::Done(StepResult {
-        output,
-        step_ms: step_times(step, &reply),
-        data: reply.data,
-        service_ms: reply.service_ms,
-        cold,
-        reused: reply.reused,
-    }))
-}
-
-/// Times of the single steps, by the names the run knows: what else a function may tell is not for its state.
-fn step_times(step: &StepRequest, reply: &StepReply) -> BTreeMap<StepName, f64> {
-    let known = step.steps.iter().map(|s| &s.name);
-    known
-        .filter_map(|name| {
-            let timing = reply.steps.iter().find(|t| t.name == name.as_str())?;
-            Some((name.clone(), timing.ms))
-        })
-        .collect()
-}
-
-/// Stores the answer of a foreign function as the step's result: data first, then the object, each once.
-async fn store(
-    context: &Context,
-    step: &StepRequest,
-    body: Bytes,
-    content_type: String,
-) -> Result<StepReply, Undelivered> {
-    let size = body.len() as u64;
-    let data = serde_json::json!({"contentType": content_type, "size": size});
-    put_sidecar(context, step, &data).await?;
-    let options = PutOptions {
-        content_type: Some(content_type.clone()),
-        metadata: written_by(step),
-        if_none_match: true,
-    };
-    let (etag, reused) = match context
-        .objects
-        .put(&step.output.bucket, &step.output.key, body, options)
-        .await
-    {
-        Ok(info) => (info.etag, false),
-        Err(ObjectError::AlreadyExists { .. }) => (String::new(), true),
-        Err(error) => return Err(storage(&error)),
-    };
-    let output = Some(WrittenOutput {
-        etag,
-        size,
-        content_type,
-    });
-    Ok(StepReply {
-        output,
-        data,
-        reused,
-        ..StepReply::default()
-    })
-}
-
-/// The object as it is in the store. Asked for when the pod did not write it itself or does not know its ETag.
-async fn verified(
-    context: &Context,
-    step: &StepRequest,
-    written: &WrittenOutput,
-    reply: &StepReply,
-) -> Result<ObjectRef, Undelivered> {
-    let OutputRef { bucket, key, .. } = step.output.clone();
-    if !reply.reused && !written.etag.is_empty() {
-        let content_type = Some(written.content_type.clone());
-        return Ok(ObjectRef {
-            bucket,
-            key,
-            etag: written.etag.clone(),
-            size: written.size,
-            content_type,
-        });
-    }
-    let info = match context.objects.head(&bucket, &key).await {
-        Ok(Some(info)) => info,
-        Ok(None) => {
-            let message = format!("the function says that {bucket}/{key} is written, but it is not there");
-            return Err(Undelivered::Gone(plain(ErrorCode::FunctionFailed, message)));
-        }
-        Err(error) => return Err(storage(&error)),
-    };
-    match context.objects.head(&bucket, &sidecar_key(&key)).await {
-        Ok(Some(_)) => {}
-        Ok(None) => put_sidecar(context, step, &reply.data).await?,
-        Err(error) => return Err(storage(&error)),
-    }
-    Ok(ObjectRef {
-        bucket,
-        key,
-        etag: info.etag,
-        size: info.size,
-        content_type: info.content_type,
-    })
-}
-
-async fn put_sidecar(context: &Context, step: &StepRequest, data: &Value) -> Result<(), Undelivered> {
-    let options = PutOptions {
-        content_type: Some("application/json".to_owned()),
-        metadata: written_by(step),
-        if_none_match: true,
-    };
-    let key = sidecar_key(&step.output.key);
-    match context
-        .objects
-        .put(&step.output.bucket, &key, data.to_string().into(), options)
-        .await
-    {
-        Ok(_) | Err(ObjectError::AlreadyExists { .. }) => Ok(()),
-        Err(error) => Err(storage(&error)),
-    }
-}
-
-fn storage(error: &ObjectError) -> Undelivered {
-    if !error.is_retryable() {
-        let code = match error {
-            ObjectError::AccessDenied { .. } => ErrorCode::Forbidden,
-            ObjectError::TooLarge => ErrorCode::TooLarge,
-            ObjectError::NoSuchBucket { .. } | ObjectError::NoSuchKey { .. } => ErrorCode::NotFound,
-            _ => ErrorCode::InvalidArgument,
-        };
-        return Undelivered::Never(plain(code, error.to_string()));
-    }
-    tracing::warn!(%error, "the object store is not to be had, the step waits");
-    Undelivered::Storage
-}
-
-/// The mark by which events of our own objects are told from those of others.
-fn written_by(step: &StepRequest) -> std::collections::BTreeMap<String, String> {
-    [(intake::METADATA_RUN.to_owned(), step.run.to_string())].into()
-}
-
-fn sidecar_key(key: &str) -> String {
-    format!("{key}.json")
-}
-
-async fn sign(context: &Context, step: &StepRequest, timeout: Duration) -> Result<Signed, Undelivered> {
-    let life = timeout + CLOCK_SKEW;
-    let Input::Object(object) = &step.input else {
-        return Ok(Signed {
-            input: None,
-            output: Some(sign_output(context, step, life).await?),
-        });
-    };
-    let input = context
-        .objects
-        .sign_get(&object.bucket, &object.key, Some(&object.etag), life)
-        .await
-        .map_err(|e| storage(&e))?;
-    Ok(Signed {
-        input: Some(signed_request(&input)),
-        output: Some(sign_output(context, step, life).await?),
-    })
-}
-
-async fn sign_output(context: &Context, step: &StepRequest, life: Duration) -> Result<OutputTarget, Undelivered> {
-    let sign = async |key: String| {
-        let signed = context
-            .objects
-            .sign_put(&step.output.bucket, &key, &written_by(step), life)
-            .await;
-        signed.map(|s| signed_request(&s)).map_err(|e| storage(&e))
-    };
-    Ok(OutputTarget {
-        object: sign(step.output.key.clone()).await?,
-        sidecar: sign(sidecar_key(&step.output.key)).await?,
-        intermediate: step.output.intermediate,
-    })
-}
-
-fn signed_request(signed: &imageflow_objects::SignedUrl) -> imageflow_events::invocation::SignedRequest {
-    imageflow_events::invocation::SignedRequest {
-        url: signed.expose().to_owned(),
-        method: signed.method.clone(),
-        headers: signed.headers.iter().cloned().collect(),
-    }
-}
-
 /// A delivery that counts as an attempt; whether another may help is the error's to say.
 fn undelivered(error: &DeliveryError) -> Tried {
     let code = error.code();
@@ -455,7 +260,7 @@ impl Drop for Working<'_> {
     }
 }
 
-const fn plain(code: ErrorCode, message: String) -> StepError {
+pub(crate) const fn plain(code: ErrorCode, message: String) -> StepError {
     StepError {
         code,
         message,
@@ -472,15 +277,15 @@ const fn failed(error: StepError, retry: bool) -> Tried {
     }
 }
 
-fn end_failed(context: &Context, step: &StepRequest, error: StepError, attempts: Vec<Attempt>) -> RunEvent {
+fn end_failed(context: &Context, step: &StepRequest, error: StepError, attempts: Vec<Attempt>) -> End {
     let at_ms = (context.clock)();
-    RunEvent::StageFailed {
+    End::Event(RunEvent::StageFailed {
         run: step.run.clone(),
         stage: step.stage,
         error,
         attempts,
         at_ms,
-    }
+    })
 }
 
 /// A report that people look at but nothing depends on: it is tried once.
@@ -493,19 +298,23 @@ async fn tell(context: &Context, event: RunEvent) {
 }
 
 /// The report that ends the work: repeated until it is durable, for the record may not be marked done before.
-async fn report(context: &Context, mut event: RunEvent, stop: &CancellationToken) -> Result<(), GivenUp> {
+async fn report(context: &Context, mut end: End, stop: &CancellationToken) -> Result<(), GivenUp> {
     loop {
-        let Some(record) = record(&event) else {
+        let record = match &end {
+            End::Event(event) => record(event),
+            End::Later(delayed) => delay::record(delayed),
+        };
+        let Some(record) = record else {
             return Err(GivenUp);
         };
         match context.log.produce(vec![record]).await {
             Ok(_) => return Ok(()),
-            Err(error @ LogError::RecordTooLarge { .. }) if !is_short(&event) => {
+            Err(error @ LogError::RecordTooLarge { .. }) if !end.is_short() => {
                 // The next try is small whatever the function said.
-                event = too_large(event, &error);
+                end = end.too_large(&error);
                 continue;
             }
-            Err(error) => tracing::warn!(%error, run = %event.run(), "the result is not reported yet"),
+            Err(error) => tracing::warn!(%error, "the result of a step is not reported yet"),
         }
         tokio::select! {
             () = stop.cancelled() => return Err(GivenUp),
@@ -514,29 +323,32 @@ async fn report(context: &Context, mut event: RunEvent, stop: &CancellationToken
     }
 }
 
-const fn is_short(event: &RunEvent) -> bool {
-    matches!(event, RunEvent::StageFailed { attempts, .. } if attempts.is_empty())
-}
+impl End {
+    const fn is_short(&self) -> bool {
+        matches!(self, Self::Event(RunEvent::StageFailed { attempts, .. }) if attempts.is_empty())
+    }
 
-/// The end of a step whose own report does not fit into a record.
-fn too_large(event: RunEvent, error: &LogError) -> RunEvent {
-    let message = format!("what the function said does not fit into the report: {error}");
-    let failed = |run, stage, at_ms| RunEvent::StageFailed {
-        run,
-        stage,
-        error: plain(ErrorCode::TooLarge, message),
-        attempts: Vec::new(),
-        at_ms,
-    };
-    match event {
-        RunEvent::StageCompleted { run, stage, at_ms, .. } | RunEvent::StageFailed { run, stage, at_ms, .. } => {
-            failed(run, stage, at_ms)
-        }
-        other => other,
+    /// The end of a step whose own report does not fit into a record.
+    fn too_large(self, error: &LogError) -> Self {
+        let message = format!("what the function said does not fit into the report: {error}");
+        let (run, stage, at_ms) = match self {
+            Self::Event(
+                RunEvent::StageCompleted { run, stage, at_ms, .. } | RunEvent::StageFailed { run, stage, at_ms, .. },
+            ) => (run, stage, at_ms),
+            Self::Later(delayed) => (delayed.step.run, delayed.step.stage, delayed.due_ms),
+            other @ Self::Event(_) => return other,
+        };
+        Self::Event(RunEvent::StageFailed {
+            run,
+            stage,
+            error: plain(ErrorCode::TooLarge, message),
+            attempts: Vec::new(),
+            at_ms,
+        })
     }
 }
 
-fn record(event: &RunEvent) -> Option<NewRecord> {
+pub(crate) fn record(event: &RunEvent) -> Option<NewRecord> {
     match serde_json::to_vec(event) {
         Ok(value) => Some(
             NewRecord::new(topics::RUN_EVENTS)

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
 #[path = "service/attempts.rs"]
 mod attempts;
+#[path = "service/delays.rs"]
+mod delays;
 #[path = "service/results.rs"]
 mod results;
 mod support;

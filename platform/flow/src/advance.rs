@@ -288,6 +288,7 @@ fn enqueue_after(state: &mut RunState, done: Option<u32>, now_ms: i64) -> Vec<Ef
             output,
             requested_ms: now_ms,
             traceparent: request.traceparent.clone(),
+            attempts: Vec::new(),
         }));
     }
     effects

@@ -13,6 +13,8 @@ pub const RESOURCES: &str = "imageflow.resources";
 pub const SCALING: &str = "imageflow.scaling";
 /// How far the events of each bucket's objects are known to be told (compacted).
 pub const MARKS: &str = "imageflow.marks";
+/// Steps that are tried again, but not for a while.
+pub const DELAY: &str = "imageflow.delay";
 /// Work that could not be done.
 pub const DEAD_LETTERS: &str = "imageflow.dead-letters";
 /// Prefix of every work topic.
@@ -20,6 +22,8 @@ pub const WORK_PREFIX: &str = "imageflow.work.";
 
 /// The group of all dispatchers.
 pub const GROUP_DISPATCHER: &str = "imageflow-dispatcher";
+/// The group of those who hold delayed steps.
+pub const GROUP_DELAY: &str = "imageflow-delay";
 /// The group of all routers.
 pub const GROUP_ROUTER: &str = "imageflow-router";
 

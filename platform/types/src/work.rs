@@ -135,6 +135,19 @@ pub struct StepRequest {
     /// W3C trace context of the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
+    /// Attempts made before the step was put off.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attempts: Vec<Attempt>,
+}
+
+/// A step that is tried again later: the value of a record in `imageflow.delay`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Delayed {
+    /// When, ms since 1970.
+    pub due_ms: i64,
+    /// The step.
+    pub step: StepRequest,
 }
 
 /// What a step produced.

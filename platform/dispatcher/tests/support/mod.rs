@@ -81,6 +81,7 @@ pub fn step(name: &str) -> StepRequest {
             key: format!("out/{name}.png"),
             intermediate: false,
         },
+        attempts: Vec::new(),
         requested_ms: 1_000,
         traceparent: None,
     }
