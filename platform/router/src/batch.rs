@@ -53,6 +53,19 @@ impl Batch {
         }
     }
 
+    /// Hands the wish for a run to the router that has its partition.
+    pub fn pass_on(&mut self, request: RunRequest, now_ms: i64) {
+        let event = RunEvent::Requested(request);
+        match (encode(&event), event) {
+            (Ok(value), event) => {
+                let record = NewRecord::new(topics::RUN_EVENTS).key(event.run().as_str().to_owned());
+                self.records.push(record.value(value));
+            }
+            (Err(problem), RunEvent::Requested(request)) => self.dead_letter(&refused(&request, &problem, now_ms)),
+            (Err(_), _) => {}
+        }
+    }
+
     /// Takes what happened to a run.
     pub fn advance(&mut self, runs: &Runs, event: &RunEvent, now_ms: i64) {
         let run = event.run();

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use imageflow_eventlog::{
-    Consumer, ConsumerConfig, EventLog, LogError, OffsetCommit, Record, TopicPartition, TopicSpec, Topics, Transaction,
-    TransactionalProducer,
+    Consumer, ConsumerConfig, ConsumerEvent, EventLog, LogError, OffsetCommit, Record, TopicPartition, TopicSpec,
+    Topics, Transaction, TransactionalProducer,
 };
 use imageflow_events::EventError;
 use imageflow_objects::ObjectStore;
@@ -82,16 +82,32 @@ impl Router {
         ]
     }
 
-    /// Works until `stop`.
+    /// Works until `stop`. Several routers of different names share the partitions.
     ///
     /// # Errors
     /// [`RouterError`] when the log fails for good or another router of the same name took over.
     pub async fn run(self, stop: CancellationToken) -> Result<(), RouterError> {
         self.log.ensure_topics(&Self::topics()).await?;
-        // Taking the id over first ends an older router's transactions before the state is read.
+        // Taking the id over first ends an older router's transactions before any state is read.
         let mut producer = self.log.transactional(&self.config.member).await?;
-        let mut runs = Runs::load(&self.log).await?;
-        tracing::info!(live = runs.live_count(), "router has read its runs");
+        loop {
+            match self.session(producer.as_mut(), &stop).await {
+                // It was away for so long that others have its partitions: what it held is theirs to do again.
+                Err(RouterError::Log(LogError::NotAssigned { .. })) => {
+                    tracing::warn!("the router's partitions went to others; it joins anew");
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// As one member of the group, until `stop` or until the group has gone on without it.
+    async fn session(
+        &self,
+        producer: &mut dyn TransactionalProducer,
+        stop: &CancellationToken,
+    ) -> Result<(), RouterError> {
+        let mut runs = Runs::default();
         let names = vec![topics::EVENTS.to_owned(), topics::RUN_EVENTS.to_owned()];
         let group = ConsumerConfig::new(topics::GROUP_ROUTER, self.config.member.clone(), Topics::Names(names));
         let mut consumer = self.log.consumer(group).await?;
@@ -105,23 +121,45 @@ impl Router {
                 // Room comes without a record: look again.
                 () = tokio::time::sleep(PAUSE), if intake.is_resting() => Vec::new(),
             };
+            for event in &events {
+                self.follow(&mut runs, event).await?;
+            }
             // What is given out is committed before the next poll, so a revoked partition has nothing open.
             let records = intake.take(consumer.as_mut(), events, room);
             if room.is_tight() {
-                self.make_room(&mut runs, producer.as_mut()).await?;
+                self.make_room(&mut runs, producer).await?;
             }
             if records.is_empty() {
                 continue;
             }
             let offsets = offsets(&records, consumer.as_ref(), &intake);
-            if !self
-                .process(&mut runs, producer.as_mut(), &records, offsets, &stop)
-                .await?
-            {
+            if !self.process(&mut runs, producer, &records, offsets, stop).await? {
                 break;
             }
         }
         consumer.close().await?;
+        Ok(())
+    }
+
+    /// The runs of a partition come and go with its events.
+    async fn follow(&self, runs: &mut Runs, event: &ConsumerEvent) -> Result<(), RouterError> {
+        match event {
+            ConsumerEvent::Assigned(assigned) => {
+                for at in assigned.iter().filter(|a| a.topic == topics::RUN_EVENTS) {
+                    runs.load(self.log.as_ref(), at.partition).await?;
+                }
+                tracing::debug!(
+                    live = runs.live_count(),
+                    "the router has read the runs of its partitions"
+                );
+            }
+            ConsumerEvent::Revoked(revoked) => {
+                for at in revoked.iter().filter(|r| r.topic == topics::RUN_EVENTS) {
+                    runs.give_up(at.partition);
+                }
+            }
+            ConsumerEvent::Records(_) => {}
+        }
         Ok(())
     }
 
@@ -216,7 +254,10 @@ impl Router {
             };
             for found in triggers::matches(&catalog, self.objects.as_ref(), &event, now_ms).await? {
                 match found {
-                    Match::Run(request) => batch.request(runs, &catalog, &request, self.config.fuse, now_ms),
+                    Match::Run(request) if runs.owns(&request.run) => {
+                        batch.request(runs, &catalog, &request, self.config.fuse, now_ms);
+                    }
+                    Match::Run(request) => batch.pass_on(*request, now_ms),
                     Match::Refused(letter) => batch.dead_letter(&letter),
                 }
             }

@@ -467,3 +467,51 @@ async fn a_second_router_of_the_name_takes_over_and_the_first_ends() {
     assert_eq!(world.log.work("soften").await.len(), 1);
     second.stop().await;
 }
+
+#[tokio::test]
+async fn routers_share_the_runs_and_take_over_from_each_other() {
+    const COUNT: usize = 30;
+    let world = World::new().await;
+    let keys: Vec<String> = (0..COUNT).map(|n| format!("{n}.png")).collect();
+    let runs: Vec<_> = keys.iter().map(|key| run_of("on-upload", key, "e1")).collect();
+    let mut events = Vec::new();
+    for key in &keys {
+        world.objects.add(key, "e1");
+        events.push(uploaded(key, key));
+    }
+    let events: Vec<_> = events.iter().collect();
+    let first = world.route_as("router-0");
+    world.events(&events[..10]).await;
+    world.log.settled().await;
+    // All events stand in one partition, so most of their runs belong to the router that does not read them.
+    let second = world.route_as("router-1");
+    world.events(&events).await;
+    world.log.settled().await;
+    for run in &runs[..20] {
+        world.report(&completed(run, 0, "lines.png")).await;
+    }
+    world.log.settled().await;
+    first.stop().await;
+    // The one that is left knows what the other began, and makes none of it again.
+    world.events(&events).await;
+    for run in &runs {
+        world.report(&completed(run, 0, "lines.png")).await;
+        world.report(&completed(run, 1, "smooth.png")).await;
+    }
+    world.log.settled().await;
+    for function in ["outline", "soften"] {
+        let mut worked: Vec<_> = world.log.work(function).await.into_iter().map(|s| s.run).collect();
+        let count = worked.len();
+        worked.sort();
+        worked.dedup();
+        assert_eq!(
+            (count, worked.len()),
+            (COUNT, COUNT),
+            "{function}: each run's step once"
+        );
+    }
+    let ended = world.log.runs().await;
+    assert!(ended.len() == COUNT && ended.iter().all(|run| run.status == RunStatus::Succeeded));
+    assert!(world.log.dead_letters().await.is_empty());
+    second.stop().await;
+}

@@ -217,8 +217,16 @@ impl World {
 
     /// Starts a router.
     pub fn route(&self) -> Running {
+        self.route_as(&RouterConfig::default().member)
+    }
+
+    /// Starts a router of this name.
+    pub fn route_as(&self, member: &str) -> Running {
         let router = Router {
-            config: RouterConfig::default(),
+            config: RouterConfig {
+                member: member.to_owned(),
+                ..RouterConfig::default()
+            },
             log: self.log.clone(),
             objects: self.objects.clone(),
             resources: self.resources.clone(),
