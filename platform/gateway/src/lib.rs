@@ -14,6 +14,7 @@ mod invoke;
 mod letters_view;
 mod listener;
 mod logs;
+mod notifications;
 mod params;
 mod problem;
 mod read;
@@ -29,6 +30,7 @@ mod stream;
 
 pub use connections::HttpLimits;
 pub use listener::ObjectEvents;
+pub use notifications::Notifications;
 pub use reconcile::Reconciler;
 pub use runs_view::RunsView;
 pub use server::{GatewayError, serve, serve_within};

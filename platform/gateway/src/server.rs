@@ -205,6 +205,9 @@ pub async fn serve_within(
 }
 
 async fn keep_reconciled(gateway: Arc<Gateway>) {
+    if gateway.config.reconcile_every.is_zero() {
+        return;
+    }
     let mut every = tokio::time::interval(gateway.config.reconcile_every);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut reconciler: Option<Reconciler> = None;

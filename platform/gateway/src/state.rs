@@ -59,7 +59,7 @@ pub struct GatewayConfig {
     pub s3_url: String,
     /// When the platform started, ms since 1970.
     pub started_ms: i64,
-    /// Between two reconciles of buckets and events.
+    /// Between two reconciles of buckets and events; zero for none.
     pub reconcile_every: Duration,
 }
 

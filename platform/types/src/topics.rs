@@ -15,6 +15,8 @@ pub const SCALING: &str = "imageflow.scaling";
 pub const MARKS: &str = "imageflow.marks";
 /// Steps that are tried again, but not for a while.
 pub const DELAY: &str = "imageflow.delay";
+/// Notifications of an external S3 server, as it sends them.
+pub const OBJECT_NOTIFICATIONS: &str = "imageflow.object-notifications";
 /// Work that could not be done.
 pub const DEAD_LETTERS: &str = "imageflow.dead-letters";
 /// Prefix of every work topic.
@@ -24,6 +26,8 @@ pub const WORK_PREFIX: &str = "imageflow.work.";
 pub const GROUP_DISPATCHER: &str = "imageflow-dispatcher";
 /// The group of those who hold delayed steps.
 pub const GROUP_DELAY: &str = "imageflow-delay";
+/// The group of those who turn notifications into events.
+pub const GROUP_NOTIFICATIONS: &str = "imageflow-notifications";
 /// The group of all routers.
 pub const GROUP_ROUTER: &str = "imageflow-router";
 

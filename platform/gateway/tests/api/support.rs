@@ -233,7 +233,7 @@ impl World {
             api_url: "http://127.0.0.1:8000".to_owned(),
             s3_url: "http://127.0.0.1:9000".to_owned(),
             started_ms: 0,
-            reconcile_every: Duration::from_secs(3600),
+            reconcile_every: Duration::ZERO,
         };
         let gateway = Gateway::open(deps, config, &tasks, &stop).await.unwrap();
         let addr = listener.local_addr().unwrap();
