@@ -1,4 +1,5 @@
 //! What all requests of a pod share, and the one way to run the function.
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -63,7 +64,7 @@ impl App {
         let permit = permit.clone();
         let span = tracing::info_span!("run");
         let inner = span.clone();
-        let work = tokio::task::spawn_blocking(move || {
+        let work = move || {
             let _permit = permit;
             let _entered = inner.entered();
             let started = Instant::now();
@@ -71,7 +72,15 @@ impl App {
                 reply,
                 service: started.elapsed(),
             })
-        });
+        };
+        // The runtime panics when the system gives it no thread; the caller must hear of it, and try again.
+        let spawned = std::panic::catch_unwind(AssertUnwindSafe(|| tokio::task::spawn_blocking(work)));
+        let work = spawned.map_err(|_| {
+            Problem::new(
+                ErrorCode::Unavailable,
+                "the pod cannot start another thread: raise resources.memory or lower concurrency.limit",
+            )
+        })?;
         match work.instrument(span).await {
             Ok(Ok(done)) => {
                 self.metrics.served(done.service);

@@ -5,13 +5,16 @@ pub mod work;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+/// Heading of the options of every command.
+const GLOBAL: &str = "Global options";
+
 /// Serverless image processing: functions, flows and the events that start them.
 #[derive(Debug, Parser)]
 #[command(
     name = "imageflow",
     version,
     propagate_version = true,
-    after_help = "Examples:\n  imageflow up                                   start a platform here\n  imageflow deploy thumb --operation thumbnail   make a function\n  imageflow run thumbnails photos/*.jpg --out small\n\nExit codes: 0 ok, 1 failed, 64 usage, 66 input not readable, 69 server not reachable, 77 not allowed"
+    after_help = "Examples:\n  imageflow up\n  imageflow deploy thumb --operation resize --param width=200\n  imageflow invoke thumb cat.jpg -o small.jpg\n  imageflow run thumbnails photos/*.jpg --out small\n\nExit codes: 0 ok, 1 failed, 64 usage, 66 input not readable, 69 server not reachable, 77 not allowed"
 )]
 pub struct Cli {
     /// Options of every command.
@@ -29,6 +32,7 @@ pub struct Global {
     #[arg(
         long,
         global = true,
+        help_heading = GLOBAL,
         env = "IMAGEFLOW_SERVER",
         value_name = "URL",
         default_value = "http://127.0.0.1:8000"
@@ -38,16 +42,17 @@ pub struct Global {
     #[arg(
         long,
         global = true,
+        help_heading = GLOBAL,
         env = "IMAGEFLOW_API_KEY",
         value_name = "KEY",
         hide_env_values = true
     )]
     pub api_key: Option<String>,
     /// No colours, as with the variable NO_COLOR
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = GLOBAL)]
     pub no_color: bool,
     /// Results and errors only: no progress, no notes
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, help_heading = GLOBAL)]
     pub quiet: bool,
 }
 
@@ -70,11 +75,12 @@ pub enum Format {
 /// The format flag.
 #[derive(Debug, Clone, Copy, Default, Args)]
 pub struct OutputArgs {
-    /// How results are printed
+    /// How results are printed: table, wide, json, yaml or name
     #[arg(
         short = 'o',
         long = "output",
         value_enum,
+        hide_possible_values = true,
         default_value_t,
         global = true,
         value_name = "FORMAT"

@@ -10,12 +10,20 @@ pub enum CliError {
     #[error("{0}")]
     Problem(Box<Problem>),
     /// A document is wrong; found before anything was sent.
-    #[error("{origin} is not a valid manifest")]
+    #[error("{origin} is not valid")]
     Manifest {
         /// The file.
         origin: String,
         /// The fields at fault.
         errors: FieldErrors,
+    },
+    /// Documents of a file are wrong; found before anything was sent.
+    #[error("{origin} is not valid")]
+    Documents {
+        /// The file.
+        origin: String,
+        /// Each document at fault, as `kind/name`, with its fields.
+        faults: Vec<(String, FieldErrors)>,
     },
     /// An argument that the parser cannot judge alone.
     #[error("{0}")]
@@ -103,7 +111,8 @@ impl CliError {
                 } else {
                     p.title.clone()
                 });
-                lines.extend(p.errors.iter().map(|e| format!("  {e}")));
+                let document = document_of(p).map_or_else(String::new, |d| format!("{d}: "));
+                lines.extend(p.errors.iter().map(|e| format!("  {document}{e}")));
                 if let Some(seconds) = p.retry_after {
                     lines.push(format!("  try again in {seconds} s"));
                 }
@@ -116,6 +125,12 @@ impl CliError {
             Self::Manifest { errors, .. } => {
                 lines.push(self.to_string());
                 lines.extend(errors.0.iter().map(|e| format!("  {e}")));
+            }
+            Self::Documents { faults, .. } => {
+                lines.push(self.to_string());
+                for (document, errors) in faults {
+                    lines.extend(errors.0.iter().map(|e| format!("  {document}: {e}")));
+                }
             }
             Self::Unreachable { .. } => {
                 lines.push(self.to_string());
@@ -140,6 +155,12 @@ impl CliError {
                 problem.detail = self.to_string();
                 return problem;
             }
+            Self::Documents { faults, .. } => {
+                let all = faults.iter().flat_map(|(_, errors)| errors.0.clone()).collect();
+                let mut problem = Problem::from(FieldErrors(all));
+                problem.detail = self.text();
+                return problem;
+            }
             Self::Usage(_) | Self::Input { .. } => ErrorCode::InvalidArgument,
             Self::Unreachable { .. } => ErrorCode::Unavailable,
             Self::Timeout { .. } => ErrorCode::Timeout,
@@ -148,6 +169,14 @@ impl CliError {
         };
         Problem::new(code, self.text())
     }
+}
+
+/// The document at fault as `kind/name`. The platform writes it before the faults, as `Kind name: `.
+fn document_of(problem: &Problem) -> Option<String> {
+    let faults = FieldErrors(problem.errors.clone()).to_string();
+    let before = problem.detail.strip_suffix(&faults)?.strip_suffix(": ")?;
+    let (kind, name) = before.split_once(' ')?;
+    Some(format!("{}/{name}", kind.to_lowercase()))
 }
 
 fn causes(error: &CliError) -> Vec<String> {
@@ -204,6 +233,32 @@ mod tests {
         ]);
         let text = CliError::from(Problem::from(fields)).text();
         assert_eq!(text, "invalid argument\n  spec.scale.max: is 0; write at least 1");
+    }
+
+    #[test]
+    fn faults_are_told_with_the_document_they_are_in() {
+        let fields = FieldErrors(vec![
+            FieldError::new("spec.a", "is 0"),
+            FieldError::new("spec.b", "is 1"),
+        ]);
+        let mut problem = Problem::from(fields.clone());
+        problem.detail = format!("Flow thumbs: {}", problem.detail);
+        let text = CliError::from(problem).text();
+        assert_eq!(
+            text,
+            "invalid argument\n  flow/thumbs: spec.a: is 0\n  flow/thumbs: spec.b: is 1"
+        );
+        let local = CliError::Documents {
+            origin: "f.yaml".to_owned(),
+            faults: vec![("flow/thumbs".to_owned(), fields)],
+        };
+        let text = local.text();
+        assert_eq!(
+            text,
+            "f.yaml is not valid\n  flow/thumbs: spec.a: is 0\n  flow/thumbs: spec.b: is 1"
+        );
+        let problem = local.problem();
+        assert_eq!((problem.errors.len(), problem.detail), (2, text));
     }
 
     #[test]

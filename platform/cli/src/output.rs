@@ -1,7 +1,7 @@
 //! Where text goes and how it looks.
 use std::io::Write;
 
-use comfy_table::{Attribute, Cell, Color, Table, presets};
+use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table, presets};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -93,7 +93,18 @@ impl Context {
 /// A table without lines. Words that name a state are coloured if `color`.
 #[must_use]
 pub fn table(columns: &[&str], rows: impl IntoIterator<Item = Vec<String>>, color: bool) -> String {
+    draw(Table::new(), columns, rows, color)
+}
+
+/// The same where cells are prose: on a terminal they are broken so that all fits. Others stay whole, to be copied.
+#[must_use]
+pub fn prose(columns: &[&str], rows: impl IntoIterator<Item = Vec<String>>, color: bool) -> String {
     let mut table = Table::new();
+    table.set_content_arrangement(ContentArrangement::Dynamic);
+    draw(table, columns, rows, color)
+}
+
+fn draw(mut table: Table, columns: &[&str], rows: impl IntoIterator<Item = Vec<String>>, color: bool) -> String {
     table.load_preset(presets::NOTHING);
     if color {
         table.enforce_styling();

@@ -2,7 +2,7 @@
 use imageflow_types::{RunState, StepState, StepStatus};
 use serde_json::Value;
 
-use crate::output::{at, size, table};
+use crate::output::{at, prose, size, table};
 
 /// The time of day (UTC) of milliseconds since the epoch.
 #[must_use]
@@ -58,6 +58,35 @@ fn branch(steps: &[&Value], parent: Option<&str>, indent: &str, lines: &mut Vec<
     }
 }
 
+/// The filters of a trigger in few words; all must match.
+#[must_use]
+pub fn filters(trigger: &Value) -> String {
+    let filters = trigger.pointer("/spec/filters").and_then(Value::as_array);
+    let mut out = vec![];
+    for (dialect, attributes) in filters.into_iter().flatten().filter_map(Value::as_object).flatten() {
+        for (name, value) in attributes.as_object().into_iter().flatten() {
+            let value = at(value, "");
+            out.push(match dialect.as_str() {
+                "exact" => format!("{name}={value}"),
+                "prefix" => format!("{name}={value}*"),
+                "suffix" => format!("{name}=*{value}"),
+                other => format!("{other} {name}={value}"),
+            });
+        }
+    }
+    if out.is_empty() { "-".to_owned() } else { out.join(", ") }
+}
+
+/// As much of a text as a list has room for.
+#[must_use]
+pub fn first_sentence(text: &str) -> String {
+    let line = text.lines().next().unwrap_or_default();
+    // A point after which a word with a capital comes: not that of "Rec. 709".
+    let mut ends = line.match_indices(". ").map(|(at, _)| at);
+    let end = ends.find(|at| line[at + 2..].starts_with(char::is_uppercase));
+    end.map_or(line, |at| &line[..at]).trim_end_matches('.').to_owned()
+}
+
 /// What a function runs.
 #[must_use]
 pub fn program(function: &Value) -> String {
@@ -111,8 +140,21 @@ pub fn function(function: &Value, color: bool) -> String {
         ),
         ("latest", at(function, "/status/latestRevision")),
     ];
+    let params = function
+        .pointer("/spec/params")
+        .and_then(Value::as_object)
+        .into_iter()
+        .flatten();
+    let params: Vec<String> = params.map(|(k, v)| format!("{k}={}", at(v, ""))).collect();
+    let waiting = function.pointer("/status/backlog").and_then(Value::as_u64).unwrap_or(0);
+    let some = [
+        ("params", params.join(" "), !params.is_empty()),
+        ("waiting", format!("{waiting} requests"), waiting > 0),
+    ];
+    let some = some.into_iter().filter_map(|(k, v, there)| there.then_some((k, v)));
     let mut out: Vec<String> = pairs
-        .iter()
+        .into_iter()
+        .chain(some)
         .map(|(k, v)| format!("{:<11}{v}", format!("{k}:")))
         .collect();
     if let Some(problem) = function.pointer("/status/problem").and_then(Value::as_str) {
@@ -184,7 +226,7 @@ pub fn parameters(schema: &Value, color: bool) -> String {
             about.lines().next().unwrap_or("").to_owned(),
         ]
     });
-    table(
+    prose(
         &["parameter", "values", "default", "about"],
         rows.collect::<Vec<_>>(),
         color,
@@ -226,7 +268,11 @@ pub fn decision(decision: &Value) -> String {
     let reasons = decision.get("reasons").and_then(Value::as_array).into_iter().flatten();
     let reasons: Vec<String> = reasons.map(|r| at(r, "")).collect();
     let inputs = decision.get("inputs").and_then(Value::as_object).into_iter().flatten();
-    let inputs: Vec<String> = inputs.map(|(k, v)| format!("{k}={}", at(v, ""))).collect();
+    let number = |v: &Value| match v.as_f64().filter(|_| v.is_f64()) {
+        Some(float) => format!("{float:.2}"),
+        None => at(v, ""),
+    };
+    let inputs: Vec<String> = inputs.map(|(k, v)| format!("{k}={}", number(v))).collect();
     let head = format!(
         "{}  {} → {}  {}",
         clock(at_ms),
@@ -241,19 +287,20 @@ pub fn decision(decision: &Value) -> String {
     }
 }
 
-/// One step, for a line of progress: `resize 12.0 ms cold`.
+/// One step, for a line of progress: `resize 12.0 ms cold`, or `resize reused` where it had nothing to do.
 #[must_use]
 pub fn step(step: &StepState) -> String {
     let mut out = format!("{} ", step.name);
+    if step.reused && step.status == StepStatus::Succeeded {
+        out.push_str("reused");
+        return out;
+    }
     match (step.status, step.service_ms) {
         (StepStatus::Succeeded, Some(ms)) => out.push_str(&format!("{ms:.1} ms")),
         (status, _) => out.push_str(status.as_str()),
     }
     if step.cold {
         out.push_str(" cold");
-    }
-    if step.reused {
-        out.push_str(" reused");
     }
     out
 }

@@ -12,6 +12,7 @@ mod demo;
 mod platform;
 mod pods;
 mod scaling;
+mod stores;
 
 use platform::Platform;
 

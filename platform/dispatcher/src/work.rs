@@ -45,7 +45,7 @@ pub(crate) struct GivenUp;
 /// What is to be durable before the step's record is done.
 enum End {
     /// It ended.
-    Event(RunEvent),
+    Event(Box<RunEvent>),
     /// It is tried again later, by whoever reads the topic of delays.
     Later(Box<Delayed>),
 }
@@ -79,12 +79,12 @@ async fn attempts(context: &Context, step: &StepRequest) -> End {
         let (error, retry, retry_after) = match tried {
             Ok(Tried::Done(result)) => {
                 let at_ms = (context.clock)();
-                return End::Event(RunEvent::StageCompleted {
+                return End::Event(Box::new(RunEvent::StageCompleted {
                     run: step.run.clone(),
                     stage: step.stage,
                     result,
                     at_ms,
-                });
+                }));
             }
             Ok(Tried::Failed {
                 error,
@@ -279,13 +279,13 @@ const fn failed(error: StepError, retry: bool) -> Tried {
 
 fn end_failed(context: &Context, step: &StepRequest, error: StepError, attempts: Vec<Attempt>) -> End {
     let at_ms = (context.clock)();
-    End::Event(RunEvent::StageFailed {
+    End::Event(Box::new(RunEvent::StageFailed {
         run: step.run.clone(),
         stage: step.stage,
         error,
         attempts,
         at_ms,
-    })
+    }))
 }
 
 /// A report that people look at but nothing depends on: it is tried once.
@@ -324,27 +324,28 @@ async fn report(context: &Context, mut end: End, stop: &CancellationToken) -> Re
 }
 
 impl End {
-    const fn is_short(&self) -> bool {
-        matches!(self, Self::Event(RunEvent::StageFailed { attempts, .. }) if attempts.is_empty())
+    fn is_short(&self) -> bool {
+        matches!(self, Self::Event(event) if matches!(&**event, RunEvent::StageFailed { attempts, .. } if attempts.is_empty()))
     }
 
     /// The end of a step whose own report does not fit into a record.
     fn too_large(self, error: &LogError) -> Self {
         let message = format!("what the function said does not fit into the report: {error}");
         let (run, stage, at_ms) = match self {
-            Self::Event(
-                RunEvent::StageCompleted { run, stage, at_ms, .. } | RunEvent::StageFailed { run, stage, at_ms, .. },
-            ) => (run, stage, at_ms),
+            Self::Event(event) => match *event {
+                RunEvent::StageCompleted { run, stage, at_ms, .. }
+                | RunEvent::StageFailed { run, stage, at_ms, .. } => (run, stage, at_ms),
+                other => return Self::Event(Box::new(other)),
+            },
             Self::Later(delayed) => (delayed.step.run, delayed.step.stage, delayed.due_ms),
-            other @ Self::Event(_) => return other,
         };
-        Self::Event(RunEvent::StageFailed {
+        Self::Event(Box::new(RunEvent::StageFailed {
             run,
             stage,
             error: plain(ErrorCode::TooLarge, message),
             attempts: Vec::new(),
             at_ms,
-        })
+        }))
     }
 }
 

@@ -8,12 +8,16 @@
 pub mod conformance;
 mod embedded;
 mod error;
+#[cfg(feature = "kafka")]
+mod kafka;
 mod log;
 mod partition;
 mod types;
 
 pub use embedded::{Clock, Embedded, EmbeddedConfig, RetentionReport, system_clock};
 pub use error::{LogError, Result};
+#[cfg(feature = "kafka")]
+pub use kafka::{Kafka, KafkaConfig, KafkaOpenError, KafkaSasl, KafkaTls, SaslMechanism};
 pub use log::{Consumer, EventLog, Follower, TransactionalProducer};
 pub use partition::{murmur2, partition_for_key};
 pub use types::{

@@ -168,6 +168,12 @@ impl S3Server {
         self.process.as_ref().map(|p| p.server.id())
     }
 
+    /// The folder in which each bucket is a folder and each object a file.
+    #[must_use]
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
     /// Kills it (SIGKILL). Its folder stays, and so do port and credentials.
     pub fn kill(&mut self) {
         self.process = None;
@@ -242,7 +248,7 @@ impl S3Server {
             command.arg("--versioning-dir").arg(self.dir.path().join("versions"));
         }
         command.arg(self.dir.path().join("data"));
-        Process::spawn(&mut command).map_err(|e| S3ServerError::Start(e.to_string()))
+        Process::spawn(&mut command, self.dir.path()).map_err(|e| S3ServerError::Start(e.to_string()))
     }
 
     /// Over TLS a connection is all that can be asked for here.
@@ -262,7 +268,7 @@ impl S3Server {
     }
 }
 
-/// The server, and a shell that outlives us just long enough to kill it when we are killed and drop nothing.
+/// The server, and a shell that outlives us just long enough to end it and its folder when we are killed and drop nothing.
 #[derive(Debug)]
 struct Process {
     server: Child,
@@ -272,10 +278,12 @@ struct Process {
 }
 
 impl Process {
-    fn spawn(command: &mut Command) -> io::Result<Self> {
+    fn spawn(command: &mut Command, dir: &Path) -> io::Result<Self> {
         let mut server = command.spawn()?;
         let guard = Command::new("sh")
-            .args(["-c", "read -r _; kill -9 \"$1\"", "sh", &server.id().to_string()])
+            .args(["-c", "read -r _; kill -9 \"$1\"; rm -rf -- \"$2\"", "sh"])
+            .arg(server.id().to_string())
+            .arg(dir)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -359,4 +367,84 @@ fn install(cache: &Path) -> Result<PathBuf, S3ServerError> {
     }
     std::fs::rename(staging.path().join("versitygw"), &binary).map_err(fail())?;
     Ok(binary)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+
+    use super::*;
+
+    fn answers(server: &str) -> bool {
+        let address = server.strip_prefix("http://").unwrap();
+        std::net::TcpStream::connect(address).is_ok()
+    }
+
+    async fn until(what: &str, mut reached: impl FnMut() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !reached() {
+            assert!(Instant::now() < deadline, "in 10 s not: {what}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn it_starts_is_killed_starts_again_and_goes() {
+        let Some(mut server) = S3Server::for_test(S3Options::default()).await else {
+            return;
+        };
+        let (url, pid) = (server.url(), server.pid());
+        let object = server.data_dir().join("kept");
+        std::fs::write(&object, "x").unwrap();
+        server.kill();
+        assert!(server.pid().is_none() && !answers(&url));
+        server.restart().await.unwrap();
+        assert!(server.pid() != pid && server.url() == url && object.exists());
+        drop(server);
+        assert!(!answers(&url) && !object.exists());
+    }
+
+    #[tokio::test]
+    async fn one_that_does_not_start_says_why() {
+        if S3Server::for_test(S3Options::default()).await.is_none() {
+            return;
+        }
+        let options = S3Options {
+            tls: Some(("/nowhere/cert".into(), "/nowhere/key".into())),
+            ..S3Options::default()
+        };
+        let error = S3Server::start_with(options).await.unwrap_err().to_string();
+        assert!(error.contains("/nowhere/cert"), "{error}");
+    }
+
+    /// The other side of the next test: it prints the URL of a server and waits to be killed.
+    #[tokio::test]
+    #[ignore = "run by the next test"]
+    async fn holds_a_server() {
+        let server = S3Server::start().await.unwrap();
+        println!("holding {} {}", server.url(), server.dir.path().display());
+        std::future::pending::<()>().await;
+    }
+
+    #[tokio::test]
+    async fn it_ends_with_a_test_that_is_killed() {
+        if S3Server::for_test(S3Options::default()).await.is_none() {
+            return;
+        }
+        let mut holder = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "s3::tests::holds_a_server", "--ignored", "--nocapture"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(holder.stdout.take().unwrap()).lines();
+        let told = lines
+            .map_while(Result::ok)
+            .find_map(|line| Some(line.split_once("holding ")?.1.to_owned()));
+        let told = told.unwrap();
+        let (url, dir) = told.split_once(' ').unwrap();
+        assert!(answers(url) && Path::new(dir).exists());
+        end(&mut holder);
+        until("the server is gone", || !answers(url)).await;
+        until("its folder is gone", || !Path::new(dir).exists()).await;
+    }
 }

@@ -1,7 +1,7 @@
 //! Arguments of the commands about what is deployed.
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 use imageflow_types::HumanDuration;
 
 use super::{OutputArgs, key_value};
@@ -47,7 +47,8 @@ fn kind(text: &str) -> Result<&'static str, String> {
 /// `imageflow deploy`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  imageflow deploy thumb --operation thumbnail --param width=200\n  imageflow deploy mine --command \"python3 handler.py\" --min 1 --wait\n  imageflow deploy mine --cpu 500m --memory 256Mi -- ./handler --fast"
+    group = ArgGroup::new("program").args(["operation", "command", "image", "argv"]).required(true).multiple(true),
+    after_help = "Examples:\n  imageflow deploy thumb --operation resize --param width=200\n  imageflow deploy mine --command \"python3 ./handler.py\" --min 1 --wait\n  imageflow deploy mine --cpu 500m --memory 256Mi -- ./handler --fast"
 )]
 pub struct DeployArgs {
     /// Name of the function
@@ -55,8 +56,9 @@ pub struct DeployArgs {
     /// Operation of the catalogue (see `imageflow operations`)
     #[arg(long, conflicts_with_all = ["command", "argv"])]
     pub operation: Option<String>,
-    /// Command line of your own program; quotes keep words together
-    #[arg(long, conflicts_with = "argv", required_unless_present_any = ["operation", "image", "argv"])]
+    /// Command line of your own program; quotes keep words together. Paths that begin with ./ or ../, and a program with
+    /// a / in it, are those of the current directory; the platform gets them absolute
+    #[arg(long, conflicts_with = "argv")]
     pub command: Option<String>,
     /// Container image
     #[arg(long)]
@@ -91,7 +93,7 @@ pub struct DeployArgs {
     /// How results are printed.
     #[command(flatten)]
     pub out: OutputArgs,
-    /// The command as separate arguments
+    /// The command as separate arguments; paths as with --command
     #[arg(last = true, value_name = "COMMAND")]
     pub argv: Vec<String>,
 }

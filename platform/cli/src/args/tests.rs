@@ -102,9 +102,12 @@ fn deploy_needs_one_program_and_takes_arguments_after_two_dashes() {
     };
     assert_eq!(args.argv, ["./run", "--fast"]);
     assert_eq!(args.env, [("A".to_owned(), "b=c".to_owned())]);
-    let resource = crate::commands::functions::function_of(&args).unwrap();
+    let resource = crate::commands::functions::function_of(&args, std::path::Path::new("/here")).unwrap();
     let spec = serde_json::to_value(&resource).unwrap();
-    assert_eq!(spec.pointer("/spec/command/1").unwrap(), "--fast");
+    assert_eq!(
+        spec.pointer("/spec/command").unwrap(),
+        &serde_json::json!(["/here/run", "--fast"])
+    );
     assert_eq!(spec.pointer("/spec/timeout").unwrap(), "30s");
     for line in [
         "imageflow deploy f",

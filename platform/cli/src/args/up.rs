@@ -25,6 +25,18 @@ pub struct UpArgs {
     /// Most bytes the object store may take; 0 is no limit
     #[arg(long, value_name = "BYTES", default_value_t = 0)]
     pub object_limit_bytes: u64,
+    /// S3 server to use in place of the embedded one, such as `http://localhost:9000`; its credentials are
+    /// `IMAGEFLOW_S3_ACCESS_KEY` and `IMAGEFLOW_S3_SECRET_KEY`
+    #[arg(long, value_name = "URL", conflicts_with_all = ["s3_listen", "object_limit_bytes"])]
+    pub s3: Option<String>,
+    /// Region of the S3 server
+    #[arg(long, value_name = "REGION", default_value = "us-east-1", requires = "s3")]
+    pub s3_region: String,
+    /// The S3 server wants the bucket in the host name
+    #[arg(long, requires = "s3")]
+    pub s3_virtual_hosts: bool,
+    #[command(flatten)]
+    pub kafka: KafkaArgs,
     /// Where traces go, such as `http://127.0.0.1:4317`
     #[arg(long, value_name = "URL", env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
     pub otlp_endpoint: Option<String>,
@@ -49,6 +61,36 @@ pub struct UpArgs {
     /// How log lines look
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
+}
+
+/// Kafka in place of the embedded event log.
+#[derive(Debug, Clone, Args)]
+pub struct KafkaArgs {
+    /// Kafka brokers to use in place of the embedded event log, such as `localhost:9092`; name and password for SASL are
+    /// `IMAGEFLOW_KAFKA_USERNAME` and `IMAGEFLOW_KAFKA_PASSWORD`
+    #[arg(long, value_name = "HOST:PORT,...", conflicts_with = "log_limit_bytes")]
+    pub kafka: Option<String>,
+    /// Copies of each partition of the topics that are created
+    #[arg(
+        long = "kafka-replication",
+        value_name = "N",
+        default_value_t = 3,
+        requires = "kafka"
+    )]
+    pub replication: u16,
+    /// Reach the brokers by TLS
+    #[arg(long = "kafka-tls", requires = "kafka")]
+    pub tls: bool,
+    /// PEM file of the authorities that sign the brokers' certificates
+    #[arg(long = "kafka-ca", value_name = "FILE", requires = "tls")]
+    pub ca: Option<PathBuf>,
+    /// How the password is shown to the brokers
+    #[arg(long = "kafka-sasl", value_name = "MECHANISM", default_value = "SCRAM-SHA-512",
+          value_parser = ["SCRAM-SHA-512", "SCRAM-SHA-256", "PLAIN"], requires = "kafka")]
+    pub sasl_mechanism: String,
+    /// One more setting of librdkafka, such as `producer.linger.ms=20`; may be given several times
+    #[arg(long = "kafka-set", value_name = "NAME=VALUE", requires = "kafka")]
+    pub settings: Vec<String>,
 }
 
 /// How log lines look.

@@ -10,7 +10,7 @@ use super::{Format, OutputArgs, key_value};
 #[derive(Debug, Args)]
 #[command(
     args_conflicts_with_subcommands = true,
-    after_help = "Examples:\n  imageflow runs --flow thumbnails --status failed\n  imageflow runs describe 0123abcd"
+    after_help = "Examples:\n  imageflow runs --flow thumbnails --status failed\n  imageflow runs describe run-0123abcd"
 )]
 pub struct RunsArgs {
     /// What to do; list without.

@@ -1,6 +1,6 @@
 //! `apply` and `delete`.
 use http::Method;
-use imageflow_types::{Kind, Resource};
+use imageflow_types::{FieldError, FieldErrors, Kind, Resource};
 use serde_json::Value;
 
 use super::files;
@@ -19,7 +19,7 @@ fn resources(paths: &[std::path::PathBuf]) -> Result<Vec<Resource>, CliError> {
         } else {
             path.display().to_string()
         };
-        out.extend(Resource::from_yaml(&text).map_err(|errors| CliError::Manifest { origin, errors })?);
+        out.extend(documents(&text, origin)?);
     }
     // What is referred to goes before what refers, whatever the files are called.
     out.sort_by_key(Resource::kind);
@@ -27,6 +27,33 @@ fn resources(paths: &[std::path::PathBuf]) -> Result<Vec<Resource>, CliError> {
         Err(CliError::Usage("there is no document in these files".to_owned()))
     } else {
         Ok(out)
+    }
+}
+
+/// The documents of one text; all that are wrong are told at once.
+fn documents(text: &str, origin: String) -> Result<Vec<Resource>, CliError> {
+    let values: Vec<Value> = match serde_saphyr::from_multiple(text) {
+        Ok(values) => values,
+        Err(e) => {
+            let errors = FieldErrors::from(FieldError::new("", format!("is not YAML: {e}")));
+            return Err(CliError::Manifest { origin, errors });
+        }
+    };
+    let (mut resources, mut faults) = (vec![], vec![]);
+    for (i, value) in values.into_iter().enumerate().filter(|(_, v)| !v.is_null()) {
+        let label = match (at(&value, "/kind"), at(&value, "/metadata/name")) {
+            (kind, name) if kind == "-" || name == "-" => format!("document {}", i + 1),
+            (kind, name) => format!("{}/{name}", kind.to_lowercase()),
+        };
+        match Resource::from_value(value) {
+            Ok(resource) => resources.push(resource),
+            Err(errors) => faults.push((label, errors)),
+        }
+    }
+    if faults.is_empty() {
+        Ok(resources)
+    } else {
+        Err(CliError::Documents { origin, faults })
     }
 }
 
@@ -78,10 +105,27 @@ pub async fn apply(cx: &mut Context, args: ApplyArgs) -> Result<(), CliError> {
 /// # Errors
 /// What the platform says.
 pub async fn delete_one(cx: &mut Context, plural: &str, name: &str) -> Result<(), CliError> {
-    cx.client
-        .bytes(Call::new(Method::DELETE, format!("/v1/{plural}/{}", encode(name))))
-        .await?;
-    cx.line(format!("{}/{name} deleted", plural.trim_end_matches('s')))
+    let path = format!("/v1/{plural}/{}", encode(name));
+    // Asked before: afterwards nobody knows.
+    let waiting = match plural {
+        "functions" => {
+            let function: Value = cx.client.get_json(path.as_str()).await?;
+            function.pointer("/status/backlog").and_then(Value::as_u64).unwrap_or(0)
+        }
+        _ => 0,
+    };
+    cx.client.bytes(Call::new(Method::DELETE, path)).await?;
+    cx.line(format!("{}/{name} deleted", plural.trim_end_matches('s')))?;
+    match waiting {
+        0 => {}
+        1 => cx.note(format!("1 waiting request becomes a dead letter: {}", see(name))),
+        n => cx.note(format!("{n} waiting requests become dead letters: {}", see(name))),
+    }
+    Ok(())
+}
+
+fn see(function: &str) -> String {
+    format!("imageflow dead-letters list --function {function}")
 }
 
 /// `imageflow delete`

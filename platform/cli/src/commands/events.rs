@@ -1,15 +1,22 @@
 //! `events` and `dead-letters`.
 use std::path::Path;
+use std::time::Duration;
 
 use http::Method;
 use serde_json::{Value, json};
 
 use super::files;
+use crate::args::Format;
 use crate::args::work::{DeadLettersArgs, DeadLettersCommand, EventsArgs, EventsCommand, SendArgs};
-use crate::client::{Call, encode, query};
+use crate::client::{Call, Client, encode, query};
 use crate::error::CliError;
 use crate::output::{Context, age, at};
 use crate::render;
+
+/// Most dead letters that the platform lists at once.
+const PAGE: usize = 1000;
+/// How long one call of a replay of all may take; it goes through thousands of them.
+const REPLAY: Duration = Duration::from_secs(300);
 
 /// The body of `events send` and its content type.
 fn event(args: &SendArgs) -> Result<(&'static str, Value), CliError> {
@@ -67,9 +74,7 @@ pub async fn dead_letters(cx: &mut Context, args: DeadLettersArgs) -> Result<(),
         limit: 50,
     }) {
         DeadLettersCommand::List { function, limit } => {
-            let limit = limit.to_string();
-            let query = query(&[("function", function.as_deref()), ("limit", Some(&limit))]);
-            let items = cx.client.items(format!("/v1/dead-letters{query}")).await?;
+            let items = letters(&cx.client, function.as_deref(), limit as usize).await?;
             let now = cx.now_ms;
             cx.list(
                 &items,
@@ -100,20 +105,94 @@ pub async fn dead_letters(cx: &mut Context, args: DeadLettersArgs) -> Result<(),
                 cx.line(render::yaml(&letter))
             }
         }
-        DeadLettersCommand::Replay { id, function, .. } => {
-            let path = match &id {
-                Some(id) => format!("/v1/dead-letters/{}/replay", encode(id)),
-                None => format!("/v1/dead-letters/replay{}", query(&[("function", function.as_deref())])),
-            };
+        DeadLettersCommand::Replay { id: Some(id), .. } => {
+            let path = format!("/v1/dead-letters/{}/replay", encode(&id));
             let answer: Value = cx.client.json(Call::new(Method::POST, path)).await?;
             if cx.structured(&answer)? {
                 return Ok(());
             }
-            let what = id.unwrap_or_else(|| "all".to_owned());
-            match answer.get("items").and_then(Value::as_array).map(Vec::len) {
-                Some(count) => cx.line(format!("{what}: {count} replayed")),
-                None => cx.line(format!("{what} replayed")),
+            let text = replayed(&answer, cx.format);
+            cx.line(text)
+        }
+        DeadLettersCommand::Replay { function, .. } => replay_all(cx, function.as_deref()).await,
+    }
+}
+
+/// Dead letters, newest first, from as many pages as it takes.
+async fn letters(client: &Client, function: Option<&str>, limit: usize) -> Result<Vec<Value>, CliError> {
+    let (mut items, mut after) = (Vec::new(), None::<String>);
+    loop {
+        let page = (limit - items.len()).min(PAGE).to_string();
+        let pairs = [
+            ("function", function),
+            ("limit", Some(page.as_str())),
+            ("after", after.as_deref()),
+        ];
+        let mut answer: Value = client.get_json(format!("/v1/dead-letters{}", query(&pairs))).await?;
+        items.extend(taken(&mut answer, "items"));
+        after = answer.get("next").and_then(Value::as_str).map(str::to_owned);
+        if after.is_none() || items.len() >= limit {
+            return Ok(items);
+        }
+    }
+}
+
+/// The list in a field of an answer; an empty one when there is none.
+fn taken(answer: &mut Value, field: &str) -> Vec<Value> {
+    match answer.get_mut(field).map(Value::take) {
+        Some(Value::Array(list)) => list,
+        _ => Vec::new(),
+    }
+}
+
+/// What a letter became.
+fn replayed(answer: &Value, format: Format) -> String {
+    let id = at(answer, "/id");
+    match answer.get("run").and_then(Value::as_str) {
+        _ if format == Format::Name => id,
+        Some(run) => format!("{id} replayed as {run}"),
+        None => format!("{id} replayed, its event is sent again"),
+    }
+}
+
+/// The platform takes so many at a time; it is asked again until none is left that can be replayed.
+async fn replay_all(cx: &mut Context, function: Option<&str>) -> Result<(), CliError> {
+    let path = format!("/v1/dead-letters/replay{}", query(&[("function", function)]));
+    let (mut items, mut refused) = (Vec::new(), Vec::<Value>::new());
+    loop {
+        let call = Call::new(Method::POST, path.as_str()).timeout(REPLAY);
+        let mut answer: Value = cx.client.json(call).await?;
+        let now = taken(&mut answer, "items");
+        // What is refused stays where it is, and so is refused by each call.
+        let new = taken(&mut answer, "refused");
+        let new = new
+            .into_iter()
+            .filter(|r| !refused.iter().any(|old| old["id"] == r["id"]));
+        refused.extend(new.collect::<Vec<_>>());
+        let more = answer.get("more").and_then(Value::as_bool).unwrap_or(false) && !now.is_empty();
+        if !matches!(cx.format, Format::Json | Format::Yaml) {
+            let text: Vec<String> = now.iter().map(|i| replayed(i, cx.format)).collect();
+            if !text.is_empty() {
+                cx.line(text.join("\n"))?;
             }
         }
+        items.extend(now);
+        if !more {
+            break;
+        }
+    }
+    let (done, left) = (items.len(), refused.len());
+    if !cx.structured(&json!({"replayed": done, "items": items, "refused": refused}))? {
+        for letter in &refused {
+            cx.note(format!("{} not replayed: {}", at(letter, "/id"), at(letter, "/detail")));
+        }
+        cx.note(format!("{done} replayed, {left} refused"));
+    }
+    match left {
+        0 => Ok(()),
+        _ => Err(CliError::Failed(format!(
+            "{left} of {} cannot be replayed",
+            done + left
+        ))),
     }
 }

@@ -1,4 +1,5 @@
 //! `functions` and `deploy`.
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::Method;
@@ -17,11 +18,11 @@ use crate::render;
 /// How long `deploy --wait` waits.
 const WAIT: Duration = Duration::from_secs(120);
 
-/// The function that the arguments of `deploy` describe.
+/// The function that the arguments of `deploy` describe, given in the folder `here`.
 ///
 /// # Errors
 /// What is wrong with it, by field.
-pub fn function_of(args: &DeployArgs) -> Result<Resource, CliError> {
+pub fn function_of(args: &DeployArgs, here: &Path) -> Result<Resource, CliError> {
     let mut spec = Map::new();
     if let Some(operation) = &args.operation {
         spec.insert("operation".to_owned(), json!(operation));
@@ -34,7 +35,7 @@ pub fn function_of(args: &DeployArgs) -> Result<Resource, CliError> {
         None => args.argv.clone(),
     };
     if !argv.is_empty() {
-        spec.insert("command".to_owned(), json!(argv));
+        spec.insert("command".to_owned(), json!(absolute(argv, here)));
     }
     if !args.params.is_empty() {
         let params: Map<_, _> = args.params.iter().map(|(k, v)| (k.clone(), value_of(v))).collect();
@@ -82,6 +83,47 @@ pub fn function_of(args: &DeployArgs) -> Result<Resource, CliError> {
     })
 }
 
+/// A command with its relative paths as the folder `here` has them: the platform works in another. Paths are the program, if it
+/// has a `/`, and other words that begin with `./` or `../`.
+fn absolute(argv: Vec<String>, here: &Path) -> Vec<String> {
+    let path = |(i, word): (usize, String)| {
+        let relative = word.starts_with("./") || word.starts_with("../") || (i == 0 && word.contains('/'));
+        if !relative {
+            return word;
+        }
+        let tail = word.strip_prefix("./").unwrap_or(&word);
+        here.join(tail).to_string_lossy().into_owned()
+    };
+    argv.into_iter().enumerate().map(path).collect()
+}
+
+/// Says what is likely to go wrong with a command on its way to the platform.
+fn check_command(cx: &mut Context, resource: &Resource, here: &Path) -> Result<(), CliError> {
+    let Resource::Function(function) = resource else {
+        return Ok(());
+    };
+    let argv = function.spec.command.as_deref().unwrap_or_default();
+    let Some((program, words)) = argv.split_first() else {
+        return Ok(());
+    };
+    // Only what is below this folder can be judged here: the platform may be on another machine.
+    let program = Path::new(program);
+    if program.starts_with(here) {
+        std::fs::metadata(program).map_err(|source| CliError::Input {
+            path: program.to_owned(),
+            source,
+        })?;
+    }
+    for word in words {
+        if !word.starts_with('-') && Path::new(word).is_relative() && here.join(word).is_file() {
+            cx.note(format!(
+                "\"{word}\" is passed as it is; for the file in this folder write ./{word}"
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// A value of `--param`: JSON where it reads as such, text where not.
 #[must_use]
 pub fn value_of(text: &str) -> Value {
@@ -117,13 +159,19 @@ fn words(line: &str) -> Result<Vec<String>, CliError> {
 /// # Errors
 /// What is wrong with the function, or what the platform says.
 pub async fn deploy(cx: &mut Context, args: DeployArgs) -> Result<(), CliError> {
-    let resource = function_of(&args)?;
+    let here = std::env::current_dir().map_err(|source| CliError::Input {
+        path: PathBuf::from("."),
+        source,
+    })?;
+    let resource = function_of(&args, &here)?;
+    check_command(cx, &resource, &here)?;
     let answer = send(cx, std::slice::from_ref(&resource), false).await?;
     if !args.wait {
         return Ok(());
     }
     let revision = at(&answer, "/items/0/revision");
     let min = u64::from(args.min.unwrap_or(0));
+    let mut problem = None;
     let waited = tokio::time::timeout(WAIT, async {
         let mut every = tokio::time::interval(Duration::from_millis(250));
         loop {
@@ -136,20 +184,33 @@ pub async fn deploy(cx: &mut Context, args: DeployArgs) -> Result<(), CliError> 
             if (revision == "-" || at(&now, "/status/latestRevision") == revision) && ready >= min {
                 return Ok::<u64, CliError>(ready);
             }
+            let now = now
+                .pointer("/status/problem")
+                .and_then(Value::as_str)
+                .map(str::to_owned);
+            if now.is_some() && now != problem {
+                problem = now;
+                cx.note(format!("not ready yet: {}", problem.as_deref().unwrap_or_default()));
+            }
         }
     });
     match waited.await {
         Ok(ready) => {
-            let ready = ready?;
-            cx.note(format!("{} is there, {ready} pods ready", args.name));
+            let name = &args.name;
+            match ready? {
+                0 => cx.note(format!("{name} is there, its first pod starts with the first request")),
+                1 => cx.note(format!("{name} is there, 1 pod ready")),
+                n => cx.note(format!("{name} is there, {n} pods ready")),
+            }
             Ok(())
         }
-        Err(_) => Err(CliError::Failed(format!(
-            "{} is not ready after {} s; see `imageflow logs {}`",
-            args.name,
-            WAIT.as_secs(),
-            args.name
-        ))),
+        Err(_) => {
+            let (name, seconds) = (&args.name, WAIT.as_secs());
+            let why = problem.map_or_else(String::new, |p| format!(": {p}"));
+            Err(CliError::Failed(format!(
+                "{name} is not ready after {seconds} s{why}; see `imageflow logs {name}`"
+            )))
+        }
     }
 }
 
@@ -250,6 +311,16 @@ mod tests {
             ["python3", "my file.py", "--x=a b", ""]
         );
         assert_eq!(words("sh -c 'oops").unwrap_err().exit_code(), 64);
+    }
+
+    #[test]
+    fn relative_paths_of_a_command_are_those_of_this_folder() {
+        let of = |line: &str| absolute(words(line).unwrap(), Path::new("/here")).join(" ");
+        assert_eq!(of("./prog --at ./x y/z"), "/here/prog --at /here/x y/z");
+        assert_eq!(of("bin/prog"), "/here/bin/prog");
+        assert_eq!(of("../prog"), "/here/../prog");
+        assert_eq!(of("python3 ./handler.py"), "python3 /here/handler.py");
+        assert_eq!(of("/bin/prog a"), "/bin/prog a");
     }
 
     #[test]

@@ -89,16 +89,23 @@ async fn list(cx: &mut Context, bucket: &str, prefix: Option<&str>, limit: u32) 
 }
 
 fn print(cx: &mut Context, items: &[Value]) -> Result<(), CliError> {
+    // Lists of a bucket do not tell types.
+    let typed = items.iter().any(|i| i.get("contentType").is_some_and(Value::is_string));
+    let columns = ["bucket", "key", "size", "type"];
     cx.list(
         items,
         |i| format!("{}/{}", at(i, "/bucket"), at(i, "/key")),
-        &["bucket", "key", "size", "type"],
+        &columns[..if typed { 4 } else { 3 }],
         |i| {
             let bytes = i
                 .get("size")
                 .and_then(Value::as_u64)
                 .map_or_else(|| "-".to_owned(), size);
-            vec![at(i, "/bucket"), at(i, "/key"), bytes, at(i, "/contentType")]
+            let mut row = vec![at(i, "/bucket"), at(i, "/key"), bytes];
+            if typed {
+                row.push(at(i, "/contentType"));
+            }
+            row
         },
     )
 }

@@ -24,7 +24,9 @@ pub async fn logs(cx: &mut Context, args: LogsArgs) -> Result<(), CliError> {
         .client
         .lines(format!("/v1/functions/{}/logs{query}", encode(&args.function)))
         .await?;
+    let mut any = false;
     while let Some(line) = lines.next::<Value>().await? {
+        any = true;
         if cx.format == Format::Json {
             // One object a line, so that following can be piped.
             cx.line(line.to_string())?;
@@ -37,6 +39,9 @@ pub async fn logs(cx: &mut Context, args: LogsArgs) -> Result<(), CliError> {
                 at(&line, "/text")
             ))?;
         }
+    }
+    if !any {
+        cx.note("its pods have written nothing");
     }
     Ok(())
 }

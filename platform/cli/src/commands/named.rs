@@ -63,8 +63,7 @@ pub async fn triggers(cx: &mut Context, args: NamedArgs) -> Result<(), CliError>
                         ("-", function) => format!("function/{function}"),
                         (flow, _) => flow.to_owned(),
                     };
-                    let filters = at(i, "/spec/filters");
-                    vec![at(i, "/metadata/name"), starts, filters]
+                    vec![at(i, "/metadata/name"), starts, render::filters(i)]
                 },
             )
         }

@@ -18,7 +18,7 @@ pub async fn operations(cx: &mut Context, args: OperationsArgs) -> Result<(), Cl
             &items,
             |i| at(i, "/name"),
             &["name", "summary"],
-            |i| vec![at(i, "/name"), at(i, "/summary")],
+            |i| vec![at(i, "/name"), render::first_sentence(&at(i, "/summary"))],
         );
     };
     let Some(operation) = items.iter().find(|i| at(i, "/name") == name) else {

@@ -2,7 +2,7 @@
 use std::io::Write;
 use std::sync::{Mutex, PoisonError};
 
-use imageflow_types::RunState;
+use imageflow_types::{RunState, RunStatus};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::args::Format;
@@ -32,8 +32,16 @@ impl<'a> Progress<'a> {
         }
     }
 
+    /// Takes the bars away, once all has ended: what they said is in the report.
+    pub fn clear(&self) {
+        if let Self::Bars(bars) = self {
+            // A terminal that cannot be drawn to has no bars.
+            let _ = bars.clear();
+        }
+    }
+
     /// The progress of one file.
-    pub fn file(&self, name: String) -> FileProgress<'_> {
+    pub fn file(&self, name: String) -> FileProgress<'_, 'a> {
         let bar = match self {
             Self::Bars(bars) => {
                 let bar = bars.add(ProgressBar::new(1));
@@ -56,14 +64,14 @@ impl<'a> Progress<'a> {
 }
 
 /// The progress of one file.
-pub struct FileProgress<'a> {
-    progress: &'a Progress<'a>,
+pub struct FileProgress<'p, 'a> {
+    progress: &'p Progress<'a>,
     bar: Option<ProgressBar>,
     name: String,
     last: String,
 }
 
-impl FileProgress<'_> {
+impl FileProgress<'_, '_> {
     /// Tells how its run stands.
     pub fn state(&mut self, state: &RunState) {
         if let Some(bar) = &self.bar {
@@ -72,7 +80,10 @@ impl FileProgress<'_> {
             bar.set_position(over);
             bar.set_message(render::progress(state));
         }
-        self.line(format!("{}  {}", state.status.as_str(), render::progress(state)));
+        // Why it failed comes with its end.
+        if state.status != RunStatus::Failed {
+            self.line(format!("{}  {}", state.status.as_str(), render::progress(state)));
+        }
     }
 
     /// Tells that its run waits to begin.
@@ -83,13 +94,13 @@ impl FileProgress<'_> {
         self.line("waiting to begin".to_owned());
     }
 
-    /// Tells how it ended.
-    pub fn end(mut self, error: Option<&CliError>) {
+    /// Tells how it ended, in one word and with the error if there was one.
+    pub fn end(mut self, status: &str, error: Option<&CliError>) {
         let text = error.map(|e| e.text().lines().next().unwrap_or_default().to_owned());
         match (&self.bar, text) {
             (Some(bar), Some(text)) => bar.abandon_with_message(text),
             (Some(bar), None) => bar.abandon(),
-            (None, Some(text)) => self.line(format!("failed  {text}")),
+            (None, Some(text)) => self.line(format!("{status}  {text}")),
             (None, None) => {}
         }
     }

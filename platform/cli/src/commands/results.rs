@@ -14,6 +14,20 @@ pub fn once(files: &[PathBuf]) -> Vec<PathBuf> {
     files.iter().filter(first).cloned().collect()
 }
 
+/// What to call each file before people: its name where no other has it, else as it was given.
+#[must_use]
+pub fn titles(files: &[PathBuf]) -> Vec<String> {
+    let mut counts: HashMap<String, usize> = HashMap::new();
+    for file in files {
+        *counts.entry(super::files::name(file)).or_default() += 1;
+    }
+    let title = |file: &PathBuf| match super::files::name(file) {
+        name if counts.get(&name) == Some(&1) => name,
+        _ => file.display().to_string(),
+    };
+    files.iter().map(title).collect()
+}
+
 /// A label for each file: its name without extension where that is no other's, else with its extension or with as many of the
 /// folders above it as tell it apart. Which label a file gets depends on which files there are, not on their order.
 #[must_use]
@@ -32,7 +46,10 @@ pub fn labels(files: &[PathBuf]) -> Vec<String> {
         }
         let mut changed = false;
         for group in alike.into_values().filter(|group| group.len() > 1) {
-            let names: HashSet<&String> = group.iter().filter_map(|i| parts[*i].last()).collect();
+            let names: HashSet<String> = group
+                .iter()
+                .filter_map(|i| Some(parts[*i].last()?.to_lowercase()))
+                .collect();
             for i in &group {
                 let (deeper, by_extension) = (depths[*i] < parts[*i].len(), names.len() == group.len() && !whole[*i]);
                 if by_extension {
@@ -186,6 +203,12 @@ mod tests {
         assert_eq!(other, labels_of(["a/cat.png", "b/cat.png", "a/cat.jpg"]));
         let labels = labels_of(["x/cat.png", "../x/cat.png", "a/cat.png", "a-cat.png", "b/a-cat.png"]);
         assert_eq!(labels.iter().collect::<HashSet<_>>().len(), 5, "{labels:?}");
+    }
+
+    #[test]
+    fn a_title_is_the_name_where_that_is_enough() {
+        let files = ["a/cat.png", "b/cat.png", "b/dog.png"].map(PathBuf::from);
+        assert_eq!(titles(&files), ["a/cat.png", "b/cat.png", "dog.png"]);
     }
 
     #[test]

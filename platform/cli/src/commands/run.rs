@@ -9,10 +9,10 @@ use sha2::{Digest, Sha256};
 
 use super::files;
 use super::progress::{FileProgress, Progress};
-use super::results::{Results, labels, once};
+use super::results::{Results, labels, once, titles};
 use crate::args::Format;
 use crate::args::work::RunArgs;
-use crate::client::{Client, NewRun, Started};
+use crate::client::{Client, NewRun, Started, encode};
 use crate::error::CliError;
 use crate::output::{Context, table};
 use crate::render;
@@ -20,10 +20,24 @@ use crate::render;
 /// How one file went.
 struct Outcome {
     file: PathBuf,
+    title: String,
     id: Option<RunId>,
     run: Option<RunState>,
     written: Vec<PathBuf>,
     error: Option<CliError>,
+}
+
+impl Outcome {
+    /// How it stands, in a word. What could not be seen to its end goes on.
+    fn status(&self) -> &'static str {
+        match (&self.error, &self.run) {
+            (Some(_), Some(run)) if !run.status.is_final() => run.status.as_str(),
+            (Some(_), None) if self.id.is_some() => "waiting",
+            (Some(_), _) => "failed",
+            (None, Some(run)) => run.status.as_str(),
+            (None, None) => "waiting",
+        }
+    }
 }
 
 /// The key that makes a repeat of the same file in the same flow the same run.
@@ -59,6 +73,7 @@ pub async fn run(cx: &mut Context, args: RunArgs) -> Result<(), CliError> {
         .as_deref()
         .map(|dir| Results::open(dir, args.force))
         .transpose()?;
+    let names: Vec<_> = labels(&inputs).into_iter().zip(titles(&inputs)).collect();
     let client = cx.client.clone();
     let parallel = usize::try_from(args.parallel).unwrap_or(1);
     let progress = Progress::of(cx);
@@ -68,12 +83,12 @@ pub async fn run(cx: &mut Context, args: RunArgs) -> Result<(), CliError> {
         results: results.as_ref(),
         progress: &progress,
     };
-    let mut outcomes: Vec<Outcome> = futures::stream::iter(labels(&inputs).into_iter().zip(inputs))
-        .map(|(label, file)| work.one(label, file))
+    let mut outcomes: Vec<Outcome> = futures::stream::iter(names.into_iter().zip(inputs))
+        .map(|((label, title), file)| work.one(label, title, file))
         .buffered(parallel)
         .collect()
         .await;
-    drop(progress);
+    progress.clear();
     report(cx, &args, &outcomes)?;
     if let Some(dir) = &args.out {
         let written: usize = outcomes.iter().map(|o| o.written.len()).sum();
@@ -90,18 +105,19 @@ pub async fn run(cx: &mut Context, args: RunArgs) -> Result<(), CliError> {
 }
 
 /// What all files of one command share.
-struct Work<'a> {
+struct Work<'a, 'p> {
     client: &'a Client,
     args: &'a RunArgs,
     results: Option<&'a Results>,
-    progress: &'a Progress<'a>,
+    progress: &'a Progress<'p>,
 }
 
-impl Work<'_> {
-    async fn one(&self, label: String, file: PathBuf) -> Outcome {
-        let mut told = self.progress.file(file.display().to_string());
+impl Work<'_, '_> {
+    async fn one(&self, label: String, title: String, file: PathBuf) -> Outcome {
+        let mut told = self.progress.file(title.clone());
         let mut outcome = Outcome {
             file,
+            title,
             id: None,
             run: None,
             written: vec![],
@@ -119,11 +135,16 @@ impl Work<'_> {
                 }))
             }
         };
-        told.end(outcome.error.as_ref());
+        told.end(outcome.status(), outcome.error.as_ref());
         outcome
     }
 
-    async fn follow(&self, label: &str, outcome: &mut Outcome, told: &mut FileProgress<'_>) -> Result<(), CliError> {
+    async fn follow(
+        &self,
+        label: &str,
+        outcome: &mut Outcome,
+        told: &mut FileProgress<'_, '_>,
+    ) -> Result<(), CliError> {
         let (client, args) = (self.client, self.args);
         let image = files::read(&outcome.file)?;
         let key = if args.again {
@@ -137,7 +158,10 @@ impl Work<'_> {
             idempotency_key: &key,
             fuse: !args.no_fuse,
         };
-        let started = client.start_run(new).await?;
+        let started = match client.start_run(new).await {
+            Ok(started) => started,
+            Err(e) => return Err(self.better(e).await),
+        };
         let id = started.run().to_string();
         outcome.id = Some(started.run().clone());
         match started {
@@ -165,8 +189,32 @@ impl Work<'_> {
         }
     }
 
+    /// Who names a function where a flow is meant is told how to write it.
+    async fn better(&self, error: CliError) -> CliError {
+        let name = &self.args.flow;
+        let missing = matches!(&error, CliError::Problem(p) if p.code == ErrorCode::NotFound);
+        if !missing || name.contains('/') {
+            return error;
+        }
+        match self
+            .client
+            .get_json::<Value>(format!("/v1/functions/{}", encode(name)))
+            .await
+        {
+            Ok(_) => CliError::Failed(format!(
+                "there is no flow \"{name}\"; for the function write function/{name}"
+            )),
+            Err(_) => error,
+        }
+    }
+
     /// Watches a run to its end.
-    async fn end_of(&self, id: &str, outcome: &mut Outcome, told: &mut FileProgress<'_>) -> Result<RunState, CliError> {
+    async fn end_of(
+        &self,
+        id: &str,
+        outcome: &mut Outcome,
+        told: &mut FileProgress<'_, '_>,
+    ) -> Result<RunState, CliError> {
         loop {
             if let Some(state) = outcome.run.as_ref().filter(|s| s.status.is_final()) {
                 return Ok(state.clone());
@@ -209,11 +257,6 @@ fn report(cx: &mut Context, args: &RunArgs, outcomes: &[Outcome]) -> Result<(), 
             .try_for_each(|id| cx.line(id.as_str()));
     }
     let rows = outcomes.iter().map(|o| {
-        let status = match (&o.error, &o.run) {
-            (None, Some(run)) => run.status.as_str(),
-            (None, None) => "waiting",
-            (Some(_), _) => "failed",
-        };
         let ms = o
             .run
             .as_ref()
@@ -225,7 +268,7 @@ fn report(cx: &mut Context, args: &RunArgs, outcomes: &[Outcome]) -> Result<(), 
             _ => String::new(),
         };
         let id = o.id.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string);
-        vec![o.file.display().to_string(), status.to_owned(), ms, id, about]
+        vec![o.title.clone(), o.status().to_owned(), ms, id, about]
     });
     let text = table(&["file", "status", "ms", "run", "steps"], rows, cx.color);
     cx.line(text)

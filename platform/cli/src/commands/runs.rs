@@ -70,7 +70,9 @@ async fn watch(cx: &mut Context, filter: &RunsFilter) -> Result<(), CliError> {
     let mut lines = cx.client.lines(format!("/v1/runs{}", query(&pairs))).await?;
     while let Some(value) = lines.next::<Value>().await? {
         let text = match (cx.format, serde_json::from_value::<RunState>(value.clone())) {
+            (Format::Yaml, _) => format!("---\n{}", render::yaml(&value)),
             (Format::Json, _) | (_, Err(_)) => value.to_string(),
+            (Format::Name, Ok(run)) => run.run.to_string(),
             (_, Ok(run)) => {
                 format!(
                     "{} {} {}  {}",
@@ -91,7 +93,9 @@ async fn describe(cx: &mut Context, id: &str, watch: bool) -> Result<(), CliErro
     if watch && !run.status.is_final() {
         let mut lines = cx.client.watch_run(id).await?;
         while let Some(next) = lines.next::<RunState>().await? {
-            cx.note(format!("{}  {}", next.status.as_str(), render::progress(&next)));
+            if !matches!(cx.format, Format::Json | Format::Yaml) {
+                cx.note(format!("{}  {}", next.status.as_str(), render::progress(&next)));
+            }
             run = next;
             if run.status.is_final() {
                 break;

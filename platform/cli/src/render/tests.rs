@@ -128,3 +128,12 @@ fn a_decision_tells_its_reasons_and_inputs() {
         decision(&json!({"atMs": 3_661_005, "from": 0, "to": 2, "reasons": ["40 waiting"], "inputs": {"backlog": 40}}));
     assert_eq!(text, "01:01:01.005  0 → 2  40 waiting\n              backlog=40");
 }
+
+#[test]
+fn filters_and_sentences_are_short() {
+    let trigger = json!({"spec": {"filters": [{"exact": {"type": "t"}}, {"prefix": {"subject": "raw/"}}, {"suffix": {"subject": ".jpg"}}]}});
+    assert_eq!(filters(&trigger), "type=t, subject=raw/*, subject=*.jpg");
+    assert_eq!(filters(&json!({"spec": {}})), "-");
+    assert_eq!(first_sentence("As in Rec. 7 by 1.5. Then."), "As in Rec. 7 by 1.5");
+    assert_eq!(first_sentence("Blurs."), "Blurs");
+}

@@ -1,5 +1,4 @@
 //! Putting the services together, and taking them apart in order.
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -7,10 +6,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use imageflow_autoscaler::{Autoscaler, Parts, Settings};
 use imageflow_delivery::{Delivery, DeliveryConfig};
 use imageflow_dispatcher::{Backlogs, Dispatcher, DispatcherConfig};
-use imageflow_eventlog::{Embedded, EmbeddedConfig, EventLog};
 use imageflow_gateway::auth::Auth;
-use imageflow_gateway::{Gateway, GatewayConfig, GatewayDeps, ObjectEvents};
-use imageflow_objects::{EmbeddedS3, EmbeddedS3Config, ObjectStore, S3Config, S3Store};
+use imageflow_gateway::{Gateway, GatewayConfig, GatewayDeps, Notifications, ObjectEvents};
+use imageflow_objects::{EmbeddedS3, ObjectStore};
 use imageflow_pods::{LocalHost, LocalHostConfig, PodHost};
 use imageflow_resources::{Operations, ResourceStore};
 use imageflow_router::{Router, RouterConfig};
@@ -22,13 +20,15 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::stores::{Log, Objects};
 use super::{failed, pods, scaling};
 use crate::args::up::UpArgs;
 use crate::error::CliError;
 
-/// The credentials of the local mode, which binds loopback only.
-const LOCAL_CREDENTIALS: (&str, &str) = ("imageflow", "imageflow-local");
 const MAX_BODY_BYTES: usize = 64 << 20;
+/// The embedded server misses an event only when the platform dies, an external one whenever it pleases.
+const RECONCILE: Duration = Duration::from_secs(600);
+const RECONCILE_EXTERNAL: Duration = Duration::from_secs(60);
 /// A pod of this machine starts in milliseconds, so the way down needs less patience than on a cluster.
 const WINDOW: Duration = Duration::from_secs(5);
 
@@ -44,8 +44,8 @@ pub struct Platform {
     pub objects: Arc<dyn ObjectStore>,
     pub gateway: Arc<Gateway>,
     pub host: Arc<LocalHost>,
-    log: Arc<Embedded>,
-    s3: EmbeddedS3,
+    log: Log,
+    s3: Option<EmbeddedS3>,
     /// First to stop: no new work comes in.
     door: CancellationToken,
     /// Then those who move work.
@@ -78,19 +78,7 @@ fn auth(args: &UpArgs) -> Result<Auth, CliError> {
     Ok(auth)
 }
 
-/// The user's S3 credentials, else those of the local mode.
-fn credentials(listen: SocketAddr) -> Result<(String, String, bool), CliError> {
-    let given = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
-    match (given("IMAGEFLOW_S3_ACCESS_KEY"), given("IMAGEFLOW_S3_SECRET_KEY")) {
-        (Some(access), Some(secret)) => Ok((access, secret, true)),
-        _ if listen.ip().is_loopback() => Ok((LOCAL_CREDENTIALS.0.to_owned(), LOCAL_CREDENTIALS.1.to_owned(), false)),
-        _ => Err(CliError::Usage(format!(
-            "--s3-listen: {listen} is not loopback, so set IMAGEFLOW_S3_ACCESS_KEY and IMAGEFLOW_S3_SECRET_KEY, or listen on 127.0.0.1"
-        ))),
-    }
-}
-
-fn limit(bytes: u64) -> Option<u64> {
+pub fn limit(bytes: u64) -> Option<u64> {
     (bytes > 0).then_some(bytes)
 }
 
@@ -102,37 +90,25 @@ impl Platform {
         metrics: Arc<dyn Fn() -> String + Send + Sync>,
     ) -> Result<Self, CliError> {
         let auth = auth(args)?;
-        let (access_key, secret_key, own_credentials) = credentials(args.s3_listen)?;
         std::fs::create_dir_all(data).map_err(|source| CliError::Output {
             path: data.to_owned(),
             source,
         })?;
         let started_ms = now_ms();
-        let config = EmbeddedConfig {
-            limit_bytes: limit(args.log_limit_bytes),
-            ..EmbeddedConfig::new(data.join("log"))
-        };
-        let log = Embedded::open(config)
-            .await
-            .map_err(|e| failed("the event log cannot be opened")(e.to_string()))?;
-        let events: Arc<dyn EventLog> = log.clone();
+        let log = Log::open(args, data).await?;
+        let events = log.shared();
         let log_failed = |e: imageflow_eventlog::LogError| failed("the event log")(e.to_string());
         events.ensure_topics(&Router::topics()).await.map_err(log_failed)?;
         events.ensure_topics(&[scaling::topic()]).await.map_err(log_failed)?;
 
-        let s3 = EmbeddedS3::start(EmbeddedS3Config {
-            root: data.join("objects"),
-            listen: args.s3_listen,
-            credentials: (access_key.clone(), secret_key.clone()),
-            limit_bytes: limit(args.object_limit_bytes),
-            max_object_bytes: 1 << 30,
-            on_durable: Arc::new(ObjectEvents::new(events.clone())),
-        })
-        .await
-        .map_err(|e| failed("the S3 server")(chain(&e)))?;
-        let s3_url = format!("http://{}", s3.addr());
-        let store = S3Store::new(S3Config::new(s3_url.clone(), access_key.clone(), secret_key.clone()));
-        let objects: Arc<dyn ObjectStore> = Arc::new(store);
+        let Objects {
+            url: s3_url,
+            access_key,
+            secret_key,
+            own_credentials,
+            store: objects,
+            embedded: s3,
+        } = Objects::open(args, data, &events).await?;
         for bucket in [topics::BUCKET_RAW, topics::BUCKET_PROCESSED, topics::BUCKET_LOGS] {
             objects
                 .ensure_bucket(bucket)
@@ -222,7 +198,7 @@ impl Platform {
             api_url: api_url.clone(),
             s3_url: s3_url.clone(),
             started_ms,
-            reconcile_every: Duration::from_secs(600),
+            reconcile_every: if s3.is_some() { RECONCILE } else { RECONCILE_EXTERNAL },
         };
         let gateway = Gateway::open(deps, config, &tasks, &door)
             .await
@@ -258,6 +234,19 @@ impl Platform {
                 .map(|()| "dispatcher")
                 .map_err(|e| e.to_string())
         });
+        if s3.is_none() {
+            let notifications = Notifications {
+                log: log.shared(),
+                objects: objects.clone(),
+                events: Arc::new(ObjectEvents::new(log.shared())),
+                member: "gateway-0".to_owned(),
+            };
+            let stop = movers.clone();
+            services.spawn(async move {
+                let run = notifications.run(stop).await;
+                run.map(|()| "consumer of notifications").map_err(|e| e.to_string())
+            });
+        }
         let served = gateway.clone();
         services.spawn(async move {
             imageflow_gateway::serve(listener, served)
@@ -325,15 +314,15 @@ impl Platform {
         self.tasks.close();
         self.tasks.wait().await;
         self.host.shutdown().await;
-        self.s3.shutdown().await;
-        if let Err(error) = self.log.close().await {
-            tracing::error!(%error, "the event log was not closed in order");
+        if let Some(s3) = self.s3 {
+            s3.shutdown().await;
         }
+        self.log.close().await;
     }
 }
 
 /// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -109,6 +109,9 @@ fn spec(revision: &Revision, exe: &str, otlp: Option<&str>) -> PodSpec {
     set("IMAGEFLOW_TIMEOUT_MS", template.timeout.as_millis().to_string());
     if let Some(operation) = &template.operation {
         set("IMAGEFLOW_OPERATION", operation.clone());
+        // The allocator would take a GiB of address space at once, and where RLIMIT_DATA forbids that, whatever it gets:
+        // nothing would be left for threads.
+        set("MIMALLOC_ARENA_EAGER_COMMIT", "0".to_owned());
     }
     if let Some(endpoint) = otlp {
         set("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.to_owned());

@@ -1,18 +1,15 @@
 //! The bytes of an object, asked for again from where they broke off.
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures::stream::BoxStream;
-use futures::{StreamExt, stream};
-use sdk::error::SdkError;
-use sdk::primitives::ByteStream;
-
 use aws_sdk_s3 as sdk;
+use bytes::Bytes;
+use futures::{StreamExt, stream};
+use sdk::primitives::ByteStream;
 
 use super::config::RetryBudget;
 use super::{bare, fault, millis};
 use crate::error::ObjectError;
-use crate::store::ObjectInfo;
+use crate::store::{BodyError, ObjectBody, ObjectInfo};
 
 /// An object that is being read.
 pub(super) struct Reader {
@@ -62,19 +59,26 @@ impl Reader {
 
     /// The next bytes; `None` after the last, when their checksum was right.
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, ObjectError> {
+        // Each time that the rest is asked for has a budget of its own: this bounds them all together.
+        let total = self.budget.total;
+        tokio::time::timeout(total, self.next_in_time())
+            .await
+            .map_err(|_| ObjectError::unavailable(format!("no byte came in {total:?}")))?
+    }
+
+    async fn next_in_time(&mut self) -> Result<Option<Bytes>, ObjectError> {
         loop {
-            let broken: Box<dyn std::error::Error + Send + Sync> =
-                match tokio::time::timeout(self.budget.attempt, self.body.next()).await {
-                    Ok(Some(Ok(bytes))) if bytes.is_empty() => continue,
-                    Ok(Some(Ok(bytes))) => {
-                        self.offset += bytes.len() as u64;
-                        return Ok(Some(bytes));
-                    }
-                    Ok(None) if self.offset == self.info.size => return Ok(None),
-                    Ok(None) => "the body is shorter than was announced".into(),
-                    Ok(Some(Err(error))) => error.into(),
-                    Err(_) => format!("no byte came in {:?}", self.budget.attempt).into(),
-                };
+            let broken: BodyError = match tokio::time::timeout(self.budget.attempt, self.body.next()).await {
+                Ok(Some(Ok(bytes))) if bytes.is_empty() => continue,
+                Ok(Some(Ok(bytes))) => {
+                    self.offset += bytes.len() as u64;
+                    return Ok(Some(bytes));
+                }
+                Ok(None) if self.offset == self.info.size => return Ok(None),
+                Ok(None) => "the body is shorter than was announced".into(),
+                Ok(Some(Err(error))) => sdk::error::DisplayErrorContext(error).to_string().into(),
+                Err(_) => format!("no byte came in {:?}", self.budget.attempt).into(),
+            };
             // All bytes were there and yet it failed: they are not those that were written.
             if self.offset >= self.info.size || self.resumed + 1 >= self.budget.attempts || self.info.etag.is_empty() {
                 return Err(ObjectError::unavailable(broken));
@@ -99,13 +103,12 @@ impl Reader {
         let request = request
             .if_match(format!("\"{etag}\""))
             .range(format!("bytes={}-", self.offset));
-        let answer = request
-            .send()
-            .await
-            .map_err(|e: SdkError<_>| fault(e, bucket, key, Some(etag)))?;
+        let answer = request.send().await.map_err(|e| fault(e, bucket, key, Some(etag)))?;
         let length = answer.content_length().and_then(|n| u64::try_from(n).ok());
         if length != Some(self.info.size - self.offset) {
-            return Err(ObjectError::unavailable("the server gave other bytes than the range asked for"));
+            return Err(ObjectError::unavailable(
+                "the server gave other bytes than the range asked for",
+            ));
         }
         Ok(answer.body)
     }
@@ -137,7 +140,7 @@ impl Reader {
         Ok((self.info, bytes))
     }
 
-    pub(super) fn stream(self) -> BoxStream<'static, Result<Bytes, crate::store::BodyError>> {
+    pub(super) fn stream(self) -> ObjectBody {
         stream::try_unfold(self, |mut reader| async move {
             let bytes = reader.next().await?;
             Ok(bytes.map(|bytes| (bytes, reader)))

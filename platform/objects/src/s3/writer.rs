@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aws_sdk_s3 as sdk;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use md5::{Digest, Md5};
@@ -19,7 +21,7 @@ use crate::store::{ObjectBody, ObjectInfo, ObjectStore, PutOptions};
 
 /// S3 takes no more parts.
 const MOST_PARTS: i32 = 10_000;
-/// Longest that an upload which failed waits for its end: who put the object waits too.
+/// Longest that an upload which failed waits for the parts under way, and then for its end: who put the object waits too.
 const ABORT: Duration = Duration::from_secs(10);
 
 /// Where parts come from.
@@ -59,8 +61,12 @@ impl Source {
 /// An upload under way. When it is dropped before its end, it is aborted in the background.
 struct Upload {
     target: Arc<Target>,
+    parts: Parts,
     over: bool,
 }
+
+/// Parts under way.
+type Parts = JoinSet<Result<CompletedPart, ObjectError>>;
 
 struct Target {
     client: sdk::Client,
@@ -89,7 +95,12 @@ impl Target {
             .build())
     }
 
-    async fn abort(&self) {
+    /// Parts that are under way when an upload is aborted may be kept by the server for ever: they are waited for.
+    async fn abort(&self, mut parts: Parts) {
+        let ended = tokio::time::timeout(ABORT, async { while parts.join_next().await.is_some() {} });
+        if ended.await.is_err() {
+            parts.shutdown().await;
+        }
         let request = self
             .client
             .abort_multipart_upload()
@@ -119,8 +130,8 @@ impl Drop for Upload {
         }
         // Only when the caller gave up, or panicked: otherwise the abort was waited for.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            let target = self.target.clone();
-            runtime.spawn(async move { target.abort().await });
+            let (target, parts) = (self.target.clone(), std::mem::take(&mut self.parts));
+            runtime.spawn(async move { target.abort(parts).await });
         }
     }
 }
@@ -168,27 +179,29 @@ impl S3Store {
                 id,
                 checksums: self.checksums,
             }),
+            parts: JoinSet::new(),
             over: false,
         };
-        let outcome = match self.send_parts(&upload.target, (first, second), source).await {
+        let outcome = match self.send_parts(&mut upload, (first, second), source).await {
             Ok(sent) => self.complete(&upload.target, sent, options).await,
             Err(error) => Err(error),
         };
-        upload.over = true;
         if outcome.is_err() {
-            upload.target.abort().await;
+            let target = upload.target.clone();
+            target.abort(std::mem::take(&mut upload.parts)).await;
         }
+        upload.over = true;
         outcome
     }
 
     async fn send_parts(
         &self,
-        target: &Arc<Target>,
+        upload: &mut Upload,
         (first, second): (Bytes, Bytes),
         mut source: Source,
     ) -> Result<Sent, ObjectError> {
         let mut sent = Sent::default();
-        let mut under_way = JoinSet::new();
+        let under_way = &mut upload.parts;
         let mut ready = [Some(first), Some(second)].into_iter().flatten();
         for number in 1.. {
             let bytes = match ready.next() {
@@ -206,7 +219,7 @@ impl S3Store {
             while under_way.len() >= self.parts_in_flight {
                 sent.add(under_way.join_next().await)?;
             }
-            let target = target.clone();
+            let target = upload.target.clone();
             under_way.spawn(async move { target.send(number, bytes).await });
         }
         while !under_way.is_empty() {
@@ -227,8 +240,7 @@ impl S3Store {
             .upload_id(&target.id)
             .multipart_upload(CompletedMultipartUpload::builder().set_parts(Some(parts)).build());
         if self.checksums {
-            use base64::Engine;
-            let sum = base64::engine::general_purpose::STANDARD.encode(sent.crc32.finalize().to_be_bytes());
+            let sum = STANDARD.encode(sent.crc32.finalize().to_be_bytes());
             request = request.checksum_type(ChecksumType::FullObject).checksum_crc32(sum);
         }
         if options.if_none_match {

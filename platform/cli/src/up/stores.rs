@@ -1,0 +1,276 @@
+//! Where events and objects are kept: embedded, or in servers that are there already.
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use imageflow_eventlog::{Embedded, EmbeddedConfig, EventLog, Kafka, KafkaConfig, KafkaSasl, KafkaTls, SaslMechanism};
+use imageflow_gateway::ObjectEvents;
+use imageflow_objects::{
+    ChangeKind, EmbeddedS3, EmbeddedS3Config, ObjectBody, ObjectChange, ObjectError, ObjectInfo, ObjectListener,
+    ObjectStore, PutOptions, S3Config, S3Store, SignedUrl,
+};
+
+use super::failed;
+use super::platform::{chain, limit};
+use crate::args::up::UpArgs;
+use crate::error::CliError;
+
+/// The credentials of the local mode, which binds loopback only.
+const LOCAL_CREDENTIALS: (&str, &str) = ("imageflow", "imageflow-local");
+
+/// The event log, and how to close it.
+pub enum Log {
+    Embedded(Arc<Embedded>),
+    Kafka(Arc<Kafka>),
+}
+
+fn env(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|v| !v.is_empty())
+}
+
+impl Log {
+    pub async fn open(args: &UpArgs, data: &Path) -> Result<Self, CliError> {
+        let Some(bootstrap) = &args.kafka.kafka else {
+            let config = EmbeddedConfig {
+                limit_bytes: limit(args.log_limit_bytes),
+                ..EmbeddedConfig::new(data.join("log"))
+            };
+            let log = Embedded::open(config).await;
+            return log
+                .map(Self::Embedded)
+                .map_err(|e| failed("the event log cannot be opened")(e.to_string()));
+        };
+        let mut config = KafkaConfig::new(bootstrap);
+        config.replication = args.kafka.replication;
+        config.min_in_sync = args.kafka.replication.saturating_sub(1).max(1);
+        config.sasl = sasl(args)?;
+        config.tls = args.kafka.tls.then(|| KafkaTls {
+            ca: args.kafka.ca.clone(),
+            ..KafkaTls::default()
+        });
+        for setting in &args.kafka.settings {
+            let Some((name, value)) = setting.split_once('=') else {
+                return Err(CliError::Usage(format!(
+                    "--kafka-set: \"{setting}\" is not NAME=VALUE, for example --kafka-set producer.linger.ms=20"
+                )));
+            };
+            config = config.setting(name, value);
+        }
+        let kafka = Kafka::open(config).await;
+        kafka
+            .map(Self::Kafka)
+            .map_err(|e| failed("Kafka cannot be used")(chain(&e)))
+    }
+
+    pub fn shared(&self) -> Arc<dyn EventLog> {
+        match self {
+            Self::Embedded(log) => log.clone(),
+            Self::Kafka(log) => log.clone(),
+        }
+    }
+
+    pub async fn close(self) {
+        match self {
+            Self::Embedded(log) => {
+                if let Err(error) = log.close().await {
+                    tracing::error!(%error, "the event log was not closed in order");
+                }
+            }
+            Self::Kafka(log) => log.close().await,
+        }
+    }
+}
+
+/// Name and password come by the environment, where no list of processes shows them.
+fn sasl(args: &UpArgs) -> Result<Option<KafkaSasl>, CliError> {
+    let Some(username) = env("IMAGEFLOW_KAFKA_USERNAME") else {
+        return Ok(None);
+    };
+    let password = env("IMAGEFLOW_KAFKA_PASSWORD").ok_or_else(|| {
+        CliError::Usage("IMAGEFLOW_KAFKA_USERNAME is set, so set IMAGEFLOW_KAFKA_PASSWORD, too".to_owned())
+    })?;
+    let mechanism = match args.kafka.sasl_mechanism.as_str() {
+        "SCRAM-SHA-256" => SaslMechanism::ScramSha256,
+        "PLAIN" => SaslMechanism::Plain,
+        _ => SaslMechanism::ScramSha512,
+    };
+    Ok(Some(KafkaSasl {
+        mechanism,
+        username,
+        password,
+    }))
+}
+
+/// The object store with what its users are told.
+pub struct Objects {
+    pub url: String,
+    pub access_key: String,
+    pub secret_key: String,
+    /// Whether the credentials are the user's.
+    pub own_credentials: bool,
+    pub store: Arc<dyn ObjectStore>,
+    /// The server, where it is ours.
+    pub embedded: Option<EmbeddedS3>,
+}
+
+impl Objects {
+    pub async fn open(args: &UpArgs, data: &Path, log: &Arc<dyn EventLog>) -> Result<Self, CliError> {
+        let given = (env("IMAGEFLOW_S3_ACCESS_KEY"), env("IMAGEFLOW_S3_SECRET_KEY"));
+        if let Some(url) = &args.s3 {
+            let (Some(access_key), Some(secret_key)) = given else {
+                return Err(CliError::Usage(
+                    "--s3: set IMAGEFLOW_S3_ACCESS_KEY and IMAGEFLOW_S3_SECRET_KEY for the server".to_owned(),
+                ));
+            };
+            let config = S3Config {
+                region: args.s3_region.clone(),
+                path_style: !args.s3_virtual_hosts,
+                ..S3Config::new(url.clone(), access_key.clone(), secret_key.clone())
+            };
+            let inner: Arc<dyn ObjectStore> = Arc::new(S3Store::new(config));
+            let events = ObjectEvents::new(log.clone());
+            return Ok(Self {
+                url: url.clone(),
+                access_key,
+                secret_key,
+                own_credentials: true,
+                store: Arc::new(Told { inner, events }),
+                embedded: None,
+            });
+        }
+        let (access_key, secret_key, own_credentials) = match given {
+            (Some(access), Some(secret)) => (access, secret, true),
+            _ if args.s3_listen.ip().is_loopback() => {
+                (LOCAL_CREDENTIALS.0.to_owned(), LOCAL_CREDENTIALS.1.to_owned(), false)
+            }
+            _ => {
+                return Err(CliError::Usage(format!(
+                    "--s3-listen: {} is not loopback, so set IMAGEFLOW_S3_ACCESS_KEY and IMAGEFLOW_S3_SECRET_KEY, or listen on 127.0.0.1",
+                    args.s3_listen
+                )));
+            }
+        };
+        let embedded = EmbeddedS3::start(EmbeddedS3Config {
+            root: data.join("objects"),
+            listen: args.s3_listen,
+            credentials: (access_key.clone(), secret_key.clone()),
+            limit_bytes: limit(args.object_limit_bytes),
+            max_object_bytes: 1 << 30,
+            on_durable: Arc::new(ObjectEvents::new(log.clone())),
+        })
+        .await
+        .map_err(|e| failed("the S3 server")(chain(&e)))?;
+        let url = format!("http://{}", embedded.addr());
+        let store = S3Store::new(S3Config::new(url.clone(), access_key.clone(), secret_key.clone()));
+        Ok(Self {
+            url,
+            access_key,
+            secret_key,
+            own_credentials,
+            store: Arc::new(store),
+            embedded: Some(embedded),
+        })
+    }
+}
+
+/// An external store. What is put through us is told before it is answered, as the embedded server does; what others put is told
+/// by the server's notifications, or found by the reconcile.
+struct Told {
+    inner: Arc<dyn ObjectStore>,
+    events: ObjectEvents,
+}
+
+impl Told {
+    async fn tell(&self, kind: ChangeKind, info: ObjectInfo) -> Result<(), ObjectError> {
+        let change = ObjectChange {
+            kind,
+            info,
+            sequence: 0,
+        };
+        let told = self.events.on_durable(change).await;
+        told.map_err(|source| ObjectError::Unavailable { source })
+    }
+}
+
+#[async_trait]
+impl ObjectStore for Told {
+    async fn put(&self, bucket: &str, key: &str, body: Bytes, options: PutOptions) -> Result<ObjectInfo, ObjectError> {
+        let info = self.inner.put(bucket, key, body, options).await?;
+        self.tell(ChangeKind::Created, info.clone()).await?;
+        Ok(info)
+    }
+
+    async fn get(&self, bucket: &str, key: &str, if_match: Option<&str>) -> Result<(ObjectInfo, Bytes), ObjectError> {
+        self.inner.get(bucket, key, if_match).await
+    }
+
+    async fn put_stream(
+        &self,
+        bucket: &str,
+        key: &str,
+        body: ObjectBody,
+        options: PutOptions,
+    ) -> Result<ObjectInfo, ObjectError> {
+        let info = self.inner.put_stream(bucket, key, body, options).await?;
+        self.tell(ChangeKind::Created, info.clone()).await?;
+        Ok(info)
+    }
+
+    async fn get_stream(
+        &self,
+        bucket: &str,
+        key: &str,
+        if_match: Option<&str>,
+    ) -> Result<(ObjectInfo, ObjectBody), ObjectError> {
+        self.inner.get_stream(bucket, key, if_match).await
+    }
+
+    async fn head(&self, bucket: &str, key: &str) -> Result<Option<ObjectInfo>, ObjectError> {
+        self.inner.head(bucket, key).await
+    }
+
+    async fn delete(&self, bucket: &str, key: &str) -> Result<(), ObjectError> {
+        let was = self.inner.head(bucket, key).await?;
+        self.inner.delete(bucket, key).await?;
+        match was {
+            Some(info) => self.tell(ChangeKind::Removed, info).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn list(
+        &self,
+        bucket: &str,
+        prefix: &str,
+        start_after: Option<&str>,
+        max: usize,
+    ) -> Result<Vec<ObjectInfo>, ObjectError> {
+        self.inner.list(bucket, prefix, start_after, max).await
+    }
+
+    async fn ensure_bucket(&self, bucket: &str) -> Result<(), ObjectError> {
+        self.inner.ensure_bucket(bucket).await
+    }
+
+    async fn sign_get(
+        &self,
+        bucket: &str,
+        key: &str,
+        if_match: Option<&str>,
+        life: Duration,
+    ) -> Result<SignedUrl, ObjectError> {
+        self.inner.sign_get(bucket, key, if_match, life).await
+    }
+
+    async fn sign_put(
+        &self,
+        bucket: &str,
+        key: &str,
+        metadata: &std::collections::BTreeMap<String, String>,
+        life: Duration,
+    ) -> Result<SignedUrl, ObjectError> {
+        self.inner.sign_put(bucket, key, metadata, life).await
+    }
+}

@@ -1,0 +1,293 @@
+//! The event log on a Kafka cluster, by librdkafka.
+
+mod config;
+mod consumer;
+mod context;
+mod failure;
+mod group;
+mod offsets;
+mod produce;
+mod reading;
+mod topics;
+mod transactions;
+
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rdkafka::admin::AdminClient;
+use rdkafka::consumer::BaseConsumer;
+use rdkafka::error::KafkaError;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+pub use self::config::{KafkaConfig, KafkaOpenError, KafkaSasl, KafkaTls, SaslMechanism};
+use self::consumer::KafkaConsumer;
+use self::context::{Context, Told, lock};
+use self::failure::storage;
+use self::group::Members;
+use self::offsets::Asker;
+use self::produce::Producer;
+use self::reading::Reader;
+use self::topics::Catalog;
+use self::transactions::KafkaTransactions;
+use crate::error::{LogError, Result};
+use crate::log::{Consumer, EventLog, Follower, TransactionalProducer};
+use crate::types::{ConsumerConfig, NewRecord, OffsetCommit, Position, Record, Start, TopicSpec, Usage, Watermarks};
+
+/// Clients that wait to be ended.
+const RETIRING: usize = 256;
+/// How often clients that nobody uses are looked at.
+const KEEP_EVERY: Duration = Duration::from_secs(1);
+
+type Ending = Box<dyn FnOnce() + Send>;
+
+/// What the log, its consumers, producers and followers share.
+struct Handle {
+    config: KafkaConfig,
+    admin: Arc<AdminClient<Context>>,
+    /// Asks for offsets; in no group.
+    meta: Asker,
+    told: Arc<Told>,
+    catalog: Mutex<Catalog>,
+    producer: Mutex<Option<Arc<Producer>>>,
+    askers: Mutex<Vec<(String, Asker)>>,
+    readers: Mutex<Vec<Reader>>,
+    members: Mutex<Members>,
+    /// Ends clients on a thread of its own: that takes a while and blocks.
+    endings: Mutex<Option<SyncSender<Ending>>>,
+    closed: CancellationToken,
+}
+
+/// Runs a call of librdkafka that blocks; each has a time limit of its own.
+async fn blocking<T: Send + 'static>(
+    context: &'static str,
+    call: impl FnOnce() -> std::result::Result<T, KafkaError> + Send + 'static,
+) -> Result<T> {
+    let done = tokio::task::spawn_blocking(call).await;
+    done.map_err(|e| LogError::storage(context, e))?
+        .map_err(|e| storage(context, e, None))
+}
+
+impl Handle {
+    fn check_open(&self) -> Result<()> {
+        if self.closed.is_cancelled() {
+            return Err(LogError::Closed);
+        }
+        Ok(())
+    }
+
+    /// For clients that only ask or write: what goes wrong is told in one place.
+    fn context(&self) -> Context {
+        Context {
+            told: self.told.clone(),
+        }
+    }
+
+    /// Hands over what takes a while to end.
+    fn retire(&self, ending: impl FnOnce() + Send + 'static) {
+        let ending: Ending = Box::new(ending);
+        let sender = lock(&self.endings).clone();
+        let left = match sender {
+            Some(sender) => match sender.try_send(ending) {
+                Ok(()) => return,
+                Err(TrySendError::Full(left) | TrySendError::Disconnected(left)) => left,
+            },
+            None => ending,
+        };
+        left();
+    }
+
+    /// Serves what clients are told while nobody uses them, so that it does not pile up.
+    fn keep(&self) {
+        let drain = |client: &Asker| while client.poll(Duration::ZERO).is_some() {};
+        drain(&self.meta);
+        let askers: Vec<Asker> = lock(&self.askers).iter().map(|(_, client)| client.clone()).collect();
+        askers.iter().for_each(drain);
+        lock(&self.readers).iter().for_each(Reader::idle);
+    }
+}
+
+/// The event log on a Kafka cluster.
+///
+/// Where Kafka differs from the embedded log:
+/// - Retention is by age and size alone; it passes work that was not done. Alerts on the age of the backlog guard it.
+/// - `produce` of several records is not one write: some may be there when another failed.
+/// - [`Watermarks::high`] is past the last record that can be read, so records of an open transaction are not in it.
+/// - [`usage`](EventLog::usage) knows no bytes and no limit; brokers are watched by their own metrics.
+/// - A member that ends without `close` or drop keeps its partitions until its session is over, so that it can come
+///   back by its name without a rebalance.
+pub struct Kafka {
+    handle: Arc<Handle>,
+    tasks: Mutex<Option<Tasks>>,
+}
+
+struct Tasks {
+    keeper: JoinHandle<()>,
+    endings: std::thread::JoinHandle<()>,
+}
+
+impl Kafka {
+    /// Connects to a cluster. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// [`KafkaOpenError`]: a setting that cannot be, or no broker that answers.
+    pub async fn open(config: KafkaConfig) -> std::result::Result<Arc<Self>, KafkaOpenError> {
+        config.check()?;
+        let told = Arc::new(Told::default());
+        let context = || Context { told: told.clone() };
+        let admin = config.admin().create_with_context(context());
+        let admin: Arc<AdminClient<Context>> = Arc::new(admin.map_err(KafkaOpenError::Client)?);
+        let meta: BaseConsumer<Context> = config
+            .asking()
+            .create_with_context(context())
+            .map_err(KafkaOpenError::Client)?;
+        // Made here so that a setting which only producers have is refused now and not at the first record.
+        let producer: Producer = config
+            .producer(None)
+            .create_with_context(context())
+            .map_err(KafkaOpenError::Client)?;
+        let (asked, timeout) = (admin.clone(), config.request_timeout);
+        let answer = tokio::task::spawn_blocking(move || asked.inner().fetch_metadata(Some("__"), timeout).map(drop));
+        let unreachable = |source: Option<KafkaError>, why: String| KafkaOpenError::Unreachable {
+            bootstrap: config.bootstrap.clone(),
+            why: told.last_error().unwrap_or(why),
+            source,
+        };
+        match answer.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(unreachable(Some(error.clone()), error.to_string())),
+            Err(error) => return Err(unreachable(None, error.to_string())),
+        }
+        let (endings, queue) = sync_channel::<Ending>(RETIRING);
+        let ender = std::thread::Builder::new()
+            .name("eventlog-kafka-end".to_owned())
+            .spawn(move || queue.into_iter().for_each(|ending| ending()))
+            .map_err(|e| unreachable(None, e.to_string()))?;
+        let handle = Arc::new(Handle {
+            config,
+            admin,
+            meta: Arc::new(meta),
+            told,
+            catalog: Mutex::default(),
+            producer: Mutex::new(Some(Arc::new(producer))),
+            askers: Mutex::default(),
+            readers: Mutex::default(),
+            members: Mutex::default(),
+            endings: Mutex::new(Some(endings)),
+            closed: CancellationToken::new(),
+        });
+        let kept = Arc::downgrade(&handle);
+        let keeper = tokio::spawn(async move {
+            let mut tick = tokio::time::interval(KEEP_EVERY);
+            tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                tick.tick().await;
+                let Some(handle) = kept.upgrade() else { return };
+                handle.keep();
+            }
+        });
+        Ok(Arc::new(Self {
+            handle,
+            tasks: Mutex::new(Some(Tasks { keeper, endings: ender })),
+        }))
+    }
+
+    /// Ends all clients; those of consumers and followers end when they are dropped. All later calls fail with
+    /// `Closed`. Records that [`produce`](EventLog::produce) is still waiting for are written first.
+    pub async fn close(&self) {
+        self.handle.closed.cancel();
+        let Some(tasks) = lock(&self.tasks).take() else { return };
+        tasks.keeper.abort();
+        let endings = lock(&self.handle.endings).take();
+        let producer = lock(&self.handle.producer).take();
+        let askers = std::mem::take(&mut *lock(&self.handle.askers));
+        let readers = std::mem::take(&mut *lock(&self.handle.readers));
+        let ended = tokio::task::spawn_blocking(move || {
+            drop((producer, askers, readers, endings));
+            // It ends when all that was handed over has ended. A panic in there was reported by its own thread.
+            let _ended = tasks.endings.join();
+        });
+        if let Err(error) = ended.await {
+            tracing::warn!(%error, "the clients of Kafka did not end as they should");
+        }
+    }
+}
+
+impl Drop for Kafka {
+    fn drop(&mut self) {
+        // The rest ends with the last of what was made from this log.
+        if let Some(tasks) = lock(&self.tasks).take() {
+            tasks.keeper.abort();
+        }
+    }
+}
+
+#[async_trait]
+impl EventLog for Kafka {
+    async fn ensure_topics(&self, specs: &[TopicSpec]) -> Result<()> {
+        self.handle.check_open()?;
+        self.handle.ensure(specs).await
+    }
+
+    async fn delete_topic(&self, name: &str) -> Result<()> {
+        self.handle.check_open()?;
+        self.handle.delete(name).await
+    }
+
+    async fn topics(&self) -> Result<Vec<TopicSpec>> {
+        self.handle.check_open()?;
+        self.handle.list().await
+    }
+
+    async fn produce(&self, records: Vec<NewRecord>) -> Result<Vec<Position>> {
+        self.handle.check_open()?;
+        self.handle.produce(&records).await
+    }
+
+    async fn consumer(&self, config: ConsumerConfig) -> Result<Box<dyn Consumer>> {
+        self.handle.check_open()?;
+        Ok(Box::new(KafkaConsumer::join(self.handle.clone(), config)?))
+    }
+
+    async fn transactional(&self, id: &str) -> Result<Box<dyn TransactionalProducer>> {
+        self.handle.check_open()?;
+        Ok(Box::new(KafkaTransactions::take_over(self.handle.clone(), id).await?))
+    }
+
+    async fn committed(&self, group: &str, topic: &str) -> Result<Vec<(u32, Option<OffsetCommit>)>> {
+        self.handle.check_open()?;
+        self.handle.commits_of(group, topic).await
+    }
+
+    async fn watermarks(&self, topic: &str) -> Result<Vec<Watermarks>> {
+        self.handle.check_open()?;
+        self.handle.marks(topic).await
+    }
+
+    async fn lag(&self, group: &str, topic: &str) -> Result<u64> {
+        self.handle.check_open()?;
+        self.handle.lag_of(group, topic).await
+    }
+
+    async fn delete_group(&self, group: &str) -> Result<()> {
+        self.handle.check_open()?;
+        self.handle.delete_group(group).await
+    }
+
+    async fn read(&self, topic: &str, partition: u32, from: i64, max: usize) -> Result<Vec<Record>> {
+        self.handle.check_open()?;
+        self.handle.read_some(topic, partition, from, max).await
+    }
+
+    async fn follow(&self, topic: &str, from: Start) -> Result<Box<dyn Follower>> {
+        self.handle.check_open()?;
+        Ok(Box::new(self.handle.follower(topic, from).await?))
+    }
+
+    async fn usage(&self) -> Result<Usage> {
+        self.handle.check_open()?;
+        Ok(Usage { bytes: 0, limit: None })
+    }
+}

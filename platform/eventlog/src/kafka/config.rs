@@ -1,0 +1,461 @@
+//! How to reach a cluster, and which settings of librdkafka may be changed.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+use rdkafka::config::RDKafkaLogLevel;
+
+use crate::{MAX_RECORD_BYTES, types::ConsumerConfig};
+
+/// Least `message.timeout.ms`: a broker that was killed is missed after 9 s, its successor found after 14 s.
+const MIN_MESSAGE_TIMEOUT_MS: u64 = 60_000;
+/// Most `topic.metadata.refresh.interval.ms`: new topics are to be seen within 2 s.
+const MAX_METADATA_REFRESH_MS: u64 = 1_000;
+/// A record with what a batch puts around it.
+const MAX_MESSAGE_BYTES: usize = MAX_RECORD_BYTES + 64 * 1024;
+/// Least session timeout that a broker takes by default (`group.min.session.timeout.ms`).
+const MIN_SESSION: Duration = Duration::from_secs(6);
+/// Longest silence of a consumer that is not asked for records; its partitions go to others then.
+const MAX_POLL_INTERVAL: Duration = Duration::from_secs(300);
+
+/// What nobody may change: the guarantees of [`EventLog`](crate::EventLog) rest on it.
+const FIXED: &[(&str, &str)] = &[
+    ("bootstrap.servers", "set KafkaConfig::bootstrap"),
+    ("metadata.broker.list", "set KafkaConfig::bootstrap"),
+    ("enable.idempotence", "a retry would write a record twice"),
+    ("acks", "a record would be lost with its broker"),
+    ("request.required.acks", "a record would be lost with its broker"),
+    ("retries", "a record would be given up before its time"),
+    ("message.send.max.retries", "a record would be given up before its time"),
+    ("max.in.flight", "records of a key could be swapped"),
+    (
+        "max.in.flight.requests.per.connection",
+        "records of a key could be swapped",
+    ),
+    ("partitioner", "runs would leave the partition of their state"),
+    ("enable.auto.commit", "work would be forgotten before it is done"),
+    ("auto.commit.enable", "work would be forgotten before it is done"),
+    ("enable.auto.offset.store", "work would be forgotten before it is done"),
+    ("isolation.level", "records of transactions that failed would be read"),
+    ("enable.partition.eof", "idle functions would keep a backlog"),
+    ("auto.offset.reset", "set ConsumerConfig::start"),
+    (
+        "allow.auto.create.topics",
+        "topics would get counts that break the order of keys",
+    ),
+    ("group.id", "set ConsumerConfig::group"),
+    ("group.instance.id", "set ConsumerConfig::member"),
+    (
+        "group.protocol",
+        "revoked partitions are handed over by the classic protocol",
+    ),
+    (
+        "partition.assignment.strategy",
+        "others would stop all partitions to move one",
+    ),
+    ("transactional.id", "it is the id given to EventLog::transactional"),
+];
+
+/// TLS to the brokers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KafkaTls {
+    /// PEM file of the authorities that sign the brokers' certificates; `None` for those of the system.
+    pub ca: Option<PathBuf>,
+    /// PEM files of our own certificate and its key, where the brokers ask for one.
+    pub identity: Option<(PathBuf, PathBuf)>,
+    /// Whether the certificate must name the broker's host. `false` is for tests only.
+    pub verify_host: bool,
+}
+
+impl Default for KafkaTls {
+    fn default() -> Self {
+        Self {
+            ca: None,
+            identity: None,
+            verify_host: true,
+        }
+    }
+}
+
+/// How a password is shown to the brokers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SaslMechanism {
+    /// SCRAM-SHA-256.
+    ScramSha256,
+    /// SCRAM-SHA-512.
+    ScramSha512,
+    /// PLAIN: the password itself, so only with TLS.
+    Plain,
+}
+
+impl SaslMechanism {
+    fn name(self) -> &'static str {
+        match self {
+            Self::ScramSha256 => "SCRAM-SHA-256",
+            Self::ScramSha512 => "SCRAM-SHA-512",
+            Self::Plain => "PLAIN",
+        }
+    }
+}
+
+/// Name and password. `Debug` shows the name only.
+#[derive(Clone, PartialEq, Eq)]
+pub struct KafkaSasl {
+    /// How the password is shown.
+    pub mechanism: SaslMechanism,
+    /// The user.
+    pub username: String,
+    /// The password.
+    pub password: String,
+}
+
+impl fmt::Debug for KafkaSasl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KafkaSasl")
+            .field("mechanism", &self.mechanism)
+            .field("username", &self.username)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How a cluster is reached and used.
+///
+/// `settings` reaches every setting of librdkafka (its `CONFIGURATION.md` lists them). A plain name counts for all
+/// clients; `producer.` or `consumer.` before it for those only, and wins: `producer.linger.ms`, `consumer.fetch.max.bytes`.
+/// What is given there replaces ours, except for what the guarantees rest on: naming one of those is an error.
+/// Two have bounds: `message.timeout.ms` (`delivery.timeout.ms`) at least 60000, `topic.metadata.refresh.interval.ms` at most
+/// 1000 for consumers.
+#[derive(Clone, PartialEq, Eq)]
+pub struct KafkaConfig {
+    /// `host:port` of some brokers, with commas between them.
+    pub bootstrap: String,
+    /// Name that the brokers write into their logs.
+    pub client_id: String,
+    /// Copies of each partition of the topics that are created. 3 outlives the loss of a broker.
+    pub replication: u16,
+    /// Copies that must have a record before it counts as written; at most `replication`.
+    pub min_in_sync: u16,
+    /// TLS; `None` for none.
+    pub tls: Option<KafkaTls>,
+    /// Name and password; `None` for none.
+    pub sasl: Option<KafkaSasl>,
+    /// Longest wait for an answer to a question about topics, offsets or groups.
+    pub request_timeout: Duration,
+    /// Settings of librdkafka by name. They may hold passwords, so `Debug` shows their names only.
+    pub settings: BTreeMap<String, String>,
+}
+
+impl fmt::Debug for KafkaConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KafkaConfig")
+            .field("bootstrap", &self.bootstrap)
+            .field("client_id", &self.client_id)
+            .field("replication", &self.replication)
+            .field("min_in_sync", &self.min_in_sync)
+            .field("tls", &self.tls)
+            .field("sasl", &self.sasl)
+            .field("request_timeout", &self.request_timeout)
+            .field("settings", &self.settings.keys())
+            .finish()
+    }
+}
+
+impl KafkaConfig {
+    /// A cluster of at least three brokers, without TLS and passwords.
+    pub fn new(bootstrap: impl Into<String>) -> Self {
+        Self {
+            bootstrap: bootstrap.into(),
+            client_id: "imageflow".to_owned(),
+            replication: 3,
+            min_in_sync: 2,
+            tls: None,
+            sasl: None,
+            request_timeout: Duration::from_secs(30),
+            settings: BTreeMap::new(),
+        }
+    }
+
+    /// The same with one more setting of librdkafka.
+    #[must_use]
+    pub fn setting(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.settings.insert(name.into(), value.into());
+        self
+    }
+
+    /// Checks what can be checked without a broker.
+    ///
+    /// # Errors
+    /// [`KafkaOpenError`], with the name of what cannot be.
+    pub fn check(&self) -> Result<(), KafkaOpenError> {
+        let refuse = |key: &str, why: &str| {
+            Err(KafkaOpenError::Setting {
+                key: key.to_owned(),
+                why: why.to_owned(),
+            })
+        };
+        if self.replication == 0 || self.min_in_sync == 0 || self.min_in_sync > self.replication {
+            return refuse("min_in_sync", "it must be from 1 to the replication");
+        }
+        for (key, value) in &self.settings {
+            let name = ["producer.", "consumer."]
+                .iter()
+                .find_map(|side| key.strip_prefix(side))
+                .unwrap_or(key);
+            if let Some((_, why)) = FIXED.iter().find(|(fixed, _)| *fixed == name) {
+                return refuse(key, why);
+            }
+            let number = value.trim().parse::<u64>().ok();
+            match name {
+                // 0 is for ever.
+                "message.timeout.ms" | "delivery.timeout.ms"
+                    if number.is_some_and(|ms| ms != 0 && ms < MIN_MESSAGE_TIMEOUT_MS) =>
+                {
+                    return refuse(key, "below 60000 the loss of a broker would fail records");
+                }
+                "topic.metadata.refresh.interval.ms"
+                    if !key.starts_with("producer.")
+                        && !number.is_some_and(|ms| (10..=MAX_METADATA_REFRESH_MS).contains(&ms)) =>
+                {
+                    return refuse(key, "above 1000 new functions would wait for their first event");
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn client(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config
+            .set_log_level(RDKafkaLogLevel::Info)
+            .set("bootstrap.servers", &self.bootstrap)
+            .set("client.id", &self.client_id)
+            .set("allow.auto.create.topics", "false")
+            .set("isolation.level", "read_committed")
+            .set("socket.keepalive.enable", "true")
+            .set("socket.nagle.disable", "true")
+            // The default of 10 s would add itself to the return of a broker.
+            .set("reconnect.backoff.max.ms", "1000")
+            .set("message.max.bytes", MAX_MESSAGE_BYTES.to_string());
+        config.set(
+            "security.protocol",
+            match (&self.tls, &self.sasl) {
+                (None, None) => "plaintext",
+                (Some(_), None) => "ssl",
+                (None, Some(_)) => "sasl_plaintext",
+                (Some(_), Some(_)) => "sasl_ssl",
+            },
+        );
+        if let Some(tls) = &self.tls {
+            if let Some(ca) = &tls.ca {
+                config.set("ssl.ca.location", ca.display().to_string());
+            }
+            if let Some((certificate, key)) = &tls.identity {
+                config.set("ssl.certificate.location", certificate.display().to_string());
+                config.set("ssl.key.location", key.display().to_string());
+            }
+            let check = if tls.verify_host { "https" } else { "none" };
+            config.set("ssl.endpoint.identification.algorithm", check);
+        }
+        if let Some(sasl) = &self.sasl {
+            config.set("sasl.mechanism", sasl.mechanism.name());
+            config.set("sasl.username", &sasl.username);
+            config.set("sasl.password", &sasl.password);
+        }
+        config
+    }
+
+    /// The caller's settings, those of one side last.
+    fn overlay(&self, config: &mut ClientConfig, side: &str) {
+        let is_sided = |key: &str| key.starts_with("producer.") || key.starts_with("consumer.");
+        for (key, value) in self.settings.iter().filter(|(key, _)| !is_sided(key)) {
+            config.set(key, value);
+        }
+        for (key, value) in &self.settings {
+            if let Some(name) = key.strip_prefix(side) {
+                config.set(name, value);
+            }
+        }
+    }
+
+    /// Of the client that asks about topics and groups.
+    pub(super) fn admin(&self) -> ClientConfig {
+        let mut config = self.client();
+        self.overlay(&mut config, "producer.");
+        config
+    }
+
+    /// Of the client that asks for offsets, and is in no group.
+    pub(super) fn asking(&self) -> ClientConfig {
+        let mut config = self.client();
+        self.overlay(&mut config, "consumer.");
+        config
+    }
+
+    /// Of a producer.
+    pub(super) fn producer(&self, transactional: Option<&str>) -> ClientConfig {
+        let mut config = self.client();
+        config
+            .set("enable.idempotence", "true")
+            .set("acks", "all")
+            .set("partitioner", "murmur2_random")
+            .set("compression.type", "lz4")
+            .set("message.timeout.ms", MIN_MESSAGE_TIMEOUT_MS.to_string())
+            // Waiting for company costs each lonely record that long; under load batches fill by themselves.
+            .set("linger.ms", "1")
+            .set("queue.buffering.max.messages", "100000")
+            .set("queue.buffering.max.kbytes", "65536");
+        self.overlay(&mut config, "producer.");
+        if let Some(id) = transactional {
+            config.set("transactional.id", id);
+            // librdkafka wants it no shorter; longer, and a dead producer's records hold up readers for that time.
+            if config.get("transaction.timeout.ms").is_none() {
+                let given = ["delivery.timeout.ms", "message.timeout.ms"].map(|key| config.get(key).map(str::to_owned));
+                let timeout = given.into_iter().flatten().next().unwrap_or_default();
+                config.set("transaction.timeout.ms", timeout);
+            }
+        }
+        config
+    }
+
+    /// Of a client that reads: a member of a group, or one that only asks for what `group` committed.
+    pub(super) fn consumer(&self, group: &str) -> ClientConfig {
+        let mut config = self.client();
+        config
+            .set("group.id", group)
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            .set("enable.partition.eof", "true")
+            .set("auto.offset.reset", "earliest")
+            .set("topic.metadata.refresh.interval.ms", "1000")
+            // A fetch that waits delays the first one of a partition that is resumed meanwhile.
+            .set("fetch.wait.max.ms", "100")
+            .set("fetch.message.max.bytes", MAX_MESSAGE_BYTES.to_string())
+            .set("fetch.max.bytes", (8 * 1024 * 1024).to_string())
+            // What is read ahead, of each partition; above it the next look is soon, not after a second.
+            .set("queued.min.messages", "1000")
+            .set("queued.max.messages.kbytes", "1024")
+            .set("fetch.queue.backoff.ms", "10");
+        self.overlay(&mut config, "consumer.");
+        config
+    }
+
+    /// Of a member of a group.
+    pub(super) fn member(&self, member: &ConsumerConfig) -> ClientConfig {
+        let session = member.session_timeout.max(MIN_SESSION);
+        let mut config = self.client();
+        for (key, value) in self.consumer(&member.group).config_map() {
+            config.set(key, value);
+        }
+        for (key, value) in [
+            // A rebalance is learned of by a heartbeat: the default of 3 s would be a part of every one.
+            ("heartbeat.interval.ms", "500".to_owned()),
+            (
+                "max.poll.interval.ms",
+                MAX_POLL_INTERVAL.max(session).as_millis().to_string(),
+            ),
+            ("session.timeout.ms", session.as_millis().to_string()),
+            ("topic.blacklist", "^__".to_owned()),
+        ] {
+            if config.get(key).is_none() {
+                config.set(key, value);
+            }
+        }
+        config
+            .set("group.instance.id", &member.member)
+            .set("partition.assignment.strategy", "cooperative-sticky");
+        config
+    }
+}
+
+/// Why a cluster cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum KafkaOpenError {
+    /// A setting that must stay as it is, or has a value that cannot be.
+    #[error("the Kafka setting {key} cannot be as it is given: {why}")]
+    Setting {
+        /// Its name.
+        key: String,
+        /// Why not.
+        why: String,
+    },
+    /// librdkafka refuses a setting: an unknown name, or a value that it does not take.
+    #[error("Kafka client: {0}")]
+    Client(#[source] rdkafka::error::KafkaError),
+    /// No broker answered.
+    #[error("no Kafka broker at {bootstrap} answered: {why}")]
+    Unreachable {
+        /// Where it was asked.
+        bootstrap: String,
+        /// What was last said.
+        why: String,
+        /// The cause.
+        #[source]
+        source: Option<rdkafka::error::KafkaError>,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_safety_needs_is_refused_by_name() {
+        for (key, value) in [
+            ("enable.idempotence", "false"),
+            ("producer.acks", "1"),
+            ("consumer.isolation.level", "read_uncommitted"),
+            ("partitioner", "random"),
+            ("message.timeout.ms", "5000"),
+            ("consumer.topic.metadata.refresh.interval.ms", "60000"),
+            ("topic.metadata.refresh.interval.ms", "-1"),
+        ] {
+            match KafkaConfig::new("b:1").setting(key, value).check() {
+                Err(KafkaOpenError::Setting { key: named, .. }) => assert_eq!(named, key),
+                other => panic!("{key}: {other:?}"),
+            }
+        }
+        let none_in_sync = KafkaConfig {
+            min_in_sync: 4,
+            ..KafkaConfig::new("b:1")
+        };
+        assert!(none_in_sync.check().is_err());
+    }
+
+    #[test]
+    fn other_settings_pass_through_to_their_side() {
+        let config = KafkaConfig::new("b:1")
+            .setting("linger.ms", "7")
+            .setting("producer.linger.ms", "9")
+            .setting("consumer.fetch.wait.max.ms", "250")
+            .setting("message.timeout.ms", "300000")
+            .setting("heartbeat.interval.ms", "1500");
+        config.check().unwrap();
+        assert_eq!(config.producer(None).get("linger.ms"), Some("9"));
+        assert_eq!(config.producer(None).get("message.timeout.ms"), Some("300000"));
+        assert_eq!(config.producer(None).get("fetch.wait.max.ms"), None);
+        let member = ConsumerConfig::new("g", "m", crate::Topics::one("t"));
+        let member = config.member(&member);
+        assert_eq!(member.get("linger.ms"), Some("7"));
+        assert_eq!(member.get("fetch.wait.max.ms"), Some("250"));
+        assert_eq!(member.get("heartbeat.interval.ms"), Some("1500"));
+        assert_eq!(member.get("group.instance.id"), Some("m"));
+    }
+
+    #[test]
+    fn secrets_are_not_shown() {
+        let mut config = KafkaConfig::new("b:1").setting("ssl.key.password", "hush");
+        config.sasl = Some(KafkaSasl {
+            mechanism: SaslMechanism::ScramSha512,
+            username: "u".to_owned(),
+            password: "hush".to_owned(),
+        });
+        config.tls = Some(KafkaTls::default());
+        assert!(!format!("{config:?}").contains("hush"));
+        assert_eq!(config.admin().get("security.protocol"), Some("sasl_ssl"));
+        assert_eq!(config.admin().get("sasl.mechanism"), Some("SCRAM-SHA-512"));
+    }
+}

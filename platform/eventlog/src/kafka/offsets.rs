@@ -1,0 +1,197 @@
+//! Ends of partitions and commits of groups, many in one request.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+
+use super::Handle;
+use super::context::{Context, lock};
+use super::failure::{code, failed, is_unknown_topic, storage};
+use crate::error::{LogError, Result};
+use crate::types::{OffsetCommit, TopicPartition, Watermarks};
+
+/// Clients kept to ask for the commits of a group: making one costs a connection to its coordinator.
+const ASKERS: usize = 8;
+
+const ASK_AGAIN: Duration = Duration::from_millis(50);
+
+/// A client that asks, and is in no group.
+pub type Asker = Arc<BaseConsumer<Context>>;
+
+/// Which end of a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The first record held.
+    First,
+    /// Past the last record that can be read: those of open transactions are not there yet.
+    Next,
+}
+
+pub fn list(partitions: &[TopicPartition], offset: Offset) -> Result<TopicPartitionList, KafkaError> {
+    let mut list = TopicPartitionList::with_capacity(partitions.len());
+    for at in partitions {
+        list.add_partition_offset(&at.topic, at.partition.cast_signed(), offset)?;
+    }
+    Ok(list)
+}
+
+/// The ends of partitions, in their order; `None` for one that does not exist (any more).
+pub fn ends(
+    client: &BaseConsumer<Context>,
+    partitions: &[TopicPartition],
+    end: End,
+    timeout: Duration,
+) -> Result<Vec<Option<i64>>, KafkaError> {
+    if partitions.is_empty() {
+        return Ok(Vec::new());
+    }
+    let deadline = Instant::now() + timeout;
+    let which = match end {
+        End::First => Offset::Beginning,
+        End::Next => Offset::End,
+    };
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let failure = match client.offsets_for_times(list(partitions, which)?, left) {
+            Ok(answer) => match read(&answer, partitions) {
+                Ok(found) => return Ok(found),
+                Err(error) => error,
+            },
+            // One topic that is gone fails the whole question.
+            Err(error) if code(&error).is_some_and(is_unknown_topic) => {
+                let topic = |at: &TopicPartition| at.topic == partitions[0].topic;
+                let (first, rest): (Vec<_>, Vec<_>) = partitions.iter().cloned().partition(topic);
+                if rest.is_empty() {
+                    return Ok(vec![None; partitions.len()]);
+                }
+                // They come by topic, so their order stays.
+                let mut found = ends(client, &first, end, left)?;
+                found.extend(ends(client, &rest, end, left)?);
+                return Ok(found);
+            }
+            Err(error) => error,
+        };
+        if left.is_zero() {
+            return Err(failure);
+        }
+        // Leaders move: the question is put again, to whom it is for by then.
+        drop(client.poll(ASK_AGAIN));
+    }
+}
+
+/// Offsets in an answer, in the order of the partitions.
+fn read(answer: &TopicPartitionList, partitions: &[TopicPartition]) -> Result<Vec<Option<i64>>, KafkaError> {
+    let offset = |at: &TopicPartition| {
+        let Some(element) = answer.find_partition(&at.topic, at.partition.cast_signed()) else {
+            return Ok(None);
+        };
+        match (element.error(), element.offset()) {
+            (Ok(()), Offset::Offset(offset)) => Ok(Some(offset)),
+            (Err(error), _) if !code(&error).is_some_and(is_unknown_topic) => Err(error),
+            _ => Ok(None),
+        }
+    };
+    partitions.iter().map(offset).collect()
+}
+
+/// What the group of `client` committed, in the order of the partitions.
+pub fn commits(
+    client: &BaseConsumer<Context>,
+    partitions: &[TopicPartition],
+    timeout: Duration,
+) -> Result<Vec<Option<OffsetCommit>>, KafkaError> {
+    if partitions.is_empty() {
+        return Ok(Vec::new());
+    }
+    let answer = client.committed_offsets(list(partitions, Offset::Invalid)?, timeout)?;
+    let mut found = Vec::with_capacity(partitions.len());
+    for at in partitions {
+        let Some(element) = answer.find_partition(&at.topic, at.partition.cast_signed()) else {
+            found.push(None);
+            continue;
+        };
+        match element.error() {
+            Ok(()) => {}
+            Err(error) if code(&error).is_some_and(is_unknown_topic) => {}
+            Err(error) => return Err(error),
+        }
+        found.push(match element.offset() {
+            Offset::Offset(offset) => {
+                Some(OffsetCommit::new(&at.topic, at.partition, offset).metadata(element.metadata()))
+            }
+            _ => None,
+        });
+    }
+    Ok(found)
+}
+
+impl Handle {
+    async fn partitions(&self, topic: &str) -> Result<Vec<TopicPartition>> {
+        let count = self.topic(topic).await?.partitions;
+        Ok((0..count).map(|p| TopicPartition::new(topic, p)).collect())
+    }
+
+    /// The client that asks for a group; the one used longest ago makes room.
+    pub fn asker(&self, group: &str) -> Result<Asker> {
+        let mut askers = lock(&self.askers);
+        if let Some(i) = askers.iter().position(|(name, _)| name == group) {
+            let found = askers.remove(i);
+            askers.push(found.clone());
+            return Ok(found.1);
+        }
+        if askers.len() >= ASKERS {
+            let (_, old) = askers.remove(0);
+            self.retire(move || drop(old));
+        }
+        let made = self.config.consumer(group).create_with_context(self.context());
+        let made: BaseConsumer<Context> = made.map_err(|e| storage("making a client", e, None))?;
+        let made = Arc::new(made);
+        askers.push((group.to_owned(), made.clone()));
+        Ok(made)
+    }
+
+    /// Both ends of each partition of a topic.
+    pub async fn marks(&self, topic: &str) -> Result<Vec<Watermarks>> {
+        let partitions = self.partitions(topic).await?;
+        let (client, timeout) = (self.meta.clone(), self.config.request_timeout);
+        let (lows, highs) = super::blocking("asking for offsets", move || {
+            let lows = ends(&client, &partitions, End::First, timeout)?;
+            Ok((lows, ends(&client, &partitions, End::Next, timeout)?))
+        })
+        .await?;
+        let both = lows.into_iter().zip(highs).zip(0..);
+        let marks = both.map(|((low, high), partition)| {
+            let (low, high) = (low?, high?);
+            Some(Watermarks { partition, low, high })
+        });
+        marks.collect::<Option<Vec<_>>>().ok_or_else(|| {
+            self.forget(topic);
+            LogError::UnknownTopic {
+                topic: topic.to_owned(),
+            }
+        })
+    }
+
+    pub async fn commits_of(&self, group: &str, topic: &str) -> Result<Vec<(u32, Option<OffsetCommit>)>> {
+        let partitions = self.partitions(topic).await?;
+        let (client, timeout) = (self.asker(group)?, self.config.request_timeout);
+        let found = super::blocking("asking for commits", move || commits(&client, &partitions, timeout)).await?;
+        Ok((0..).zip(found).collect())
+    }
+
+    pub async fn lag_of(&self, group: &str, topic: &str) -> Result<u64> {
+        let commits = self.commits_of(group, topic).await?;
+        let marks = self.marks(topic).await?;
+        if commits.len() != marks.len() {
+            return Err(failed("asking for the lag", "the topic was made anew meanwhile"));
+        }
+        let lag = commits.iter().zip(&marks).map(|((_, commit), marks)| {
+            let from = commit.as_ref().map_or(marks.low, |c| c.offset).max(marks.low);
+            u64::try_from(marks.high - from).unwrap_or(0)
+        });
+        Ok(lag.sum())
+    }
+}

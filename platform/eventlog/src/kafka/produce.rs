@@ -1,0 +1,253 @@
+//! Writing records: checked first, then given to librdkafka, whose deliveries fill the places of a batch.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{Header, Message, OwnedHeaders};
+use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ThreadedProducer};
+use tokio::sync::Notify;
+
+use super::Handle;
+use super::context::{Context, lock};
+use super::failure::{code, is_unknown_topic, storage};
+use crate::MAX_RECORD_BYTES;
+use crate::error::{LogError, Result};
+use crate::types::{NewRecord, Position};
+
+/// Pause while librdkafka's own queue is full.
+const FULL_PAUSE: Duration = Duration::from_millis(2);
+
+pub type Producer = ThreadedProducer<Context>;
+
+/// What became of one record.
+type Outcome = Result<(u32, i64), KafkaError>;
+
+/// Records that are waited for together.
+#[derive(Debug)]
+pub struct Batch {
+    outcomes: Mutex<Vec<Option<Outcome>>>,
+    left: AtomicUsize,
+    done: Notify,
+}
+
+/// The place of one record in its batch.
+#[derive(Debug)]
+pub struct Slot {
+    batch: Arc<Batch>,
+    index: usize,
+}
+
+impl Slot {
+    pub fn fill(&self, result: &DeliveryResult<'_>) {
+        let outcome = match result {
+            Ok(message) => Ok((u32::try_from(message.partition()).unwrap_or_default(), message.offset())),
+            Err((error, _)) => Err(error.clone()),
+        };
+        self.batch.fill(self.index, outcome);
+    }
+}
+
+impl Batch {
+    pub fn new(size: usize) -> Arc<Self> {
+        Arc::new(Self {
+            outcomes: Mutex::new(std::iter::repeat_with(|| None).take(size).collect()),
+            left: AtomicUsize::new(size),
+            done: Notify::new(),
+        })
+    }
+
+    fn fill(&self, index: usize, outcome: Outcome) {
+        if let Some(place) = lock(&self.outcomes).get_mut(index) {
+            *place = Some(outcome);
+        }
+        if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.done.notify_one();
+        }
+    }
+
+    /// Marks what was never sent.
+    fn give_up(&self, from: usize, error: &KafkaError) {
+        let size = lock(&self.outcomes).len();
+        for index in from..size {
+            self.fill(index, Err(error.clone()));
+        }
+    }
+
+    /// Waits until each record was delivered or failed.
+    pub async fn wait(&self) {
+        while self.left.load(Ordering::Acquire) > 0 {
+            self.done.notified().await;
+        }
+    }
+
+    /// The first failure, with the index of its record.
+    fn failure(&self) -> Option<(usize, KafkaError)> {
+        let outcomes = lock(&self.outcomes);
+        let mut failed = outcomes.iter().enumerate();
+        failed.find_map(|(i, outcome)| match outcome {
+            Some(Err(error)) => Some((i, error.clone())),
+            _ => None,
+        })
+    }
+
+    /// Where the records are, or what happened to the first one that is nowhere.
+    pub fn positions(&self, handle: &Handle, records: &[NewRecord]) -> Result<Vec<Position>> {
+        if let Some((index, error)) = self.failure() {
+            return Err(handle.undelivered(&records[index], error));
+        }
+        let outcomes = lock(&self.outcomes);
+        let positions = records.iter().zip(outcomes.iter()).filter_map(|(record, outcome)| {
+            let (partition, offset) = *outcome.as_ref()?.as_ref().ok()?;
+            Some(Position {
+                topic: record.topic.clone(),
+                partition,
+                offset,
+            })
+        });
+        Ok(positions.collect())
+    }
+}
+
+/// Gives one record to librdkafka. False when its queue is full.
+fn offer(producer: &Producer, record: &NewRecord, batch: &Arc<Batch>, index: usize) -> Result<bool, KafkaError> {
+    let slot = Box::new(Slot {
+        batch: batch.clone(),
+        index,
+    });
+    let mut new: BaseRecord<'_, [u8], [u8], Box<Slot>> = BaseRecord::with_opaque_to(&record.topic, slot);
+    if let Some(key) = &record.key {
+        new = new.key(key);
+    }
+    if let Some(value) = &record.value {
+        new = new.payload(value);
+    }
+    if let Some(partition) = record.partition {
+        new = new.partition(i32::try_from(partition).unwrap_or(i32::MAX));
+    }
+    if !record.headers.is_empty() {
+        let headers = OwnedHeaders::new_with_capacity(record.headers.len());
+        new = new.headers(record.headers.iter().fold(headers, |headers, (name, value)| {
+            headers.insert(Header {
+                key: name,
+                value: Some(value.as_ref()),
+            })
+        }));
+    }
+    match producer.send(new) {
+        Ok(()) => Ok(true),
+        Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) => Ok(false),
+        Err((error, _)) => Err(error),
+    }
+}
+
+/// Gives all records to librdkafka and waits for its queue where it is full.
+pub async fn send(producer: &Producer, records: &[NewRecord], batch: &Arc<Batch>) {
+    for (index, record) in records.iter().enumerate() {
+        loop {
+            match offer(producer, record, batch, index) {
+                Ok(true) => break,
+                Ok(false) => tokio::time::sleep(FULL_PAUSE).await,
+                Err(error) => return batch.give_up(index, &error),
+            }
+        }
+    }
+}
+
+/// The same on a thread that may block.
+pub fn send_blocking(producer: &Producer, records: &[NewRecord], batch: &Arc<Batch>) -> Result<(), KafkaError> {
+    for (index, record) in records.iter().enumerate() {
+        loop {
+            match offer(producer, record, batch, index) {
+                Ok(true) => break,
+                Ok(false) => producer.poll(FULL_PAUSE),
+                Err(error) => {
+                    batch.give_up(index, &error);
+                    return Err(error);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Handle {
+    /// Refuses what cannot be written, before any of it is.
+    pub async fn check_records(&self, records: &[NewRecord]) -> Result<()> {
+        let mut known = HashMap::new();
+        for record in records {
+            let size = record.size();
+            if size > MAX_RECORD_BYTES {
+                return Err(LogError::RecordTooLarge {
+                    topic: record.topic.clone(),
+                    size,
+                    limit: MAX_RECORD_BYTES,
+                });
+            }
+            let topic = match known.get(&record.topic) {
+                Some(topic) => *topic,
+                None => {
+                    let topic = self.topic(&record.topic).await?;
+                    known.insert(&record.topic, topic);
+                    topic
+                }
+            };
+            if topic.compacted && record.key.is_none() {
+                return Err(LogError::KeyMissing {
+                    topic: record.topic.clone(),
+                });
+            }
+            if let Some(partition) = record.partition {
+                topic.check(&record.topic, partition)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub async fn produce(&self, records: &[NewRecord]) -> Result<Vec<Position>> {
+        self.check_records(records).await?;
+        let producer = self.producer()?;
+        let batch = Batch::new(records.len());
+        send(&producer, records, &batch).await;
+        batch.wait().await;
+        let result = batch.positions(self, records);
+        if result.is_err() && producer.client().fatal_error().is_some() {
+            // An idempotent producer that lost its sequence writes nothing any more; the next call makes a new one.
+            let mut current = lock(&self.producer);
+            if current.as_ref().is_some_and(|c| Arc::ptr_eq(c, &producer)) {
+                *current = None;
+            }
+        }
+        result
+    }
+
+    /// The producer of all records without a transaction.
+    fn producer(&self) -> Result<Arc<Producer>> {
+        let mut producer = lock(&self.producer);
+        if let Some(producer) = &*producer {
+            return Ok(producer.clone());
+        }
+        let made = self.config.producer(None).create_with_context(self.context());
+        let made: Producer = made.map_err(|e| storage("making a producer", e, None))?;
+        Ok(producer.insert(Arc::new(made)).clone())
+    }
+
+    fn undelivered(&self, record: &NewRecord, error: KafkaError) -> LogError {
+        let topic = record.topic.clone();
+        match code(&error) {
+            Some(code) if is_unknown_topic(code) => {
+                self.forget(&topic);
+                LogError::UnknownTopic { topic }
+            }
+            Some(RDKafkaErrorCode::MessageSizeTooLarge) => LogError::RecordTooLarge {
+                topic,
+                size: record.size(),
+                limit: MAX_RECORD_BYTES,
+            },
+            Some(RDKafkaErrorCode::InvalidRecord) if record.key.is_none() => LogError::KeyMissing { topic },
+            _ => storage("writing records", error, self.told.last_error()),
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! Three nodes, of which one is killed.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use imageflow_eventlog::{
+    Consumer, ConsumerConfig, ConsumerEvent, EventLog, Kafka, NewRecord, OffsetCommit, Record, TopicSpec, Topics,
+};
+use imageflow_servers::kafka::Cluster;
+
+use super::subject::config;
+
+const KEYS: u32 = 50;
+/// A record is written every so often, for so long before and after the kill.
+const EVERY: Duration = Duration::from_millis(4);
+const BEFORE: u32 = 250;
+const AFTER: u32 = 750;
+/// A broker is missed after 9 s; then leaders are elected and clients find them.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What a reader has seen, each record once.
+#[derive(Default)]
+struct Seen {
+    next: HashMap<(String, u32), i64>,
+    by_key: HashMap<String, Vec<u32>>,
+    repeated: usize,
+    total: usize,
+}
+
+impl Seen {
+    /// Notes a record and returns what may be committed after it.
+    fn note(&mut self, record: &Record) -> OffsetCommit {
+        let next = self.next.entry((record.topic.clone(), record.partition)).or_insert(0);
+        if record.offset < *next {
+            // At least once: after a rebalance what was not committed comes again.
+            self.repeated += 1;
+        } else {
+            *next = record.offset + 1;
+            self.total += 1;
+            let key = String::from_utf8(record.key.as_deref().unwrap().to_vec()).unwrap();
+            let value = String::from_utf8(record.value.as_deref().unwrap().to_vec()).unwrap();
+            self.by_key.entry(key).or_default().push(value.parse().unwrap());
+        }
+        OffsetCommit::new(&record.topic, record.partition, *next)
+    }
+}
+
+/// Writes until told to stop; returns how many were acknowledged, and the longest wait for one.
+async fn produce(log: Arc<Kafka>, topic: String, written: Arc<AtomicU32>, stop: Arc<AtomicBool>) -> Duration {
+    let mut longest = Duration::ZERO;
+    let mut round = 0;
+    while !stop.load(Ordering::Acquire) {
+        for key in 0..KEYS {
+            let begun = Instant::now();
+            let record = NewRecord::new(&topic).key(key.to_string()).value(round.to_string());
+            log.produce(vec![record]).await.unwrap();
+            longest = longest.max(begun.elapsed());
+            written.fetch_add(1, Ordering::AcqRel);
+            tokio::time::sleep(EVERY).await;
+        }
+        round += 1;
+    }
+    longest
+}
+
+async fn poll(consumer: &mut Box<dyn Consumer>, seen: &mut Seen) {
+    for event in consumer.poll(500).await.unwrap() {
+        let ConsumerEvent::Records(records) = event else {
+            continue;
+        };
+        let mut last = HashMap::new();
+        for record in &records {
+            let commit = seen.note(record);
+            last.insert((commit.topic.clone(), commit.partition), commit);
+        }
+        // A commit may fail while a broker is away; the next one covers it.
+        let _later = consumer.commit(last.into_values().collect()).await;
+    }
+}
+
+async fn until(consumer: &mut Box<dyn Consumer>, seen: &mut Seen, what: &str, done: impl Fn(&Seen) -> bool) {
+    let poll = async {
+        while !done(seen) {
+            // The condition may change without a record.
+            let _ = tokio::time::timeout(Duration::from_millis(100), poll(consumer, seen)).await;
+        }
+    };
+    let waited = tokio::time::timeout(PATIENCE, poll).await;
+    assert!(
+        waited.is_ok(),
+        "{what}: {} records were seen in {PATIENCE:?}",
+        seen.total
+    );
+}
+
+/// Which broker leads is not told, so each one is killed and comes back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_or_reordered_when_brokers_are_killed() {
+    let Some(cluster) = Cluster::for_test(3).await else {
+        return;
+    };
+    let log = Kafka::open(config(&cluster, 3)).await.unwrap();
+    let topic = "killed".to_owned();
+    log.ensure_topics(&[TopicSpec::new(&topic, 6)]).await.unwrap();
+    let member = ConsumerConfig::new("killed-group", "m", Topics::one(&topic));
+    let mut consumer = log.consumer(member).await.unwrap();
+    let (written, stop) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicBool::new(false)));
+    let writer = tokio::spawn(produce(log.clone(), topic.clone(), written.clone(), stop.clone()));
+    let mut seen = Seen::default();
+    for node in 0..3 {
+        let begun = written.load(Ordering::Acquire);
+        until(&mut consumer, &mut seen, "before the kill", |_| {
+            written.load(Ordering::Acquire) > begun + BEFORE
+        })
+        .await;
+        cluster.kill(node).unwrap();
+        until(&mut consumer, &mut seen, "after the kill", |_| {
+            written.load(Ordering::Acquire) > begun + BEFORE + AFTER
+        })
+        .await;
+        cluster.restart(node).await.unwrap();
+    }
+    stop.store(true, Ordering::Release);
+    let longest = writer.await.unwrap();
+    let total = written.load(Ordering::Acquire) as usize;
+    until(&mut consumer, &mut seen, "the rest", |seen| seen.total >= total).await;
+    assert_eq!(seen.total, total, "each acknowledged record is there once");
+    for (key, rounds) in &seen.by_key {
+        assert!(
+            rounds.iter().copied().eq(0..rounds.len() as u32),
+            "key {key} is out of order: {rounds:?}"
+        );
+    }
+    println!(
+        "{total} records, {} repeated, longest wait for one {longest:?}",
+        seen.repeated
+    );
+    consumer.close().await.unwrap();
+    log.close().await;
+}
