@@ -34,18 +34,19 @@ pub fn binary() -> PathBuf {
 impl Platform {
     /// Starts a platform on free loopback ports and waits until it says that it is up.
     pub fn start(data: &Path, args: &[&str]) -> Self {
+        Self::start_with(data, args, &[])
+    }
+
+    /// The same with some environment.
+    pub fn start_with(data: &Path, args: &[&str], env: &[(&str, &str)]) -> Self {
         let mut command = Command::new(binary());
+        command.args(["up", "--listen", "127.0.0.1:0", "--data-dir"]).arg(data);
+        if !args.contains(&"--s3") {
+            command.args(["--s3-listen", "127.0.0.1:0"]);
+        }
         command
-            .args([
-                "up",
-                "--listen",
-                "127.0.0.1:0",
-                "--s3-listen",
-                "127.0.0.1:0",
-                "--data-dir",
-            ])
-            .arg(data)
             .args(args)
+            .envs(env.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .env_remove("IMAGEFLOW_SERVER")

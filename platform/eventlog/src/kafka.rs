@@ -138,22 +138,22 @@ impl Kafka {
         let told = Arc::new(Told::default());
         let context = || Context { told: told.clone() };
         let admin = config.admin().create_with_context(context());
-        let admin: Arc<AdminClient<Context>> = Arc::new(admin.map_err(KafkaOpenError::Client)?);
+        let admin: Arc<AdminClient<Context>> = Arc::new(admin.map_err(KafkaOpenError::client)?);
         let meta: BaseConsumer<Context> = config
             .asking()
             .create_with_context(context())
-            .map_err(KafkaOpenError::Client)?;
+            .map_err(KafkaOpenError::client)?;
         // Made here so that a setting which only producers have is refused now and not at the first record.
         let producer: Producer = config
             .producer(None)
             .create_with_context(context())
-            .map_err(KafkaOpenError::Client)?;
+            .map_err(KafkaOpenError::client)?;
         let (asked, timeout) = (admin.clone(), config.request_timeout);
         let answer = tokio::task::spawn_blocking(move || asked.inner().fetch_metadata(Some("__"), timeout).map(drop));
         let unreachable = |source: Option<KafkaError>, why: String| KafkaOpenError::Unreachable {
             bootstrap: config.bootstrap.clone(),
             why: told.last_error().unwrap_or(why),
-            source,
+            source: source.map(Into::into),
         };
         match answer.await {
             Ok(Ok(())) => {}

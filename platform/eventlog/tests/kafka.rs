@@ -4,5 +4,6 @@
 
 mod kafka {
     pub mod cluster;
+    pub mod details;
     pub mod subject;
 }

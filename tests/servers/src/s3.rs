@@ -2,6 +2,7 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::net::TcpListener;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -228,6 +229,8 @@ impl S3Server {
             .args(["--port", &format!("127.0.0.1:{}", self.port)])
             .args(["--health", "/healthz", "--quiet", "--iam-dir"])
             .arg(self.dir.path().join("iam"))
+            // A group of its own: Ctrl-C ends the test, and the guard ends the server with its folder.
+            .process_group(0)
             .stdin(Stdio::null())
             .stdout(log)
             .stderr(errors);
@@ -284,6 +287,7 @@ impl Process {
             .args(["-c", "read -r _; kill -9 \"$1\"; rm -rf -- \"$2\"", "sh"])
             .arg(server.id().to_string())
             .arg(dir)
+            .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -374,6 +378,7 @@ mod tests {
     use std::io::{BufRead, BufReader};
 
     use super::*;
+    use crate::kafka::Cluster;
 
     fn answers(server: &str) -> bool {
         let address = server.strip_prefix("http://").unwrap();
@@ -446,5 +451,46 @@ mod tests {
         end(&mut holder);
         until("the server is gone", || !answers(url)).await;
         until("its folder is gone", || !Path::new(dir).exists()).await;
+    }
+
+    /// Runs a program of Kafka and returns what it printed.
+    fn kafka(cluster: &Cluster, args: &[&str]) -> String {
+        let mut command = Command::new("java");
+        command.args(["-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp"]);
+        let ran = command.arg(cluster.libs().join("*")).args(args).output().unwrap();
+        let printed = String::from_utf8_lossy(&ran.stdout).into_owned();
+        assert!(
+            ran.status.success(),
+            "{printed}{}",
+            String::from_utf8_lossy(&ran.stderr)
+        );
+        printed
+    }
+
+    #[tokio::test]
+    async fn its_events_come_in_kafka_and_it_does_not_start_without() {
+        let events = |bootstrap: &str| S3Options {
+            events: Some(EventTarget::Kafka {
+                bootstrap: bootstrap.to_owned(),
+                topic: "s3-events".to_owned(),
+            }),
+            ..S3Options::default()
+        };
+        let Some(cluster) = Cluster::for_test(1).await else {
+            return;
+        };
+        let bootstrap = cluster.bootstrap();
+        let at = ["--bootstrap-server", &bootstrap, "--topic", "s3-events"];
+        let create = ["org.apache.kafka.tools.TopicCommand", "--create"];
+        kafka(&cluster, &[&create[..], &at].concat());
+        let server = S3Server::start_with(events(&bootstrap)).await.unwrap();
+        let first = ["--from-beginning", "--max-messages", "1", "--timeout-ms", "20000"];
+        let consume = ["org.apache.kafka.tools.consumer.ConsoleConsumer"];
+        let told = kafka(&cluster, &[&consume[..], &at, &first].concat());
+        assert!(told.contains("s3:TestEvent"), "{told}");
+        drop(server);
+        drop(cluster);
+        let error = S3Server::start_with(events(&bootstrap)).await.unwrap_err().to_string();
+        assert!(error.contains("connection refused"), "{error}");
     }
 }

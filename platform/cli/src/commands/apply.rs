@@ -3,7 +3,7 @@ use http::Method;
 use imageflow_types::{FieldError, FieldErrors, Kind, Resource};
 use serde_json::Value;
 
-use super::files;
+use super::{files, functions};
 use crate::args::manage::{ApplyArgs, DeleteArgs};
 use crate::client::{Call, encode};
 use crate::error::CliError;
@@ -19,7 +19,8 @@ fn resources(paths: &[std::path::PathBuf]) -> Result<Vec<Resource>, CliError> {
         } else {
             path.display().to_string()
         };
-        out.extend(documents(&text, origin)?);
+        let found = documents(&text, origin)?;
+        out.extend(found.into_iter().map(|resource| functions::anchored(resource, &path)));
     }
     // What is referred to goes before what refers, whatever the files are called.
     out.sort_by_key(Resource::kind);

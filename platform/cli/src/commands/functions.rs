@@ -97,6 +97,26 @@ fn absolute(argv: Vec<String>, here: &Path) -> Vec<String> {
     argv.into_iter().enumerate().map(path).collect()
 }
 
+/// A manifest's command with its relative paths as the manifest's folder has them.
+#[must_use]
+pub fn anchored(resource: Resource, manifest: &Path) -> Resource {
+    let folder = manifest.parent().unwrap_or(Path::new(""));
+    let Ok(folder) = std::path::absolute(if manifest.as_os_str() == "-" || folder.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        folder
+    }) else {
+        return resource;
+    };
+    match resource {
+        Resource::Function(mut function) => {
+            function.spec.command = function.spec.command.map(|argv| absolute(argv, &folder));
+            Resource::Function(function)
+        }
+        other => other,
+    }
+}
+
 /// Says what is likely to go wrong with a command on its way to the platform.
 fn check_command(cx: &mut Context, resource: &Resource, here: &Path) -> Result<(), CliError> {
     let Resource::Function(function) = resource else {
@@ -311,6 +331,18 @@ mod tests {
             ["python3", "my file.py", "--x=a b", ""]
         );
         assert_eq!(words("sh -c 'oops").unwrap_err().exit_code(), 64);
+    }
+
+    #[test]
+    fn relative_paths_of_a_manifest_are_those_of_its_folder() {
+        let document = json!({"apiVersion": "imageflow.dev/v1alpha1", "kind": "Function", "metadata": {"name": "f"},
+            "spec": {"command": ["./serve", "--port", "80", "../model.bin", "plain"]}});
+        let resource = Resource::from_value(document).unwrap();
+        let Resource::Function(function) = anchored(resource, Path::new("/flows/prod/f.yaml")) else {
+            panic!("it is a function")
+        };
+        let expected = ["/flows/prod/serve", "--port", "80", "/flows/prod/../model.bin", "plain"];
+        assert_eq!(function.spec.command.unwrap(), expected);
     }
 
     #[test]

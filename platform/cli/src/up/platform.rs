@@ -23,6 +23,7 @@ use tokio_util::task::TaskTracker;
 use super::stores::{Log, Objects};
 use super::{failed, pods, scaling};
 use crate::args::up::UpArgs;
+use crate::commands::functions;
 use crate::error::CliError;
 
 const MAX_BODY_BYTES: usize = 64 << 20;
@@ -100,6 +101,13 @@ impl Platform {
         let log_failed = |e: imageflow_eventlog::LogError| failed("the event log")(e.to_string());
         events.ensure_topics(&Router::topics()).await.map_err(log_failed)?;
         events.ensure_topics(&[scaling::topic()]).await.map_err(log_failed)?;
+        if args.s3.is_some() {
+            // Before the server is asked for: some do not start without it.
+            events
+                .ensure_topics(&[Notifications::topic()])
+                .await
+                .map_err(log_failed)?;
+        }
 
         let Objects {
             url: s3_url,
@@ -285,7 +293,7 @@ impl Platform {
             errors,
         })?;
         for resource in resources {
-            self.resources.apply(resource).await?;
+            self.resources.apply(functions::anchored(resource, path)).await?;
         }
         Ok(())
     }

@@ -384,7 +384,7 @@ pub enum KafkaOpenError {
     },
     /// librdkafka refuses a setting: an unknown name, or a value that it does not take.
     #[error("Kafka client: {0}")]
-    Client(#[source] rdkafka::error::KafkaError),
+    Client(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// No broker answered.
     #[error("no Kafka broker at {bootstrap} answered: {why}")]
     Unreachable {
@@ -394,8 +394,14 @@ pub enum KafkaOpenError {
         why: String,
         /// The cause.
         #[source]
-        source: Option<rdkafka::error::KafkaError>,
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
     },
+}
+
+impl KafkaOpenError {
+    pub(super) fn client(error: rdkafka::error::KafkaError) -> Self {
+        Self::Client(Box::new(error))
+    }
 }
 
 #[cfg(test)]

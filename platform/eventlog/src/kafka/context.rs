@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
-use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::producer::{DeliveryResult, ProducerContext};
 use rdkafka::topic_partition_list::TopicPartitionList;
 use rdkafka::types::RDKafkaRespErr;
@@ -88,6 +88,8 @@ pub struct Context {
 
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.told.told();
+        if std::env::var_os("DBG").is_some() { eprintln!("{facility} {message}"); }
         match level {
             RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
                 tracing::error!(facility, message, "kafka client");
@@ -112,7 +114,10 @@ impl ClientContext for Context {
             return;
         }
         metrics::counter!("imageflow_eventlog_kafka_errors_total").increment(1);
-        *lock(&self.told.last_error) = Some(reason.to_owned());
+        // That all are down says less than why each of them is.
+        if error.rdkafka_error_code() != Some(RDKafkaErrorCode::AllBrokersDown) {
+            *lock(&self.told.last_error) = Some(reason.to_owned());
+        }
         // Brokers come and go; what a call makes of it is that call's to say.
         tracing::debug!(%error, reason, "kafka client");
     }

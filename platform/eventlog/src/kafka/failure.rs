@@ -65,6 +65,8 @@ pub fn is_not_member(code: RDKafkaErrorCode) -> bool {
             | RDKafkaErrorCode::IllegalGeneration
             | RDKafkaErrorCode::FencedInstanceId
             | RDKafkaErrorCode::AssignmentLost
+            // The client of a member is fatally wrong when another one has its name.
+            | RDKafkaErrorCode::Fatal
     )
 }
 

@@ -116,11 +116,14 @@ async fn on(cluster: Option<Arc<Cluster>>, kill: bool) -> Either {
     })
 }
 
+/// The node that is shared; `None` where servers are skipped.
+pub async fn shared() -> Option<Arc<Cluster>> {
+    let start = || async { Cluster::for_test(1).await.map(Arc::new) };
+    SHARED.get_or_init(start).await.clone()
+}
+
 async fn on_kafka() -> Either {
-    let cluster = SHARED
-        .get_or_init(|| async { Cluster::for_test(1).await.map(Arc::new) })
-        .await;
-    on(cluster.clone(), false).await
+    on(shared().await, false).await
 }
 
 async fn on_its_own() -> Either {

@@ -112,14 +112,10 @@ impl S3Config {
     pub(super) fn client(&self) -> sdk::Client {
         let http = aws_smithy_http_client::Builder::new();
         let http = if self.endpoint.starts_with("https://") {
-            let trust = self.ca.as_ref().map(|ca| {
-                let trust = tls::TrustStore::empty().with_pem_certificate(ca.pem.as_slice());
-                tls::TlsContext::builder().with_trust_store(trust).build()
-            });
             let http = http.tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring));
-            match trust {
-                Some(Ok(context)) => http.tls_context(context).build_https(),
-                _ => http.build_https(),
+            match &self.ca {
+                Some(ca) => http.tls_context(ca.context.clone()).build_https(),
+                None => http.build_https(),
             }
         } else {
             http.build_http()
@@ -178,7 +174,7 @@ impl fmt::Debug for S3Config {
 /// Certificates of authorities, each of which can be used.
 #[derive(Clone)]
 pub struct CaBundle {
-    pem: Vec<u8>,
+    context: tls::TlsContext,
     certificates: usize,
 }
 
@@ -227,8 +223,12 @@ impl CaBundle {
         if roots.is_empty() {
             return Err(content("it has none".to_owned()));
         }
-        let certificates = roots.len();
-        Ok(Self { pem, certificates })
+        let trust = tls::TrustStore::empty().with_pem_certificate(pem);
+        let context = tls::TlsContext::builder().with_trust_store(trust).build();
+        Ok(Self {
+            context: context.map_err(|e| content(e.to_string()))?,
+            certificates: roots.len(),
+        })
     }
 }
 

@@ -1,0 +1,201 @@
+//! What the suite of every event log leaves to each one, on one node.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use imageflow_eventlog::{
+    Cleanup, Consumer, ConsumerConfig, ConsumerEvent, EventLog, FollowEvent, Kafka, KafkaConfig, KafkaOpenError,
+    LogError, MAX_RECORD_BYTES, NewRecord, OffsetCommit, Start, TopicSpec, Topics,
+};
+
+use super::subject::{config, shared};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+async fn within<T>(work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, work).await.unwrap()
+}
+
+async fn open() -> Option<Arc<Kafka>> {
+    let cluster = shared().await?;
+    let mut c = config(&cluster, 1); if std::env::var_os("DBG").is_some() { c = c.setting("consumer.debug", "cgrp"); }
+    Some(Kafka::open(c).await.unwrap())
+}
+
+async fn topic(log: &Kafka, name: &str, partitions: u32) -> String {
+    log.ensure_topics(&[TopicSpec::new(name, partitions)]).await.unwrap();
+    name.to_owned()
+}
+
+async fn join(log: &Kafka, group: &str, member: &str, topics: Topics) -> Box<dyn Consumer> {
+    log.consumer(ConsumerConfig::new(group, member, topics)).await.unwrap()
+}
+
+/// Partitions of the next assignment.
+async fn assigned(consumer: &mut Box<dyn Consumer>) -> usize {
+    within(async {
+        loop {
+            for event in consumer.poll(100).await.unwrap() {
+                if let ConsumerEvent::Assigned(assigned) = event {
+                    return assigned.len();
+                }
+            }
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_new_topic_is_seen_within_two_seconds() {
+    let Some(log) = open().await else { return };
+    topic(&log, "soon.first", 1).await;
+    let mut consumer = join(&log, "soon", "m", Topics::Pattern("soon.".to_owned())).await;
+    assert_eq!(assigned(&mut consumer).await, 1);
+    let second = topic(&log, "soon.second", 3).await;
+    let begun = Instant::now();
+    assert_eq!(assigned(&mut consumer).await, 3);
+    let seen = begun.elapsed();
+    println!("a new topic was seen after {seen:?}");
+    assert!(seen < Duration::from_secs(2), "{seen:?}");
+    log.delete_topic(&second).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_member_of_the_same_name_replaces_the_older_one() {
+    let Some(log) = open().await else { return };
+    let topic = topic(&log, "same-name", 2).await;
+    let mut older = join(&log, "same-name-group", "m", Topics::one(&topic)).await;
+    assert_eq!(assigned(&mut older).await, 2);
+    let mut newer = join(&log, "same-name-group", "m", Topics::one(&topic)).await;
+    assert_eq!(assigned(&mut newer).await, 2);
+    let fenced = within(async {
+        loop {
+            match older.poll(100).await {
+                Ok(_) => {}
+                Err(error) => return error,
+            }
+        }
+    })
+    .await;
+    assert!(matches!(&fenced, LogError::Fenced { id } if id == "m"), "{fenced:?}");
+    assert!(!fenced.is_retryable());
+    let refused = older.commit(vec![OffsetCommit::new(&topic, 0, 0)]).await;
+    assert!(matches!(refused, Err(LogError::NotAssigned { .. })), "{refused:?}");
+    // The end of the older one takes nothing from the newer one.
+    within(older.close()).await.unwrap();
+    newer.commit(vec![OffsetCommit::new(&topic, 0, 0)]).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_revoked_partition_that_nobody_gives_back_is_taken() {
+    let Some(log) = open().await else { return };
+    let topic = topic(&log, "kept-back", 2).await;
+    let short = |member: &str| ConsumerConfig {
+        session_timeout: Duration::from_secs(6),
+        ..ConsumerConfig::new("kept-back-group", member, Topics::one(&topic))
+    };
+    let mut a = log.consumer(short("a")).await.unwrap();
+    assert_eq!(assigned(&mut a).await, 2);
+    let mut b = log.consumer(short("b")).await.unwrap();
+    let lost = within(async {
+        loop {
+            tokio::select! {
+                events = a.poll(100) => {
+                    if let Some(ConsumerEvent::Revoked(lost)) = events.unwrap().first() {
+                        return lost[0].clone();
+                    }
+                }
+                _ = b.poll(100) => {}
+            }
+        }
+    })
+    .await;
+    // `a` is stuck with it from here on.
+    assert_eq!(assigned(&mut b).await, 1);
+    let late = a.commit(vec![OffsetCommit::new(&topic, lost.partition, 0)]).await;
+    assert!(matches!(late, Err(LogError::NotAssigned { .. })), "{late:?}");
+}
+
+#[tokio::test]
+async fn a_follower_ends_with_its_topic() {
+    let Some(log) = open().await else { return };
+    let topic = topic(&log, "followed-to-the-end", 1).await;
+    let mut follower = log.follow(&topic, Start::Earliest).await.unwrap();
+    assert_eq!(within(follower.next()).await.unwrap(), FollowEvent::CaughtUp);
+    log.delete_topic(&topic).await.unwrap();
+    let ended = within(follower.next()).await;
+    assert!(matches!(ended, Err(LogError::UnknownTopic { .. })), "{ended:?}");
+}
+
+#[tokio::test]
+async fn a_changed_retention_is_applied() {
+    let Some(log) = open().await else { return };
+    let spec = TopicSpec::new("retained", 1);
+    log.ensure_topics(std::slice::from_ref(&spec)).await.unwrap();
+    let changed = spec.retention(Duration::from_secs(3600));
+    log.ensure_topics(std::slice::from_ref(&changed)).await.unwrap();
+    let kept = Cleanup::Delete {
+        retention: Some(Duration::from_secs(3600)),
+        retention_bytes: None,
+    };
+    within(async {
+        // The answer may come from before the change.
+        loop {
+            let topics = log.topics().await.unwrap();
+            if topics.iter().any(|t| t.name == "retained" && t.cleanup == kept) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    // What is not about retention stayed: a record of the greatest size is more than a broker takes by default.
+    let mut state = 1u32;
+    let noise: Vec<u8> = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 24) as u8
+    })
+    .take(MAX_RECORD_BYTES)
+    .collect();
+    let largest = NewRecord::new("retained").value(noise);
+    let at = log.produce(vec![largest.clone()]).await.unwrap();
+    let read = log.read("retained", at[0].partition, at[0].offset, 1).await.unwrap();
+    assert_eq!(read[0].value, largest.value);
+}
+
+#[tokio::test]
+async fn nothing_works_after_close() {
+    let Some(log) = open().await else { return };
+    let topic = topic(&log, "closed-log", 1).await;
+    let mut consumer = join(&log, "closed-log-group", "m", Topics::one(&topic)).await;
+    let mut producer = log.transactional("closed-log").await.unwrap();
+    let waits = async { consumer.poll(1).await.map(drop).and(consumer.poll(1).await.map(drop)) };
+    let (closed, ()) = tokio::join!(within(waits), within(log.close()));
+    assert!(matches!(closed, Err(LogError::Closed)), "{closed:?}");
+    assert!(matches!(log.topics().await, Err(LogError::Closed)));
+    assert!(matches!(log.produce(Vec::new()).await, Err(LogError::Closed)));
+    let refused = producer.commit(imageflow_eventlog::Transaction::default()).await;
+    assert!(matches!(refused, Err(LogError::Closed)));
+    log.close().await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_opened_says_why() {
+    let unknown = Kafka::open(KafkaConfig::new("127.0.0.1:1").setting("no.such.setting", "1")).await;
+    assert!(
+        matches!(&unknown, Err(KafkaOpenError::Client(error)) if error.to_string().contains("no.such.setting")),
+        "{:?}",
+        unknown.err()
+    );
+    let nobody = KafkaConfig {
+        request_timeout: Duration::from_secs(2),
+        ..KafkaConfig::new("127.0.0.1:1")
+    };
+    match Kafka::open(nobody).await {
+        Err(error @ KafkaOpenError::Unreachable { .. }) => {
+            let said = error.to_string();
+            assert!(said.contains("127.0.0.1:1") && said.contains("refused"), "{said}");
+        }
+        other => panic!("{:?}", other.err()),
+    }
+}
