@@ -13,7 +13,11 @@ const PROGRAMS: [(&str, &str); 4] = [
 
 fn there(program: &str) -> bool {
     let mut probe = Command::new(program);
-    probe.arg("--version").stdout(Stdio::null()).stderr(Stdio::null());
+    // Go alone has a word of its own for it, and Java 17 takes the option that all others have.
+    probe
+        .arg(if program == "go" { "version" } else { "--version" })
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     probe.status().is_ok_and(|status| status.success())
 }
 
@@ -23,7 +27,11 @@ fn root_user() -> bool {
 
 /// Installs what is missing.
 pub fn packages() -> Outcome {
-    let missing: Vec<&str> = PROGRAMS
+    install(&PROGRAMS)
+}
+
+fn install(programs: &[(&str, &str)]) -> Outcome {
+    let missing: Vec<&str> = programs
         .iter()
         .filter(|(p, _)| !there(p))
         .map(|(_, package)| *package)
@@ -51,6 +59,33 @@ pub fn packages() -> Outcome {
         install.env("DEBIAN_FRONTEND", "noninteractive"),
     )
 }
+
+/// Programs that the servers of tests need, and their Debian packages.
+const SERVER_PROGRAMS: [(&str, &str); 3] = [
+    ("java", "openjdk-17-jre-headless"),
+    ("mvn", "maven"),
+    ("go", "golang-go"),
+];
+
+/// What Kafka and the S3 server of the tests need. An error is the reason why they cannot be had.
+pub fn servers() -> Outcome {
+    install(&SERVER_PROGRAMS)?;
+    let version = tool::output(Command::new("go").arg("version"))?;
+    let minor = version.split("go1.").nth(1).and_then(|rest| {
+        let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+        digits.parse::<u32>().ok()
+    });
+    match minor {
+        Some(minor) if minor >= OLDEST_GO => Ok(()),
+        _ => Err(format!(
+            "the S3 server needs Go 1.{OLDEST_GO} or later, found: {}",
+            version.trim()
+        )),
+    }
+}
+
+/// The Go that versitygw is written for.
+const OLDEST_GO: u32 = 25;
 
 /// A Python with the CloudEvents and S3 clients, cached. `None` with the reason when it cannot be had.
 pub fn python_clients() -> Result<std::path::PathBuf, String> {

@@ -2,7 +2,7 @@
 use crate::tool::{self, Outcome, cargo, run as step};
 use crate::{layers, map, setup, sizes};
 
-const TIERS: [&str; 4] = ["lint", "unit", "docs", "peers"];
+const TIERS: [&str; 5] = ["lint", "unit", "docs", "servers", "peers"];
 
 /// Runs the tiers named, else all.
 pub fn run_tiers(tiers: &[&str]) -> Outcome {
@@ -12,6 +12,7 @@ pub fn run_tiers(tiers: &[&str]) -> Outcome {
             "lint" => lint()?,
             "unit" => unit()?,
             "docs" => docs()?,
+            "servers" => servers()?,
             _ => peers()?,
         }
     }
@@ -57,10 +58,23 @@ fn lint() -> Outcome {
 fn unit() -> Outcome {
     // The whole-system tests start the real binary.
     step("build", &mut cargo(&["build", "--workspace", "--bins", "--locked"]))?;
-    step(
-        "tests",
-        &mut cargo(&["test", "--workspace", "--locked", "--no-fail-fast"]),
-    )
+    // Tests that need real servers are a tier of their own.
+    let mut tests = cargo(&["test", "--workspace", "--locked", "--no-fail-fast"]);
+    step("tests", tests.env("IMAGEFLOW_SKIP_SERVERS", "1"))
+}
+
+/// Apache Kafka and an S3 server as they are, fetched once into the cache.
+fn servers() -> Outcome {
+    if let Err(reason) = setup::servers() {
+        println!("servers: skipped, {reason}");
+        return Ok(());
+    }
+    step("build", &mut cargo(&["build", "--workspace", "--bins", "--locked"]))?;
+    let mut tests = cargo(&["test", "--workspace", "--locked", "--no-fail-fast"]);
+    for name in ["kafka", "versitygw", "notifications", "faults", "external"] {
+        tests.args(["--test", name]);
+    }
+    step("tests on servers", &mut tests)
 }
 
 fn docs() -> Outcome {
