@@ -1,5 +1,7 @@
 //! The arguments of every command.
 pub mod manage;
+pub mod serve;
+pub mod stores;
 pub mod up;
 pub mod work;
 
@@ -93,6 +95,8 @@ pub struct OutputArgs {
 pub enum Command {
     /// Start the whole platform in this process
     Up(Box<up::UpArgs>),
+    /// Run one role of the platform as a process of its own
+    Serve(Box<serve::ServeArgs>),
     /// Create or change functions, flows and triggers from files
     Apply(manage::ApplyArgs),
     /// Delete functions, flows or triggers

@@ -39,9 +39,12 @@ pub async fn run(cx: &mut Context, command: Command) -> Result<(), CliError> {
         Command::Logs(args) => logs::logs(cx, args).await,
         Command::Operations(args) => platform::operations(cx, args).await,
         Command::Status(_) => platform::status(cx).await,
-        Command::Up(_) | Command::Pod | Command::Warden { .. } | Command::Completion { .. } | Command::Version => {
-            Err(CliError::Usage("this is not a client's command".to_owned()))
-        }
+        Command::Up(_)
+        | Command::Serve(_)
+        | Command::Pod
+        | Command::Warden { .. }
+        | Command::Completion { .. }
+        | Command::Version => Err(CliError::Usage("this is not a client's command".to_owned())),
     }
 }
 

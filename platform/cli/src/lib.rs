@@ -7,6 +7,7 @@ pub mod error;
 pub mod output;
 pub mod render;
 pub mod roles;
+mod serve;
 mod up;
 
 use std::ffi::OsString;
@@ -70,6 +71,9 @@ fn run(cli: Cli) -> Result<(), CliError> {
     runtime.block_on(async {
         if let Command::Up(args) = cli.command {
             return roles::up(*args).await;
+        }
+        if let Command::Serve(args) = cli.command {
+            return serve::run(*args).await;
         }
         let mut context = Context {
             client: Client::new(&cli.global.server, cli.global.api_key)?,

@@ -5,19 +5,20 @@ use std::sync::Arc;
 use imageflow_process::{Telemetry, TelemetryConfig, on_signals};
 use serde_json::json;
 
-use crate::args::up::{LogFormat, UpArgs};
+use crate::args::stores::{LogFormat, TelemetryArgs};
+use crate::args::up::UpArgs;
 use crate::error::CliError;
 
 mod demo;
-mod platform;
+pub(crate) mod platform;
 mod pods;
 mod scaling;
-mod stores;
+pub(crate) mod stores;
 
 use platform::Platform;
 
 /// An error of the platform as the command line tells it.
-fn failed(what: &str) -> impl Fn(String) -> CliError + '_ {
+pub(crate) fn failed(what: &str) -> impl Fn(String) -> CliError + '_ {
     move |why| CliError::Failed(format!("{what}: {why}"))
 }
 
@@ -31,15 +32,10 @@ fn quiet(filter: &str) -> String {
     }
 }
 
-/// Runs until a signal, or with `--once` until the demo is over.
-///
-/// # Errors
-/// What kept the platform from starting, or what the demo found wrong.
-pub async fn run(args: UpArgs) -> Result<(), CliError> {
-    let env = |name: &str| std::env::var(name).ok();
-    let data = args.data_dir(&env);
-    let telemetry = TelemetryConfig {
-        service: "imageflow".to_owned(),
+/// How a service tells of its work.
+pub(crate) fn telemetry(args: &TelemetryArgs, service: &str) -> TelemetryConfig {
+    TelemetryConfig {
+        service: service.to_owned(),
         filter: quiet(&args.log_level),
         format: match args.log_format {
             LogFormat::Text => imageflow_process::LogFormat::Text,
@@ -47,8 +43,18 @@ pub async fn run(args: UpArgs) -> Result<(), CliError> {
         },
         ansi: std::env::var_os("NO_COLOR").is_none() && std::io::IsTerminal::is_terminal(&std::io::stderr()),
         otlp_endpoint: args.otlp_endpoint.clone(),
-    };
-    let telemetry = Telemetry::start(&telemetry).map_err(|e| CliError::Usage(e.to_string()))?;
+    }
+}
+
+/// Runs until a signal, or with `--once` until the demo is over.
+///
+/// # Errors
+/// What kept the platform from starting, or what the demo found wrong.
+pub async fn run(args: UpArgs) -> Result<(), CliError> {
+    let env = |name: &str| std::env::var(name).ok();
+    let data = args.data_dir(&env);
+    let telemetry =
+        Telemetry::start(&telemetry(&args.telemetry, "imageflow")).map_err(|e| CliError::Usage(e.to_string()))?;
     let stop = on_signals().map_err(|e| failed("signals cannot be handled")(e.to_string()))?;
     let metrics = telemetry.metrics();
     let platform = Platform::start(&args, &data, Arc::new(move || metrics.render())).await?;

@@ -1,10 +1,12 @@
 //! The shell of every service: logs to standard error, spans to OTLP when asked for, metrics as Prometheus text, signals.
 
+mod admin;
 mod signals;
 mod telemetry;
 #[cfg(feature = "test-util")]
 pub mod testing;
 pub mod trace;
 
+pub use admin::{Readiness, serve_admin};
 pub use signals::{Stop, on_signals};
 pub use telemetry::{LogFormat, Telemetry, TelemetryConfig, TelemetryError};

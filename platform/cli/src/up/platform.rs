@@ -57,7 +57,7 @@ pub struct Platform {
     tasks: TaskTracker,
 }
 
-fn now_ms() -> i64 {
+pub fn now_ms() -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
 }
@@ -101,7 +101,7 @@ impl Platform {
         let log_failed = |e: imageflow_eventlog::LogError| failed("the event log")(e.to_string());
         events.ensure_topics(&Router::topics()).await.map_err(log_failed)?;
         events.ensure_topics(&[scaling::topic()]).await.map_err(log_failed)?;
-        if args.s3.is_some() {
+        if args.s3.url.is_some() {
             // Before the server is asked for: some do not start without it.
             events
                 .ensure_topics(&[Notifications::topic()])
@@ -153,7 +153,7 @@ impl Platform {
             resources.clone(),
             host.clone(),
             exe,
-            args.otlp_endpoint.clone(),
+            args.telemetry.otlp_endpoint.clone(),
             &tasks,
             &rest,
         )

@@ -14,6 +14,7 @@ use imageflow_objects::{
 
 use super::failed;
 use super::platform::{chain, limit};
+use crate::args::stores::{KafkaArgs, S3Args};
 use crate::args::up::UpArgs;
 use crate::error::CliError;
 
@@ -32,25 +33,29 @@ fn env(name: &str) -> Option<String> {
 
 impl Log {
     pub async fn open(args: &UpArgs, data: &Path) -> Result<Self, CliError> {
-        let Some(bootstrap) = &args.kafka.kafka else {
-            let config = EmbeddedConfig {
-                limit_bytes: limit(args.log_limit_bytes),
-                ..EmbeddedConfig::new(data.join("log"))
-            };
-            let log = Embedded::open(config).await;
-            return log
-                .map(Self::Embedded)
-                .map_err(|e| failed("the event log cannot be opened")(e.to_string()));
+        if args.kafka.kafka.is_some() {
+            return Self::kafka(&args.kafka).await;
+        }
+        let config = EmbeddedConfig {
+            limit_bytes: limit(args.log_limit_bytes),
+            ..EmbeddedConfig::new(data.join("log"))
         };
+        let log = Embedded::open(config).await;
+        log.map(Self::Embedded)
+            .map_err(|e| failed("the event log cannot be opened")(e.to_string()))
+    }
+
+    pub async fn kafka(args: &KafkaArgs) -> Result<Self, CliError> {
+        let bootstrap = args.kafka.clone().unwrap_or_default();
         let mut config = KafkaConfig::new(bootstrap);
-        config.replication = args.kafka.replication;
-        config.min_in_sync = args.kafka.replication.saturating_sub(1).max(1);
+        config.replication = args.replication;
+        config.min_in_sync = args.replication.saturating_sub(1).max(1);
         config.sasl = sasl(args)?;
-        config.tls = args.kafka.tls.then(|| KafkaTls {
-            ca: args.kafka.ca.clone(),
+        config.tls = args.tls.then(|| KafkaTls {
+            ca: args.ca.clone(),
             ..KafkaTls::default()
         });
-        for setting in &args.kafka.settings {
+        for setting in &args.settings {
             let Some((name, value)) = setting.split_once('=') else {
                 return Err(CliError::Usage(format!(
                     "--kafka-set: \"{setting}\" is not NAME=VALUE, for example --kafka-set producer.linger.ms=20"
@@ -84,14 +89,14 @@ impl Log {
 }
 
 /// Name and password come by the environment, where no list of processes shows them.
-fn sasl(args: &UpArgs) -> Result<Option<KafkaSasl>, CliError> {
+fn sasl(args: &KafkaArgs) -> Result<Option<KafkaSasl>, CliError> {
     let Some(username) = env("IMAGEFLOW_KAFKA_USERNAME") else {
         return Ok(None);
     };
     let password = env("IMAGEFLOW_KAFKA_PASSWORD").ok_or_else(|| {
         CliError::Usage("IMAGEFLOW_KAFKA_USERNAME is set, so set IMAGEFLOW_KAFKA_PASSWORD, too".to_owned())
     })?;
-    let mechanism = match args.kafka.sasl_mechanism.as_str() {
+    let mechanism = match args.sasl_mechanism.as_str() {
         "SCRAM-SHA-256" => SaslMechanism::ScramSha256,
         "PLAIN" => SaslMechanism::Plain,
         _ => SaslMechanism::ScramSha512,
@@ -115,32 +120,41 @@ pub struct Objects {
     pub embedded: Option<EmbeddedS3>,
 }
 
+fn credentials() -> (Option<String>, Option<String>) {
+    (env("IMAGEFLOW_S3_ACCESS_KEY"), env("IMAGEFLOW_S3_SECRET_KEY"))
+}
+
 impl Objects {
+    /// A server that is there already.
+    pub fn external(args: &S3Args, log: &Arc<dyn EventLog>) -> Result<Self, CliError> {
+        let (Some(access_key), Some(secret_key)) = credentials() else {
+            return Err(CliError::Usage(
+                "--s3: set IMAGEFLOW_S3_ACCESS_KEY and IMAGEFLOW_S3_SECRET_KEY for the server".to_owned(),
+            ));
+        };
+        let url = args.url.clone().unwrap_or_default();
+        let config = S3Config {
+            region: args.region.clone(),
+            path_style: !args.virtual_hosts,
+            ..S3Config::new(url.clone(), access_key.clone(), secret_key.clone())
+        };
+        let inner: Arc<dyn ObjectStore> = Arc::new(S3Store::new(config));
+        let events = ObjectEvents::new(log.clone());
+        Ok(Self {
+            url,
+            access_key,
+            secret_key,
+            own_credentials: true,
+            store: Arc::new(Told { inner, events }),
+            embedded: None,
+        })
+    }
+
     pub async fn open(args: &UpArgs, data: &Path, log: &Arc<dyn EventLog>) -> Result<Self, CliError> {
-        let given = (env("IMAGEFLOW_S3_ACCESS_KEY"), env("IMAGEFLOW_S3_SECRET_KEY"));
-        if let Some(url) = &args.s3 {
-            let (Some(access_key), Some(secret_key)) = given else {
-                return Err(CliError::Usage(
-                    "--s3: set IMAGEFLOW_S3_ACCESS_KEY and IMAGEFLOW_S3_SECRET_KEY for the server".to_owned(),
-                ));
-            };
-            let config = S3Config {
-                region: args.s3_region.clone(),
-                path_style: !args.s3_virtual_hosts,
-                ..S3Config::new(url.clone(), access_key.clone(), secret_key.clone())
-            };
-            let inner: Arc<dyn ObjectStore> = Arc::new(S3Store::new(config));
-            let events = ObjectEvents::new(log.clone());
-            return Ok(Self {
-                url: url.clone(),
-                access_key,
-                secret_key,
-                own_credentials: true,
-                store: Arc::new(Told { inner, events }),
-                embedded: None,
-            });
+        if args.s3.url.is_some() {
+            return Self::external(&args.s3, log);
         }
-        let (access_key, secret_key, own_credentials) = match given {
+        let (access_key, secret_key, own_credentials) = match credentials() {
             (Some(access), Some(secret)) => (access, secret, true),
             _ if args.s3_listen.ip().is_loopback() => {
                 (LOCAL_CREDENTIALS.0.to_owned(), LOCAL_CREDENTIALS.1.to_owned(), false)

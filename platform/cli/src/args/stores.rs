@@ -1,0 +1,77 @@
+//! Arguments that the platform and its single roles share: where events and objects are kept, what is told of the work.
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+/// Kafka in place of the embedded event log.
+#[derive(Debug, Clone, Args)]
+pub struct KafkaArgs {
+    /// Kafka brokers to use in place of the embedded event log, such as `localhost:9092`; name and password for SASL are
+    /// `IMAGEFLOW_KAFKA_USERNAME` and `IMAGEFLOW_KAFKA_PASSWORD`
+    #[arg(long, value_name = "HOST:PORT,...")]
+    pub kafka: Option<String>,
+    /// Copies of each partition of the topics that are created
+    #[arg(
+        long = "kafka-replication",
+        value_name = "N",
+        default_value_t = 3,
+        requires = "kafka"
+    )]
+    pub replication: u16,
+    /// Reach the brokers by TLS
+    #[arg(long = "kafka-tls", requires = "kafka")]
+    pub tls: bool,
+    /// PEM file of the authorities that sign the brokers' certificates
+    #[arg(long = "kafka-ca", value_name = "FILE", requires = "tls")]
+    pub ca: Option<PathBuf>,
+    /// How the password is shown to the brokers
+    #[arg(long = "kafka-sasl", value_name = "MECHANISM", default_value = "SCRAM-SHA-512",
+          value_parser = ["SCRAM-SHA-512", "SCRAM-SHA-256", "PLAIN"], requires = "kafka")]
+    pub sasl_mechanism: String,
+    /// One more setting of librdkafka, such as `producer.linger.ms=20`; may be given several times
+    #[arg(long = "kafka-set", value_name = "NAME=VALUE", requires = "kafka")]
+    pub settings: Vec<String>,
+}
+
+/// An S3 server in place of the embedded one.
+#[derive(Debug, Clone, Args)]
+pub struct S3Args {
+    /// S3 server to use in place of the embedded one, such as `http://localhost:9000`; its credentials are
+    /// `IMAGEFLOW_S3_ACCESS_KEY` and `IMAGEFLOW_S3_SECRET_KEY`
+    #[arg(long = "s3", value_name = "URL")]
+    pub url: Option<String>,
+    /// Region of the S3 server
+    #[arg(
+        long = "s3-region",
+        value_name = "REGION",
+        default_value = "us-east-1",
+        requires = "url"
+    )]
+    pub region: String,
+    /// The S3 server wants the bucket in the host name
+    #[arg(long = "s3-virtual-hosts", requires = "url")]
+    pub virtual_hosts: bool,
+}
+
+/// What is told of the work.
+#[derive(Debug, Clone, Args)]
+pub struct TelemetryArgs {
+    /// Where traces go, such as `http://127.0.0.1:4317`
+    #[arg(long, value_name = "URL", env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    pub otlp_endpoint: Option<String>,
+    /// Lowest level that is logged, or a filter such as `info,imageflow_router=debug`
+    #[arg(long, value_name = "LEVEL", default_value = "info", env = "IMAGEFLOW_LOG")]
+    pub log_level: String,
+    /// How log lines look
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
