@@ -92,7 +92,12 @@ impl Api {
 
     /// Asks again and again until `there` says so, at most a minute. For states that only polling can show.
     pub async fn until(&self, path: &str, there: impl Fn(&Value) -> bool) -> Value {
-        let deadline = tokio::time::Instant::now() + PATIENCE;
+        self.until_within(PATIENCE, path, there).await
+    }
+
+    /// The same with another patience.
+    pub async fn until_within(&self, patience: Duration, path: &str, there: impl Fn(&Value) -> bool) -> Value {
+        let deadline = tokio::time::Instant::now() + patience;
         let mut ticks = tokio::time::interval(Duration::from_millis(20));
         loop {
             ticks.tick().await;

@@ -2,6 +2,7 @@
 //! A failure here is a failure of the test, so everything panics with what it was about.
 #![expect(clippy::expect_used, reason = "test support: a panic is the failure of a test")]
 
+pub mod external;
 pub mod http;
 pub mod pictures;
 pub mod platform;

@@ -5,6 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use imageflow_objects::{ObjectStore, S3Config, S3Store};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::Api;
@@ -103,6 +104,20 @@ impl Platform {
         &self.data
     }
 
+    /// Stops it where it is (SIGSTOP); its pods go on.
+    pub fn pause(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// Lets it go on (SIGCONT).
+    pub fn resume(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("the signal reaches it");
+    }
+
     /// SIGKILL, and waits for its end.
     pub fn kill(mut self) {
         self.child.kill().expect("kill");
@@ -111,8 +126,7 @@ impl Platform {
 
     /// SIGTERM, and waits for its end. Panics when it does not end well.
     pub fn stop(mut self) {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("SIGTERM");
+        self.signal(Signal::TERM);
         let status = self.child.wait().expect("its end");
         assert!(status.success(), "imageflow up ended with {status}");
     }

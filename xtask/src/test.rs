@@ -71,7 +71,14 @@ fn servers() -> Outcome {
     }
     step("build", &mut cargo(&["build", "--workspace", "--bins", "--locked"]))?;
     let mut tests = cargo(&["test", "--workspace", "--locked", "--no-fail-fast"]);
-    for name in ["kafka", "versitygw", "notifications", "faults", "external"] {
+    for name in [
+        "kafka",
+        "versitygw",
+        "notifications",
+        "faults",
+        "external",
+        "external_faults",
+    ] {
         tests.args(["--test", name]);
     }
     step("tests on servers", &mut tests)

@@ -34,55 +34,50 @@ pub fn up(args: &[String]) -> Outcome {
     }
 }
 
-/// `cargo xtask bench NAME`.
+/// `cargo xtask bench NAME [PART...]`.
 pub fn bench(args: &[String]) -> Outcome {
+    let parts = args.get(1..).unwrap_or_default();
     match args.first().map(String::as_str) {
-        Some("platform") => {
-            let program = build()?;
-            let mut bench = cargo(&[
-                "run",
-                "--release",
-                "--locked",
-                "-p",
-                "imageflow-tests",
-                "--bin",
-                "bench-platform",
-            ]);
-            run(
-                "bench platform",
-                bench
-                    .env("IMAGEFLOW_BIN", program)
-                    .args(args.get(1..).unwrap_or_default()),
-            )
+        Some("platform") => measure("bench-platform", parts),
+        Some("kafka") => {
+            setup::servers().map_err(|reason| format!("bench kafka needs servers that cannot be had: {reason}"))?;
+            measure("bench-kafka", parts)
         }
-        _ => Err("name what to measure: platform".to_owned()),
+        _ => Err("name what to measure: platform, kafka".to_owned()),
     }
 }
 
-/// `cargo xtask soak [MINUTES]`: the kill test until the time is over.
+/// Runs a program that measures the platform, both in release.
+fn measure(name: &str, parts: &[String]) -> Outcome {
+    let program = build()?;
+    let mut bench = cargo(&["run", "--release", "--locked", "-p", "imageflow-tests", "--bin", name]);
+    bench.env("IMAGEFLOW_BIN", program).arg("--").args(parts);
+    run(name, &mut bench)
+}
+
+/// `cargo xtask soak [external] [MINUTES]`: tests of faults until the time is over.
 pub fn soak(args: &[String]) -> Outcome {
-    let minutes: u64 = match args.first() {
+    let (test, rest) = match args.split_first() {
+        Some((first, rest)) if first == "external" => ("external_faults", rest),
+        _ => ("kill", args),
+    };
+    let minutes: u64 = match rest.first() {
         None => 10,
         Some(text) => text
             .parse()
-            .map_err(|_| format!("\"{text}\" is not a number of minutes"))?,
+            .map_err(|_| format!("\"{text}\" is neither \"external\" nor a number of minutes"))?,
     };
+    if test == "external_faults" {
+        setup::servers()?;
+    }
     let begun = std::time::Instant::now();
     let mut rounds = 0;
     run("build", &mut cargo(&["build", "--workspace", "--bins", "--locked"]))?;
     while begun.elapsed().as_secs() < minutes * 60 {
         rounds += 1;
-        let mut test = cargo(&[
-            "test",
-            "-p",
-            "imageflow-tests",
-            "--test",
-            "kill",
-            "--locked",
-            "--",
-            "--nocapture",
-        ]);
-        run(&format!("kill test, round {rounds}"), &mut test)?;
+        let mut round = cargo(&["test", "-p", "imageflow-tests", "--test", test]);
+        round.args(["--locked", "--", "--nocapture"]);
+        run(&format!("{test} test, round {rounds}"), &mut round)?;
     }
     println!("soak: {rounds} rounds passed");
     Ok(())

@@ -11,6 +11,7 @@ mod reading;
 mod topics;
 mod transactions;
 
+use std::collections::HashMap;
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -51,6 +52,8 @@ struct Handle {
     meta: Asker,
     told: Arc<Told>,
     catalog: Mutex<Catalog>,
+    /// When topics were last made or checked by us.
+    ensured: Mutex<HashMap<String, std::time::Instant>>,
     producer: Mutex<Option<Arc<Producer>>>,
     askers: Mutex<Vec<(String, Asker)>>,
     readers: Mutex<Vec<Reader>>,
@@ -171,6 +174,7 @@ impl Kafka {
             meta: Arc::new(meta),
             told,
             catalog: Mutex::default(),
+            ensured: Mutex::default(),
             producer: Mutex::new(Some(Arc::new(producer))),
             askers: Mutex::default(),
             readers: Mutex::default(),

@@ -5,5 +5,6 @@
 mod kafka {
     pub mod cluster;
     pub mod details;
+    pub mod secure;
     pub mod subject;
 }

@@ -67,6 +67,8 @@ pub enum RouterError {
     Log(#[from] LogError),
 }
 
+/// A router that is silent for so long is taken for dead, and its runs go to the others: while they wait, people wait.
+const SESSION: Duration = Duration::from_secs(15);
 /// Pause before a batch that could not be written is written again.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -109,7 +111,8 @@ impl Router {
     ) -> Result<(), RouterError> {
         let mut runs = Runs::default();
         let names = vec![topics::EVENTS.to_owned(), topics::RUN_EVENTS.to_owned()];
-        let group = ConsumerConfig::new(topics::GROUP_ROUTER, self.config.member.clone(), Topics::Names(names));
+        let mut group = ConsumerConfig::new(topics::GROUP_ROUTER, self.config.member.clone(), Topics::Names(names));
+        group.session_timeout = SESSION;
         let mut consumer = self.log.consumer(group).await?;
         let mut intake = Intake::default();
         loop {

@@ -17,12 +17,18 @@ const LOGGING: &str = include_str!("../kafka/log4j2.yaml");
 const NODE: &str = include_str!("../kafka/node.properties");
 /// Any 22 characters of base64 that spell a uuid: fixed, so that no JVM has to be started to make one up.
 const CLUSTER_ID: &str = "MkU3OEVBNTcwNTJENDM2Qk";
+/// What was formatted, with [`USER`] in it.
+const FORMATTED: &str = "formatted-1";
 /// What a node writes to its log when it serves.
 const SERVES: &str = "Kafka Server started";
 /// Longest from the start of a node until it serves. Measured 4 to 15 s; a loaded machine is slower.
 const READY: Duration = Duration::from_secs(120);
 /// A free port may be taken by another process between the look and the start.
 const TRIES: usize = 5;
+/// The user that the brokers know, by SCRAM-SHA-512; for listeners that ask for one.
+pub const USER: &str = "imageflow";
+/// That user's password.
+pub const PASSWORD: &str = "for tests only";
 /// Less than it takes for a test of three nodes to press other processes out of a small machine's memory.
 const HEAP: &str = "256m";
 
@@ -85,10 +91,21 @@ pub struct Cluster {
     dir: TempDir,
 }
 
+/// Whether tests are to do without; then it says so.
+#[must_use]
+pub fn is_skipped() -> bool {
+    let skipped = std::env::var_os("IMAGEFLOW_SKIP_SERVERS").is_some();
+    if skipped {
+        eprintln!("skipped: IMAGEFLOW_SKIP_SERVERS is set, and this test needs Kafka");
+    }
+    skipped
+}
+
 #[derive(Debug)]
 struct Node {
     dir: PathBuf,
     clients: u16,
+    secure: u16,
     process: Option<Child>,
 }
 
@@ -123,13 +140,34 @@ impl Cluster {
         Err(last.unwrap_or_else(|| KafkaServerError::Start("no port was free".to_owned())))
     }
 
+    /// The same with one more listener that speaks TLS and asks for [`USER`] and [`PASSWORD`] by SCRAM-SHA-512.
+    /// `keystore` is a PEM file with the brokers' key (PKCS#8) and its certificates, for 127.0.0.1.
+    ///
+    /// # Errors
+    /// See [`KafkaServerError`].
+    pub async fn start_secure(nodes: usize, keystore: &Path) -> Result<Self> {
+        let both = "PLAINTEXT://127.0.0.1:@CLIENTS@,SASL_SSL://127.0.0.1:@SECURE@";
+        let login = "org.apache.kafka.common.security.scram.ScramLoginModule required;";
+        let settings = [
+            ("listeners", &*format!("{both},CONTROLLER://127.0.0.1:@CONTROLLER@")),
+            ("advertised.listeners", both),
+            ("sasl.enabled.mechanisms", "SCRAM-SHA-512"),
+            ("listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config", login),
+            ("listener.name.sasl_ssl.ssl.keystore.type", "PEM"),
+            (
+                "listener.name.sasl_ssl.ssl.keystore.location",
+                &keystore.display().to_string(),
+            ),
+        ];
+        Self::start_with(nodes, &settings).await
+    }
+
     /// For tests: a cluster; `None`, and a line that says so, when IMAGEFLOW_SKIP_SERVERS is set.
     ///
     /// # Panics
     /// When it does not start: a test that needs a cluster has failed without one.
     pub async fn for_test(nodes: usize) -> Option<Self> {
-        if std::env::var_os("IMAGEFLOW_SKIP_SERVERS").is_some() {
-            eprintln!("skipped: IMAGEFLOW_SKIP_SERVERS is set, and this test needs Kafka");
+        if is_skipped() {
             return None;
         }
         match Self::start(nodes).await {
@@ -146,6 +184,13 @@ impl Cluster {
             .iter()
             .map(|n| format!("127.0.0.1:{}", n.clients))
             .collect();
+        addresses.join(",")
+    }
+
+    /// The same of the listener of [`start_secure`](Self::start_secure).
+    #[must_use]
+    pub fn secure_bootstrap(&self) -> String {
+        let addresses: Vec<String> = self.nodes().iter().map(|n| format!("127.0.0.1:{}", n.secure)).collect();
         addresses.join(",")
     }
 
@@ -238,8 +283,9 @@ impl Cluster {
     /// Folders and settings of all nodes. They are copies of what was formatted once, which saves a JVM for each node.
     fn lay_out(home: &Path, count: usize, settings: &[(&str, &str)]) -> Result<Self> {
         let dir = tempfile::tempdir().map_err(folder("the temporary folder", &std::env::temp_dir()))?;
-        let ports = free_ports(count * 2)?;
-        let (clients, controllers) = ports.split_at(count);
+        let ports = free_ports(count * 3)?;
+        let (clients, others) = ports.split_at(count);
+        let (controllers, secure) = others.split_at(count);
         let voters: Vec<String> = (1..)
             .zip(controllers)
             .map(|(id, port)| format!("{id}@127.0.0.1:{port}"))
@@ -251,8 +297,12 @@ impl Cluster {
             let fail = || folder("a node's folder", &node);
             std::fs::create_dir_all(&data).map_err(fail())?;
             let mut properties = NODE.to_owned();
+            for (name, value) in settings {
+                properties.push_str(&format!("{name}={value}\n"));
+            }
             for (name, value) in [
                 ("@ID@", (i + 1).to_string()),
+                ("@SECURE@", secure[i].to_string()),
                 ("@VOTERS@", voters.join(",")),
                 ("@CLIENTS@", clients[i].to_string()),
                 ("@CONTROLLER@", controllers[i].to_string()),
@@ -262,12 +312,9 @@ impl Cluster {
             ] {
                 properties = properties.replace(name, &value);
             }
-            for (name, value) in settings {
-                properties.push_str(&format!("{name}={value}\n"));
-            }
             std::fs::write(node.join("node.properties"), properties).map_err(fail())?;
             std::fs::write(node.join("log4j2.yaml"), LOGGING).map_err(fail())?;
-            for entry in std::fs::read_dir(home.join("formatted")).map_err(fail())? {
+            for entry in std::fs::read_dir(home.join(FORMATTED)).map_err(fail())? {
                 let entry = entry.map_err(fail())?;
                 std::fs::copy(entry.path(), data.join(entry.file_name())).map_err(fail())?;
             }
@@ -280,6 +327,7 @@ impl Cluster {
             nodes.push(Node {
                 dir: node,
                 clients: clients[i],
+                secure: secure[i],
                 process: None,
             });
         }
@@ -460,27 +508,31 @@ fn cache_dir() -> Result<PathBuf> {
         .ok_or(KafkaServerError::NoCache)
 }
 
-/// The folder with `libs` (the jars) and `formatted` (what a formatted data folder holds besides its name). One process
+/// The folder with `libs` (the jars) and [`FORMATTED`] (what a formatted data folder holds besides its name). One process
 /// makes it, the others wait for its lock.
 fn install(cache: &Path) -> Result<PathBuf> {
     let home = cache.join(format!("kafka-{VERSION}"));
-    if home.join("libs").exists() {
+    let is_there = || home.join("libs").exists() && home.join(FORMATTED).exists();
+    if is_there() {
         return Ok(home);
     }
-    let fail = || folder("the cache folder", cache);
-    std::fs::create_dir_all(cache).map_err(fail())?;
-    let lock = File::create(cache.join(format!("kafka-{VERSION}.lock"))).map_err(fail())?;
+    let fail = || folder("the cache folder", &home);
+    std::fs::create_dir_all(&home).map_err(fail())?;
+    let lock = File::create(home.join("lock")).map_err(fail())?;
     lock.lock().map_err(fail())?;
-    if home.join("libs").exists() {
+    if is_there() {
         return Ok(home);
     }
-    // To stderr past the capture of the test harness: it takes its time, and somebody may wait.
-    let _told = writeln!(io::stderr(), "fetching Kafka {VERSION} (54 MB), once");
-    // Beside its place and then renamed: what is cut off leaves nothing that looks complete.
-    let staging = tempfile::tempdir_in(cache).map_err(fail())?;
-    fetch(staging.path())?;
-    format(staging.path())?;
-    std::fs::rename(staging.keep(), &home).map_err(fail())?;
+    // Beside their place and then renamed: what is cut off leaves nothing that looks complete.
+    let staging = tempfile::tempdir_in(&home).map_err(fail())?;
+    if !home.join("libs").exists() {
+        // To stderr past the capture of the test harness: it takes its time, and somebody may wait.
+        let _told = writeln!(io::stderr(), "fetching Kafka {VERSION} (54 MB), once");
+        fetch(staging.path())?;
+        std::fs::rename(staging.path().join("libs"), home.join("libs")).map_err(fail())?;
+    }
+    format(&home.join("libs"), staging.path())?;
+    std::fs::rename(staging.path().join(FORMATTED), home.join(FORMATTED)).map_err(fail())?;
     Ok(home)
 }
 
@@ -502,29 +554,24 @@ fn fetch(into: &Path) -> Result<()> {
     Ok(())
 }
 
-fn format(home: &Path) -> Result<()> {
-    let data = home.join("formatted");
+fn format(libs: &Path, into: &Path) -> Result<()> {
+    let fail = || folder("the cache folder", into);
     let mut properties = NODE.to_owned();
     for (name, value) in [
         ("@ID@", "1"),
         ("@VOTERS@", "1@127.0.0.1:2"),
         ("@CLIENTS@", "1"),
         ("@CONTROLLER@", "2"),
-        ("@DATA@", "formatted"),
+        ("@DATA@", FORMATTED),
         ("@REPLICAS@", "1"),
         ("@IN_SYNC@", "1"),
     ] {
         properties = properties.replace(name, value);
     }
-    std::fs::write(home.join("format.properties"), properties).map_err(folder("the cache folder", home))?;
+    std::fs::write(into.join("format.properties"), properties).map_err(fail())?;
     let formatted = Command::new("java")
-        .args([
-            "-Xmx128m",
-            "-XX:+UseSerialGC",
-            "-XX:TieredStopAtLevel=1",
-            "-cp",
-            "libs/*",
-        ])
+        .args(["-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp"])
+        .arg(libs.join("*"))
         .args([
             "kafka.tools.StorageTool",
             "format",
@@ -533,7 +580,9 @@ fn format(home: &Path) -> Result<()> {
             "-c",
             "format.properties",
         ])
-        .current_dir(home)
+        .arg("--add-scram")
+        .arg(format!("SCRAM-SHA-512=[name={USER},password={PASSWORD}]"))
+        .current_dir(into)
         .stdin(Stdio::null())
         .output()
         .map_err(missing("java", JAVA))?;
@@ -544,7 +593,7 @@ fn format(home: &Path) -> Result<()> {
         ));
     }
     // Each node gets one with its own name.
-    std::fs::remove_file(data.join("meta.properties")).map_err(folder("the cache folder", &data))
+    std::fs::remove_file(into.join(FORMATTED).join("meta.properties")).map_err(fail())
 }
 
 #[cfg(test)]

@@ -153,10 +153,6 @@ impl KafkaConsumer {
             }
             match self.member.told.next_rebalance() {
                 None => return Ok(None),
-                Some(Rebalance::Assign(partitions)) if partitions.is_empty() => {
-                    let answered = self.member.consumer.incremental_assign(&TopicPartitionList::new());
-                    answered.map_err(|e| storage("taking partitions over", e, None))?;
-                }
                 Some(Rebalance::Assign(partitions)) => self.assigning = Some((partitions, None)),
                 Some(Rebalance::Revoke { partitions, lost }) => {
                     let known: Vec<_> = partitions

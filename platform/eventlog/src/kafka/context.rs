@@ -89,7 +89,6 @@ pub struct Context {
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         self.told.told();
-        if std::env::var_os("DBG").is_some() { eprintln!("{facility} {message}"); }
         match level {
             RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
                 tracing::error!(facility, message, "kafka client");
@@ -128,14 +127,15 @@ impl ConsumerContext for Context {
     fn rebalance(&self, consumer: &BaseConsumer<Self>, error: RDKafkaRespErr, list: &mut TopicPartitionList) {
         self.told.told();
         let is_assign = error == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
-        if self.told.leaving.load(Ordering::Acquire) {
+        // There is nothing to prepare for an assignment of nothing.
+        if self.told.leaving.load(Ordering::Acquire) || (is_assign && list.count() == 0) {
             let answer = if is_assign {
                 consumer.incremental_assign(list)
             } else {
                 consumer.incremental_unassign(list)
             };
             if let Err(error) = answer {
-                tracing::debug!(%error, "an assignment while leaving");
+                tracing::debug!(%error, "an assignment that nobody is told of");
             }
             return;
         }

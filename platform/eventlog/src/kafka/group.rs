@@ -23,6 +23,8 @@ const COMMIT_PAUSE: Duration = Duration::from_millis(50);
 /// Looks at a member that leaves: each passes the queues of librdkafka's thread once, and leaving takes four.
 const LEAVE_LOOKS: usize = 200;
 const SETTLED_LOOKS: usize = 6;
+/// How often the client of a member that is stuck is served.
+const SERVE_EVERY: Duration = Duration::from_millis(100);
 const LEAVE_POLL: Duration = Duration::from_millis(5);
 
 /// A member of a group in this process.
@@ -39,13 +41,14 @@ pub struct Membership {
 struct State {
     held: HashSet<TopicPartition>,
     revoking: Option<Revoking>,
+    /// Gives up what is revoked when its time is over.
+    watch: Option<AbortHandle>,
 }
 
 /// Partitions whose end was told, and which librdkafka still holds for us.
 struct Revoking {
     partitions: Vec<TopicPartition>,
     lost: bool,
-    watch: Option<AbortHandle>,
 }
 
 impl Membership {
@@ -75,19 +78,31 @@ impl Membership {
             tokio::time::sleep(session).await;
             if let Some(member) = member.upgrade() {
                 tracing::warn!(member.group, member.member, "partitions were not given back in time");
-                member.release();
+                member.give_up();
+            }
+            // librdkafka asks once more before it tells the group, and only a poll lets the answer through.
+            let until = Instant::now() + session;
+            while Instant::now() < until {
+                let Some(member) = member.upgrade() else { return };
+                drop(member.consumer.poll(Duration::ZERO));
+                drop(member);
+                tokio::time::sleep(SERVE_EVERY).await;
             }
         });
-        let watch = Some(watch.abort_handle());
-        lock(&self.state).revoking = Some(Revoking {
-            partitions,
-            lost,
-            watch,
-        });
+        let mut state = lock(&self.state);
+        state.revoking = Some(Revoking { partitions, lost });
+        state.watch = Some(watch.abort_handle());
     }
 
     /// Gives up what was told to be revoked.
     pub fn release(&self) {
+        if let Some(watch) = lock(&self.state).watch.take() {
+            watch.abort();
+        }
+        self.give_up();
+    }
+
+    fn give_up(&self) {
         let revoking = {
             let mut state = lock(&self.state);
             let Some(revoking) = state.revoking.take() else { return };
@@ -96,9 +111,6 @@ impl Membership {
             }
             revoking
         };
-        if let Some(watch) = &revoking.watch {
-            watch.abort();
-        }
         self.unassign(&revoking.partitions);
     }
 

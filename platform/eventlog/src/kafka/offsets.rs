@@ -10,6 +10,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use super::Handle;
 use super::context::{Context, lock};
 use super::failure::{code, failed, is_unknown_topic, storage};
+use super::topics::LOOK_AGAIN;
 use crate::error::{LogError, Result};
 use crate::types::{OffsetCommit, TopicPartition, Watermarks};
 
@@ -155,24 +156,30 @@ impl Handle {
 
     /// Both ends of each partition of a topic.
     pub async fn marks(&self, topic: &str) -> Result<Vec<Watermarks>> {
-        let partitions = self.partitions(topic).await?;
-        let (client, timeout) = (self.meta.clone(), self.config.request_timeout);
-        let (lows, highs) = super::blocking("asking for offsets", move || {
-            let lows = ends(&client, &partitions, End::First, timeout)?;
-            Ok((lows, ends(&client, &partitions, End::Next, timeout)?))
-        })
-        .await?;
-        let both = lows.into_iter().zip(highs).zip(0..);
-        let marks = both.map(|((low, high), partition)| {
-            let (low, high) = (low?, high?);
-            Some(Watermarks { partition, low, high })
-        });
-        marks.collect::<Option<Vec<_>>>().ok_or_else(|| {
-            self.forget(topic);
-            LogError::UnknownTopic {
-                topic: topic.to_owned(),
+        loop {
+            let partitions = self.partitions(topic).await?;
+            let (client, timeout) = (self.meta.clone(), self.config.request_timeout);
+            let (lows, highs) = super::blocking("asking for offsets", move || {
+                let lows = ends(&client, &partitions, End::First, timeout)?;
+                Ok((lows, ends(&client, &partitions, End::Next, timeout)?))
+            })
+            .await?;
+            let both = lows.into_iter().zip(highs).zip(0..);
+            let marks = both.map(|((low, high), partition)| {
+                let (low, high) = (low?, high?);
+                Some(Watermarks { partition, low, high })
+            });
+            if let Some(marks) = marks.collect::<Option<Vec<_>>>() {
+                return Ok(marks);
             }
-        })
+            self.forget(topic);
+            if !self.is_new(topic) {
+                return Err(LogError::UnknownTopic {
+                    topic: topic.to_owned(),
+                });
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
     }
 
     pub async fn commits_of(&self, group: &str, topic: &str) -> Result<Vec<(u32, Option<OffsetCommit>)>> {

@@ -26,7 +26,9 @@ const MOST_KNOWN: usize = 20_000;
 /// Topics of one question about settings.
 const ASK_AT_ONCE: usize = 200;
 /// Between two looks at whether a change has reached the brokers.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// So long after a topic was made brokers may not know it. They tell each other in milliseconds, but not while they start.
+const NEW_FOR: Duration = Duration::from_secs(20);
+pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// A changelog is read whole at each start: its segments are closed, and so compacted, by the hour.
 const COMPACTED_SEGMENT_MS: u64 = 3_600_000;
 
@@ -159,7 +161,9 @@ impl Handle {
             let topic = metadata.topics().first().ok_or_else(unknown)?;
             match topic.error() {
                 None if !topic.partitions().is_empty() => break topic.partitions().len(),
-                Some(RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART) => return Err(unknown()),
+                Some(RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART) if !self.is_new(name) => {
+                    return Err(unknown());
+                }
                 error if Instant::now() > deadline => {
                     return Err(failed("asking for a topic", format!("{name}: {error:?}")));
                 }
@@ -256,7 +260,18 @@ impl Handle {
         let missing: Vec<&TopicSpec> = specs.iter().filter(|spec| find(spec).is_none()).collect();
         self.create(&missing).await?;
         self.alter(&changed).await?;
-        self.appear(&missing).await
+        self.appear(&missing).await?;
+        let mut ensured = lock(&self.ensured);
+        ensured.retain(|_, since| since.elapsed() < NEW_FOR);
+        ensured.extend(specs.iter().map(|spec| (spec.name.clone(), Instant::now())));
+        Ok(())
+    }
+
+    /// Whether a topic was made or checked just now: then a broker that does not know it has not heard of it yet.
+    pub fn is_new(&self, name: &str) -> bool {
+        lock(&self.ensured)
+            .get(name)
+            .is_some_and(|since| since.elapsed() < NEW_FOR)
     }
 
     /// A topic that others made may be less safe than we would have made it. It is theirs to decide, but not unseen.
@@ -354,6 +369,7 @@ impl Handle {
     }
 
     pub async fn delete(&self, name: &str) -> Result<()> {
+        lock(&self.ensured).remove(name);
         let unknown = || LogError::UnknownTopic { topic: name.to_owned() };
         self.topic(name).await?;
         self.forget(name);

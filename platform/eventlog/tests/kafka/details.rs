@@ -18,8 +18,7 @@ async fn within<T>(work: impl Future<Output = T>) -> T {
 
 async fn open() -> Option<Arc<Kafka>> {
     let cluster = shared().await?;
-    let mut c = config(&cluster, 1); if std::env::var_os("DBG").is_some() { c = c.setting("consumer.debug", "cgrp"); }
-    Some(Kafka::open(c).await.unwrap())
+    Some(Kafka::open(config(&cluster, 1)).await.unwrap())
 }
 
 async fn topic(log: &Kafka, name: &str, partitions: u32) -> String {

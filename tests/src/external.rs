@@ -1,0 +1,175 @@
+//! The platform on three Kafka brokers and a real S3 server, with a flow for the photos that any S3 client puts there.
+use std::future::Future;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use imageflow_eventlog::{EventLog, Kafka, KafkaConfig, TopicSpec};
+use imageflow_objects::{ObjectError, ObjectInfo, ObjectStore, PutOptions, S3Config, S3Store};
+use imageflow_servers::kafka::Cluster;
+use imageflow_servers::s3::{EventTarget, S3Options, S3Server};
+use imageflow_types::topics;
+use tokio::time::Instant;
+
+use crate::{Platform, pictures};
+
+/// The flow `two` of two functions, and the trigger that starts it for each photo below `raw-images/in/`.
+pub const RESOURCES: &str = r"
+apiVersion: imageflow.dev/v1alpha1
+kind: Function
+metadata: { name: small }
+spec: { operation: resize, params: { width: 8 }, scale: { max: 2, keepWarm: { min: 300ms, max: 300ms } } }
+---
+apiVersion: imageflow.dev/v1alpha1
+kind: Function
+metadata: { name: grey }
+spec: { operation: grayscale, scale: { max: 2, keepWarm: { min: 300ms, max: 300ms } } }
+---
+apiVersion: imageflow.dev/v1alpha1
+kind: Flow
+metadata: { name: two }
+spec:
+  steps:
+    - { name: first, function: small }
+    - { name: second, function: grey, after: [first] }
+---
+apiVersion: imageflow.dev/v1alpha1
+kind: Trigger
+metadata: { name: on-upload }
+spec:
+  filters: [ { exact: { type: dev.imageflow.object.created } }, { prefix: { subject: raw-images/in/ } } ]
+  flow: two
+";
+/// Width of the results of [`RESOURCES`].
+pub const RESULT_WIDTH: u32 = 8;
+
+/// Most objects of one page of a list.
+const PAGE: usize = 1000;
+
+/// The servers, and the platform's folder.
+pub struct World {
+    /// Three brokers.
+    pub cluster: Cluster,
+    /// The S3 server, which tells the first broker of its objects.
+    pub server: S3Server,
+    /// A client of the S3 server.
+    pub objects: Arc<dyn ObjectStore>,
+    folder: tempfile::TempDir,
+}
+
+impl World {
+    /// Starts the servers; `None` when servers are left out.
+    pub async fn start() -> Option<Self> {
+        let cluster = Cluster::for_test(3).await?;
+        // versitygw does not start without its topic.
+        let log = Kafka::open(KafkaConfig::new(cluster.bootstrap())).await;
+        let log = log.expect("the brokers answer");
+        let topic = TopicSpec::new(topics::OBJECT_NOTIFICATIONS, topics::PARTITIONS);
+        log.ensure_topics(&[topic.retention(Duration::from_secs(7 * 24 * 3600))])
+            .await
+            .expect("the topic is made");
+        log.close().await;
+        let events = EventTarget::Kafka {
+            bootstrap: cluster.bootstrap().split(',').next()?.to_owned(),
+            topic: topics::OBJECT_NOTIFICATIONS.to_owned(),
+        };
+        let options = S3Options {
+            events: Some(events),
+            ..S3Options::default()
+        };
+        let server = S3Server::for_test(options).await?;
+        let config = S3Config::new(server.url(), server.access_key(), server.secret_key());
+        Some(Self {
+            cluster,
+            objects: Arc::new(S3Store::new(config)),
+            server,
+            folder: tempfile::tempdir().expect("a folder"),
+        })
+    }
+
+    /// Starts the platform, with more arguments.
+    pub fn platform(&self, more: &[&str]) -> Platform {
+        let (bootstrap, url) = (self.cluster.bootstrap(), self.server.url());
+        let args = [&["--kafka", &bootstrap, "--s3", &url], more].concat();
+        let env = [
+            ("IMAGEFLOW_S3_ACCESS_KEY", self.server.access_key()),
+            ("IMAGEFLOW_S3_SECRET_KEY", self.server.secret_key()),
+        ];
+        Platform::start_with(self.folder.path(), &args, &env)
+    }
+
+    /// The results of the flow `two`, besides their data.
+    pub async fn results(&self) -> Vec<ObjectInfo> {
+        let mut all: Vec<ObjectInfo> = Vec::new();
+        loop {
+            let after = all.last().map(|o| o.key.as_str());
+            let page = self.objects.list(topics::BUCKET_PROCESSED, "two/", after, PAGE).await;
+            let page = page.expect("the results are listed");
+            if page.is_empty() {
+                all.retain(|o| !o.key.ends_with(".json"));
+                return all;
+            }
+            all.extend(page);
+        }
+    }
+
+    /// The broker that is the active controller, asked of the controllers themselves.
+    pub fn controller(&self) -> usize {
+        let asked = Command::new("java")
+            .args(["-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp"])
+            .arg(self.cluster.libs().join("*"))
+            .args(["org.apache.kafka.tools.MetadataQuorumCommand", "--bootstrap-server"])
+            .args([&self.cluster.bootstrap(), "describe", "--status"])
+            .output()
+            .expect("java runs");
+        let said = String::from_utf8_lossy(&asked.stdout);
+        let leader = said.lines().find_map(|line| line.strip_prefix("LeaderId:"));
+        let leader: Option<usize> = leader.and_then(|id| id.trim().parse().ok());
+        // Ids begin at 1.
+        leader.unwrap_or_else(|| panic!("no controller: {said}{}", String::from_utf8_lossy(&asked.stderr))) - 1
+    }
+
+    /// How many lines of the brokers' logs hold these words. A broker that is started again begins its log anew.
+    pub fn told(&self, words: &str) -> usize {
+        let logs = (1..=3).map(|id| self.cluster.dir().join(format!("node{id}/log")));
+        let texts = logs.map(|path| std::fs::read(path).unwrap_or_default());
+        texts
+            .map(|text| String::from_utf8_lossy(&text).matches(words).count())
+            .sum()
+    }
+}
+
+/// The photo of a number: each is another picture.
+pub fn photo(number: usize) -> Vec<u8> {
+    // The gradient repeats itself after 256.
+    pictures::png(64 + (number / 256) as u32, 48, (number % 256) as u32)
+}
+
+/// Puts a photo as any S3 client does: the platform hears of it from the server.
+///
+/// # Errors
+/// As [`ObjectStore::put`].
+pub async fn put(objects: &dyn ObjectStore, number: usize) -> Result<(), ObjectError> {
+    let options = PutOptions {
+        content_type: Some("image/png".into()),
+        ..PutOptions::default()
+    };
+    let key = format!("in/photo {number}.png");
+    objects
+        .put(topics::BUCKET_RAW, &key, photo(number).into(), options)
+        .await?;
+    Ok(())
+}
+
+/// Looks again and again until `there` says so. For states that only polling can show.
+pub async fn until<F: Future<Output = bool>>(what: &str, patience: Duration, mut there: impl FnMut() -> F) {
+    let deadline = Instant::now() + patience;
+    let mut ticks = tokio::time::interval(Duration::from_millis(20));
+    loop {
+        ticks.tick().await;
+        if there().await {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{what}: not within {patience:?}");
+    }
+}

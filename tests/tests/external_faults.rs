@@ -1,0 +1,361 @@
+//! Brokers, the S3 server and the platform die or stand still while photos come: each photo has one run and one result.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use http::Method;
+use imageflow_objects::ObjectStore;
+use imageflow_tests::external::{RESOURCES, RESULT_WIDTH, World, photo, put, until};
+use imageflow_tests::{Api, Platform};
+use rand::seq::IndexedRandom;
+use serde_json::{Value, json};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+/// Photos of each part of a scene: before the fault, during it and after it.
+const PART: usize = 20;
+/// Results that are there when the fault comes, so that it comes in the middle of the work.
+const WARM: usize = 3;
+/// Longest wait for anything. An event that the S3 server could not tell is found by a reconcile, once a minute.
+const PATIENCE: Duration = Duration::from_secs(150);
+/// How long a client waits for an answer before it asks again.
+const ANSWER: Duration = Duration::from_secs(8);
+/// The least that brokers take: a platform that stands still for longer is taken for dead.
+const SESSION: &str = "consumer.session.timeout.ms=6000";
+/// The groups of the platform's consumers.
+const GROUPS: [&str; 4] = [
+    "imageflow-dispatcher",
+    "imageflow-delay",
+    "imageflow-notifications",
+    "imageflow-router",
+];
+
+/// How photos come.
+#[derive(Clone)]
+enum Client {
+    /// To the S3 server, which tells the platform.
+    Puts(Arc<dyn ObjectStore>),
+    /// To the API, each with a key of its own.
+    Runs(Arc<Api>),
+}
+
+impl Client {
+    /// Sends a photo once. What went wrong, when it may not have arrived: it is to be sent again then.
+    async fn send(&self, number: usize) -> Result<(), String> {
+        match self {
+            Self::Puts(objects) => put(objects.as_ref(), number).await.map_err(|e| e.to_string()),
+            Self::Runs(api) => {
+                let key = format!("photo-{number}");
+                let headers = [("content-type", "image/png"), ("idempotency-key", key.as_str())];
+                let sent = api.try_send(Method::POST, "/v1/flows/two/runs", &headers, photo(number));
+                let answer = sent.await.ok_or("no answer")?;
+                let said = String::from_utf8_lossy(answer.body()).into_owned();
+                match answer.status().as_u16() {
+                    202 => Ok(()),
+                    503 => Err(said),
+                    status => panic!("photo {number}: {status}: {said}"),
+                }
+            }
+        }
+    }
+}
+
+/// Clients that send their photo when they may, until it has arrived.
+struct Feed {
+    may: Arc<Semaphore>,
+    arrived: Arc<AtomicUsize>,
+    refused: Arc<AtomicUsize>,
+    clients: JoinSet<()>,
+}
+
+impl Feed {
+    fn start(client: &Client, numbers: std::ops::Range<usize>) -> Self {
+        let mut feed = Self {
+            may: Arc::new(Semaphore::new(0)),
+            arrived: Arc::default(),
+            refused: Arc::default(),
+            clients: JoinSet::new(),
+        };
+        for number in numbers {
+            let (client, may) = (client.clone(), feed.may.clone());
+            let (arrived, refused) = (feed.arrived.clone(), feed.refused.clone());
+            feed.clients.spawn(async move {
+                may.acquire().await.unwrap().forget();
+                let deadline = Instant::now() + PATIENCE;
+                let mut ticks = tokio::time::interval(Duration::from_millis(300));
+                loop {
+                    ticks.tick().await;
+                    let sent = tokio::time::timeout(ANSWER, client.send(number)).await;
+                    let Err(why) = sent.unwrap_or_else(|_| Err(format!("no answer in {ANSWER:?}"))) else {
+                        break;
+                    };
+                    refused.fetch_add(1, Ordering::SeqCst);
+                    assert!(Instant::now() < deadline, "photo {number} did not arrive: {why}");
+                }
+                arrived.fetch_add(1, Ordering::SeqCst);
+            });
+        }
+        feed
+    }
+
+    fn arrived(&self) -> usize {
+        self.arrived.load(Ordering::SeqCst)
+    }
+
+    fn refused(&self) -> usize {
+        self.refused.load(Ordering::SeqCst)
+    }
+
+    async fn all_arrived(&mut self) {
+        while let Some(ended) = self.clients.join_next().await {
+            ended.unwrap();
+        }
+    }
+}
+
+/// Where a scene plays.
+struct Stage {
+    world: World,
+    platform: Option<Platform>,
+    scene: &'static str,
+    begun: Instant,
+    /// Photos of earlier scenes.
+    before: usize,
+    feed: Feed,
+}
+
+impl Stage {
+    fn platform(&self) -> &Platform {
+        self.platform.as_ref().unwrap()
+    }
+
+    async fn runs_now(&self) -> Vec<Value> {
+        let mut list = self.platform().api.get("/v1/runs?limit=10000").await;
+        let Value::Array(items) = list["items"].take() else {
+            panic!("no list of runs: {list}")
+        };
+        items
+    }
+
+    /// Waits until so many photos of this scene have a result, and returns all runs.
+    async fn worked(&self, photos: usize) -> Vec<Value> {
+        let (all, deadline) = (self.before + photos, Instant::now() + PATIENCE);
+        let mut ticks = tokio::time::interval(Duration::from_millis(50));
+        loop {
+            ticks.tick().await;
+            let runs = self.runs_now().await;
+            let open: Vec<&Value> = runs.iter().filter(|run| run["status"] != "succeeded").collect();
+            if runs.len() - open.len() >= all {
+                return runs;
+            }
+            let counts = || format!("{}: of {all} photos {} have a run", self.scene, runs.len());
+            assert!(Instant::now() < deadline, "{}, without a result: {open:?}", counts());
+        }
+    }
+
+    /// The first part of the photos comes, and some of it is done.
+    async fn begin(&mut self, scene: &'static str, client: &Client) {
+        (self.scene, self.begun) = (scene, Instant::now());
+        self.feed = Feed::start(client, self.before..self.before + 3 * PART);
+        self.more();
+        self.worked(WARM).await;
+    }
+
+    /// Another part of the photos comes.
+    fn more(&self) {
+        self.feed.may.add_permits(PART);
+    }
+
+    fn tell(&self, what: &str) {
+        println!("{:>6.1} s  {}: {what}", self.begun.elapsed().as_secs_f64(), self.scene);
+    }
+
+    /// The last part comes; all of them were worked on, once.
+    async fn end(&mut self) {
+        self.more();
+        self.feed.all_arrived().await;
+        self.tell("all photos have arrived");
+        let runs = self.worked(3 * PART).await;
+        self.before += 3 * PART;
+        let mut of_photo: BTreeMap<&str, usize> = BTreeMap::new();
+        for run in &runs {
+            assert_eq!(run["status"], "succeeded", "{}: {run}", self.scene);
+            let key = run["request"]["input"]["object"]["key"].as_str().unwrap();
+            *of_photo.entry(key).or_default() += 1;
+        }
+        assert_eq!(of_photo.len(), self.before, "{}: each photo has a run", self.scene);
+        let twice: Vec<_> = of_photo.iter().filter(|(_, runs)| **runs != 1).collect();
+        assert!(twice.is_empty(), "{}: more than one run: {twice:?}", self.scene);
+        let results = self.world.results().await;
+        assert_eq!(results.len(), self.before, "{}: one result a photo", self.scene);
+        let letters = self.platform().api.get("/v1/dead-letters").await;
+        assert_eq!(letters["items"], json!([]), "{}", self.scene);
+        self.tell(&format!("done, {} sent again", self.feed.refused()));
+    }
+
+    fn runs(&self) -> Client {
+        Client::Runs(Arc::new(self.platform().api.clone()))
+    }
+
+    fn puts(&self) -> Client {
+        Client::Puts(self.world.objects.clone())
+    }
+
+    /// Brokers that are not the controller.
+    fn followers(&self) -> Vec<usize> {
+        let controller = self.world.controller();
+        (0..3).filter(|node| *node != controller).collect()
+    }
+
+    async fn a_broker_is_killed(&mut self) {
+        self.begin("a broker is killed", &self.runs()).await;
+        let node = *self.followers().choose(&mut rand::rng()).unwrap();
+        self.more();
+        self.world.cluster.kill(node).unwrap();
+        self.tell(&format!("broker {node} is gone"));
+        self.worked(2 * PART).await;
+        self.tell("the other two have done their part");
+        self.world.cluster.restart(node).await.unwrap();
+        self.end().await;
+    }
+
+    async fn the_controller_is_killed(&mut self) {
+        self.begin("the controller is killed", &self.puts()).await;
+        let node = self.world.controller();
+        self.more();
+        self.world.cluster.kill(node).unwrap();
+        self.tell(&format!("broker {node} is gone"));
+        self.worked(2 * PART).await;
+        self.tell("the other two have done their part");
+        self.world.cluster.restart(node).await.unwrap();
+        self.end().await;
+    }
+
+    async fn two_brokers_are_killed(&mut self) {
+        self.begin("two brokers are killed", &self.runs()).await;
+        until("the first part", PATIENCE, async || self.feed.arrived() == PART).await;
+        let nodes: Vec<usize> = (0..3)
+            .collect::<Vec<_>>()
+            .choose_multiple(&mut rand::rng(), 2)
+            .copied()
+            .collect();
+        for node in &nodes {
+            self.world.cluster.kill(*node).unwrap();
+        }
+        self.tell(&format!("brokers {nodes:?} are gone"));
+        self.more();
+        until("nothing is taken", PATIENCE, async || self.feed.refused() > 0).await;
+        assert_eq!(self.feed.arrived(), PART, "one copy is not enough to take a photo");
+        self.tell("work stands still");
+        let (one, two) = (
+            self.world.cluster.restart(nodes[0]),
+            self.world.cluster.restart(nodes[1]),
+        );
+        let (one, two) = tokio::join!(one, two);
+        one.and(two).unwrap();
+        self.tell("the brokers are back");
+        self.end().await;
+    }
+
+    async fn a_broker_stands_still(&mut self) {
+        self.begin("a broker stands still", &self.runs()).await;
+        let node = *self.followers().choose(&mut rand::rng()).unwrap();
+        let fenced = format!("Fencing broker {}", node + 1);
+        let before = self.world.told(&fenced);
+        self.more();
+        self.world.cluster.pause(node).unwrap();
+        self.tell(&format!("broker {node} stands still"));
+        until("the broker's session is over", PATIENCE, async || {
+            self.world.told(&fenced) > before
+        })
+        .await;
+        self.tell("its session is over");
+        self.worked(2 * PART).await;
+        self.tell("the other two have done their part");
+        self.world.cluster.resume(node).unwrap();
+        self.end().await;
+    }
+
+    async fn the_s3_server_is_killed(&mut self) {
+        self.begin("the S3 server is killed", &self.puts()).await;
+        self.more();
+        self.world.server.kill();
+        until("a put fails", PATIENCE, async || self.feed.refused() > 0).await;
+        self.tell("it is gone");
+        self.world.server.restart().await.unwrap();
+        self.end().await;
+    }
+
+    async fn the_platform_is_killed(&mut self) {
+        self.begin("the platform is killed", &self.puts()).await;
+        self.more();
+        self.platform.take().unwrap().kill();
+        self.platform = Some(self.world.platform(&["--kafka-set", SESSION]));
+        self.tell("it is back");
+        self.end().await;
+    }
+
+    async fn the_platform_stands_still(&mut self) {
+        self.begin("the platform stands still", &self.puts()).await;
+        let gone = |group: &str| self.world.told(&format!("in group {group} has failed"));
+        let before = GROUPS.map(gone);
+        self.more();
+        self.platform().pause();
+        until("its sessions are over", PATIENCE, async || {
+            GROUPS.iter().zip(before).all(|(group, before)| gone(group) > before)
+        })
+        .await;
+        self.tell("its sessions are over");
+        self.platform().resume();
+        self.end().await;
+    }
+
+    /// What the results are, not only that they are there.
+    async fn results_are_right(&self) {
+        let runs = self.worked(0).await;
+        let mut known = BTreeSet::new();
+        for run in &runs {
+            let output = &run["steps"][1]["output"];
+            let text = |name: &str| output[name].as_str().unwrap();
+            let got = self
+                .world
+                .objects
+                .get(text("bucket"), text("key"), Some(text("etag")))
+                .await;
+            let (_, body) = got.unwrap_or_else(|e| panic!("{e}: {run}"));
+            let picture = imageflow_ops::probe(&body, &imageflow_ops::Limits::default()).unwrap();
+            assert_eq!(picture.width, RESULT_WIDTH, "{run}");
+            known.insert(text("key").to_owned());
+        }
+        let stored: BTreeSet<String> = self.world.results().await.into_iter().map(|o| o.key).collect();
+        assert_eq!(stored, known, "each result is that of a run");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_dies_or_stands_still_each_photo_has_one_run_and_one_result() {
+    let Some(world) = World::start().await else { return };
+    let platform = world.platform(&[]);
+    platform.api.apply(RESOURCES).await;
+    let nothing = Feed::start(&Client::Puts(world.objects.clone()), 0..0);
+    let mut stage = Stage {
+        world,
+        platform: Some(platform),
+        scene: "",
+        begun: Instant::now(),
+        before: 0,
+        feed: nothing,
+    };
+    stage.a_broker_is_killed().await;
+    stage.the_controller_is_killed().await;
+    stage.two_brokers_are_killed().await;
+    stage.a_broker_stands_still().await;
+    stage.the_s3_server_is_killed().await;
+    stage.the_platform_is_killed().await;
+    stage.the_platform_stands_still().await;
+    stage.results_are_right().await;
+    stage.platform.take().unwrap().stop();
+}
