@@ -73,6 +73,11 @@ pub enum DispatcherError {
     Log(#[from] LogError),
 }
 
+/// So often a dispatcher joins its groups anew after it was displaced there; then somebody else must have its name.
+const MOST_DISPLACED: u32 = 10;
+/// Before it joins anew.
+const DISPLACED_PAUSE: Duration = Duration::from_millis(500);
+
 struct Partition {
     tracker: Tracker,
     function: FunctionName,
@@ -112,9 +117,6 @@ impl Dispatcher {
     /// [`DispatcherError`] when the log fails for good.
     pub async fn run(self, stop: CancellationToken) -> Result<(), DispatcherError> {
         self.log.ensure_topics(&[delay::topic()]).await?;
-        let topics = Topics::Pattern(topics::WORK_PREFIX.to_owned());
-        let group = ConsumerConfig::new(topics::GROUP_DISPATCHER, self.config.member.clone(), topics);
-        let mut consumer = self.log.consumer(group).await?;
         let context = Context {
             log: self.log,
             objects: self.objects,
@@ -124,10 +126,35 @@ impl Dispatcher {
             clock: self.clock,
         };
         let context = Arc::new(context);
-        let member = self.config.member.clone();
+        let mut displaced = 0;
+        loop {
+            match Self::session(&context, &self.config, &stop).await {
+                // Another dispatcher of the name, or its own earlier wish to join, when brokers died meanwhile.
+                Err(DispatcherError::Log(error @ LogError::Fenced { .. })) if displaced < MOST_DISPLACED => {
+                    tracing::warn!(%error, "the dispatcher was displaced in its group; it joins anew");
+                    displaced += 1;
+                }
+                result => return result,
+            }
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                () = tokio::time::sleep(DISPLACED_PAUSE) => {}
+            }
+        }
+    }
+
+    /// As a member of its groups, until `stop` or until it is no member any more.
+    async fn session(
+        context: &Arc<Context>,
+        config: &DispatcherConfig,
+        stop: &CancellationToken,
+    ) -> Result<(), DispatcherError> {
+        let topics = Topics::Pattern(topics::WORK_PREFIX.to_owned());
+        let group = ConsumerConfig::new(topics::GROUP_DISPATCHER, config.member.clone(), topics);
+        let mut consumer = context.log.consumer(group).await?;
         let mut intake = Intake {
             context: context.clone(),
-            config: self.config,
+            config: config.clone(),
             partitions: HashMap::new(),
             tasks: JoinSet::new(),
             dirty: false,
@@ -136,7 +163,7 @@ impl Dispatcher {
         let stop = stop.child_token();
         let _both = stop.clone().drop_guard();
         let delays = async {
-            let result = Delays::new(&context).run(&member, &stop).await;
+            let result = Delays::new(context).run(&config.member, &stop).await;
             stop.cancel();
             result
         };
@@ -153,9 +180,10 @@ impl Dispatcher {
         while let Some(finished) = intake.tasks.join_next().await {
             intake.settle(finished);
         }
-        intake.commit(consumer.as_mut()).await?;
-        consumer.close().await?;
-        result
+        let committed = intake.commit(consumer.as_mut()).await;
+        let closed = consumer.close().await;
+        result.and(committed)?;
+        Ok(closed?)
     }
 }
 

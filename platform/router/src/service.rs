@@ -69,8 +69,32 @@ pub enum RouterError {
 
 /// A router that is silent for so long is taken for dead, and its runs go to the others: while they wait, people wait.
 const SESSION: Duration = Duration::from_secs(15);
+/// So often a router joins its group anew after it was displaced there; then somebody else must have its name.
+const MOST_DISPLACED: u32 = 10;
 /// Pause before a batch that could not be written is written again.
 const PAUSE: Duration = Duration::from_millis(500);
+
+/// Why a session in the group ended.
+enum SessionError {
+    /// Another member has the name.
+    Displaced(LogError),
+    Router(RouterError),
+}
+
+impl SessionError {
+    fn of_member(error: LogError) -> Self {
+        match error {
+            LogError::Fenced { .. } => Self::Displaced(error),
+            error => Self::Router(error.into()),
+        }
+    }
+}
+
+impl<E: Into<RouterError>> From<E> for SessionError {
+    fn from(error: E) -> Self {
+        Self::Router(error.into())
+    }
+}
 
 impl Router {
     /// Topics that a router reads and writes.
@@ -92,13 +116,33 @@ impl Router {
         self.log.ensure_topics(&Self::topics()).await?;
         // Taking the id over first ends an older router's transactions before any state is read.
         let mut producer = self.log.transactional(&self.config.member).await?;
+        let mut displaced = 0;
         loop {
-            match self.session(producer.as_mut(), &stop).await {
-                // It was away for so long that others have its partitions: what it held is theirs to do again.
-                Err(RouterError::Log(LogError::NotAssigned { .. })) => {
-                    tracing::warn!("the router's partitions went to others; it joins anew");
+            let names = vec![topics::EVENTS.to_owned(), topics::RUN_EVENTS.to_owned()];
+            let mut group = ConsumerConfig::new(topics::GROUP_ROUTER, self.config.member.clone(), Topics::Names(names));
+            group.session_timeout = SESSION;
+            let mut consumer = self.log.consumer(group).await?;
+            let ended = self.session(consumer.as_mut(), producer.as_mut(), &stop).await;
+            // In order, also after an error: a member that just vanishes holds its partitions, and those it was to give back.
+            let closed = consumer.close().await;
+            match ended {
+                Ok(()) => return Ok(closed?),
+                // A new generation of the group, or it was away for too long: what it held is done again, by whoever has it.
+                Err(SessionError::Router(RouterError::Log(LogError::NotAssigned { .. }))) => {
+                    tracing::warn!("the group of routers went on without this one; it joins anew");
                 }
-                result => return result,
+                // Only its transactions prove that a newer router has the name. As a member it can also be displaced by
+                // its own earlier wish to join, when brokers die meanwhile.
+                Err(SessionError::Displaced(error)) if displaced < MOST_DISPLACED => {
+                    tracing::warn!(%error, "the router was displaced in its group; it joins anew");
+                    displaced += 1;
+                }
+                Err(SessionError::Displaced(error)) => return Err(error.into()),
+                Err(SessionError::Router(error)) => return Err(error),
+            }
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                () = tokio::time::sleep(PAUSE) => {}
             }
         }
     }
@@ -106,21 +150,18 @@ impl Router {
     /// As one member of the group, until `stop` or until the group has gone on without it.
     async fn session(
         &self,
+        consumer: &mut dyn Consumer,
         producer: &mut dyn TransactionalProducer,
         stop: &CancellationToken,
-    ) -> Result<(), RouterError> {
+    ) -> Result<(), SessionError> {
         let mut runs = Runs::default();
-        let names = vec![topics::EVENTS.to_owned(), topics::RUN_EVENTS.to_owned()];
-        let mut group = ConsumerConfig::new(topics::GROUP_ROUTER, self.config.member.clone(), Topics::Names(names));
-        group.session_timeout = SESSION;
-        let mut consumer = self.log.consumer(group).await?;
         let mut intake = Intake::default();
         loop {
             let room = Room::of(self.log.usage().await?);
             let events = tokio::select! {
                 biased;
-                () = stop.cancelled() => break,
-                events = consumer.poll(self.config.batch) => events?,
+                () = stop.cancelled() => return Ok(()),
+                events = consumer.poll(self.config.batch) => events.map_err(SessionError::of_member)?,
                 // Room comes without a record: look again.
                 () = tokio::time::sleep(PAUSE), if intake.is_resting() => Vec::new(),
             };
@@ -128,20 +169,18 @@ impl Router {
                 self.follow(&mut runs, event).await?;
             }
             // What is given out is committed before the next poll, so a revoked partition has nothing open.
-            let records = intake.take(consumer.as_mut(), events, room);
+            let records = intake.take(consumer, events, room);
             if room.is_tight() {
                 self.make_room(&mut runs, producer).await?;
             }
             if records.is_empty() {
                 continue;
             }
-            let offsets = offsets(&records, consumer.as_ref(), &intake);
+            let offsets = offsets(&records, consumer, &intake);
             if !self.process(&mut runs, producer, &records, offsets, stop).await? {
-                break;
+                return Ok(());
             }
         }
-        consumer.close().await?;
-        Ok(())
     }
 
     /// The runs of a partition come and go with its events.
