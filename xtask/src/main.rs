@@ -13,12 +13,12 @@ const HELP: &str = "\
 cargo xtask COMMAND
 
   up [--once] [ARGS]   build in release, start the platform, process the sample photos; stays up (not with --once)
-  test [TIER...]       everything that CI checks; tiers: lint unit docs peers (default: all)
+  test [TIER...]       everything that CI checks; tiers: lint unit docs servers peers (default: all)
   layers               no crate depends on a layer above it or beside it
   map                  the README's question-to-file table is true
   sizes                no file is over 600 lines before its tests, no main.rs over 60
-  bench NAME           figures as JSON lines: platform
-  soak [MINUTES]       the kill test, again and again
+  bench NAME [PART...] figures as JSON lines: platform, kafka
+  soak [MINUTES]       the kill test, again and again; soak external [MINUTES]: the faults of brokers and S3 server
 ";
 
 fn main() -> ExitCode {

@@ -78,6 +78,7 @@ fn servers() -> Outcome {
         "faults",
         "external",
         "external_faults",
+        "roles",
     ] {
         tests.args(["--test", name]);
     }
