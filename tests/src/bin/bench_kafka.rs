@@ -83,16 +83,6 @@ impl World {
         self.servers.platform(&[])
     }
 
-    /// The first start on new brokers is repeated: it ends when a broker has not heard yet of a topic that was just made.
-    fn first_platform(&self) -> Platform {
-        for _ in 0..4 {
-            if let Ok(platform) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.platform())) {
-                return platform;
-            }
-        }
-        self.platform()
-    }
-
     /// Writes records as fast as the brokers take them.
     async fn fill(&self, records: Vec<NewRecord>) {
         const WRITERS: usize = 4;
@@ -242,7 +232,7 @@ async fn bench(named: &[String]) -> Result<(), String> {
     for transactions in [false, true] {
         throughput::bare_loop(&world, WARM_UP, transactions).await;
     }
-    let mut platform = world.first_platform();
+    let mut platform = world.platform();
     let own = std::env::current_exe().unwrap();
     let own = json!([own, "pod"]);
     let resources = format!(

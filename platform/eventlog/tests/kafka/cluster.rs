@@ -51,6 +51,9 @@ impl Seen {
 async fn produce(log: Arc<Kafka>, topic: String, written: Arc<AtomicU32>, stop: Arc<AtomicBool>) -> Duration {
     let mut longest = Duration::ZERO;
     let mut round = 0;
+    // A pace and no wait: the load is spread over the time in which brokers die.
+    let mut pace = tokio::time::interval(EVERY);
+    pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while !stop.load(Ordering::Acquire) {
         for key in 0..KEYS {
             let begun = Instant::now();
@@ -58,7 +61,7 @@ async fn produce(log: Arc<Kafka>, topic: String, written: Arc<AtomicU32>, stop: 
             log.produce(vec![record]).await.unwrap();
             longest = longest.max(begun.elapsed());
             written.fetch_add(1, Ordering::AcqRel);
-            tokio::time::sleep(EVERY).await;
+            pace.tick().await;
         }
         round += 1;
     }
