@@ -4,6 +4,8 @@
 //! Clients and servers set their largest message themselves (`max_decoding_message_size`): tonic's 4 MiB is less
 //! than a photograph.
 
+pub mod peer;
+
 /// Package `imageflow.v1`.
 #[allow(clippy::all, clippy::allow_attributes_without_reason, reason = "generated code")]
 pub mod v1 {

@@ -6,6 +6,7 @@ pub mod external;
 pub mod http;
 pub mod pictures;
 pub mod platform;
+pub mod role;
 
 pub use http::Api;
 pub use platform::Platform;

@@ -1,82 +1,189 @@
-//! Roles as processes of their own: routers that come and go beside the platform, on Kafka and a real S3 server.
+//! Every role a process of its own: two gateways, two dispatchers, two routers, the autoscaler and the pods, on three brokers
+//! and a real S3 server. The main job is done, and what dies on the way loses nothing.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
 use std::time::Duration;
 
 use http::Method;
-use imageflow_tests::external::{RESOURCES, World, photo, until};
+use imageflow_proto::peer::Peer;
+use imageflow_proto::v1::ScaleRequest;
+use imageflow_proto::v1::pod_service_client::PodServiceClient;
+use imageflow_tests::Api;
+use imageflow_tests::external::{RESOURCES, World, photo, put, until};
 use imageflow_tests::http::json;
-use imageflow_tests::platform::binary;
+use imageflow_tests::role::{Role, Settings};
 use serde_json::Value;
+use sha2::{Digest, Sha256};
+use tonic::Code;
 
-const PHOTOS: usize = 40;
+/// Photos of each half: one by the gateways, one by an S3 client.
+const PHOTOS: usize = 24;
+const PATIENCE: Duration = Duration::from_secs(180);
+const KEYS: [&str; 3] = ["gateway", "dispatcher", "autoscaler"];
 
-struct Router {
-    child: Child,
-    admin: String,
+/// The roles, on servers that are there already.
+struct Roles<'a> {
+    world: &'a World,
+    folder: &'a Path,
+    keys: String,
+    pods: String,
+    autoscaler: String,
 }
 
-impl Router {
-    fn start(world: &World, member: &str) -> Self {
-        let mut child = Command::new(binary())
-            .args(["serve", "router", "--member", member, "--admin-listen", "127.0.0.1:0"])
-            .args(["--kafka", &world.cluster.bootstrap(), "--s3", &world.server.url()])
-            .env("IMAGEFLOW_S3_ACCESS_KEY", world.server.access_key())
-            .env("IMAGEFLOW_S3_SECRET_KEY", world.server.secret_key())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap())
-            .read_line(&mut line)
-            .unwrap();
-        let admin = line.trim().rsplit(' ').next().unwrap().to_owned();
-        assert!(admin.starts_with("http://"), "{line}");
-        Self { child, admin }
+impl Roles<'_> {
+    fn start(&self, role: &str, args: &[&str]) -> Role {
+        let settings = Settings {
+            key: &key(role),
+            args: &[&[role], args].concat(),
+            folder: self.folder,
+        };
+        Role::start(self.world, &settings)
     }
 
-    /// Waits until the group has given it partitions.
-    async fn joined(&self) {
-        let api = imageflow_tests::Api::new(&self.admin);
-        until("the router joins", Duration::from_secs(60), async || {
-            api.metric("imageflow_eventlog_kafka_rebalances_total", &[]).await >= 1.0
-        })
-        .await;
+    /// At its address, when it had one.
+    fn pods(&mut self) -> Role {
+        let folder = self.folder.to_str().unwrap().to_owned();
+        let (listen, keys) = (listen(&self.pods), self.keys.clone());
+        let args = ["--listen", &listen, "--data-dir", &folder, "--role-keys", &keys];
+        let pods = self.start("pods", &args);
+        self.pods.clone_from(&pods.url);
+        pods
+    }
+
+    fn autoscaler(&mut self) -> Role {
+        let (listen, keys, pods) = (listen(&self.autoscaler), self.keys.clone(), self.pods.clone());
+        let args = ["--listen", &listen, "--pods", &pods, "--role-keys", &keys];
+        let autoscaler = self.start("autoscaler", &args);
+        self.autoscaler.clone_from(&autoscaler.url);
+        autoscaler
+    }
+
+    fn dispatcher(&self, member: &str) -> Role {
+        let peers = ["--pods", &self.pods, "--autoscaler", &self.autoscaler];
+        self.start("dispatcher", &[&["--member", member][..], &peers].concat())
+    }
+
+    fn gateway(&self, member: &str) -> (Role, Api) {
+        let peers = ["--pods", &self.pods, "--autoscaler", &self.autoscaler];
+        let args = [&["--member", member, "--listen", "127.0.0.1:0"][..], &peers].concat();
+        let gateway = self.start("gateway", &args);
+        let api = Api::new(&gateway.url);
+        (gateway, api)
+    }
+
+    fn router(&self, member: &str) -> Role {
+        self.start("router", &["--member", member])
     }
 }
 
-impl Drop for Router {
-    fn drop(&mut self) {
-        // Ended already in the good case.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+fn listen(url: &str) -> String {
+    url.strip_prefix("http://").unwrap_or("127.0.0.1:0").to_owned()
+}
+
+fn key(role: &str) -> String {
+    format!("the key of {role}")
+}
+
+fn key_file(folder: &Path) -> String {
+    let line = |role: &&str| format!("{role} {role} {:x}\n", Sha256::digest(key(role)));
+    let path = folder.join("role-keys");
+    std::fs::write(&path, KEYS.iter().map(line).collect::<String>()).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+/// Waits until the group has given it partitions.
+async fn joined(role: &Role) {
+    let api = Api::new(&role.admin);
+    until("it joins its group", Duration::from_secs(60), async || {
+        api.metric("imageflow_eventlog_kafka_rebalances_total", &[]).await >= 1.0
+    })
+    .await;
+}
+
+async fn scale(pods: &str, key: Option<&str>) -> Code {
+    let mut client = PodServiceClient::new(Peer::new(pods, key).channel().unwrap());
+    let request = ScaleRequest {
+        revision: "small-00001".to_owned(),
+        replicas: 99,
+    };
+    client.scale(request).await.unwrap_err().code()
+}
+
+async fn upload(api: &Api, number: usize) {
+    let path = format!("/v1/images?key=in/{number}.png");
+    let answer = api.send(Method::POST, &path, &[], photo(number)).await;
+    assert_eq!(answer.status(), 201, "{}", json(&answer));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_router_beside_the_platform_takes_its_share_and_its_death_loses_nothing() {
+async fn the_main_job_is_done_by_roles_of_their_own_and_a_death_of_each_loses_nothing() {
     let Some(world) = World::start().await else { return };
-    let platform = world.platform(&[]);
-    platform.api.apply(RESOURCES).await;
-    let router = Router::start(&world, "router-1");
-    router.joined().await;
-    for number in 0..PHOTOS {
-        let path = format!("/v1/images?key=in/{number}.png");
-        let answer = platform.api.send(Method::POST, &path, &[], photo(number)).await;
-        assert_eq!(answer.status(), 201, "{}", json(&answer));
+    let folder = tempfile::tempdir().unwrap();
+    let mut roles = Roles {
+        world: &world,
+        folder: folder.path(),
+        keys: key_file(folder.path()),
+        pods: String::new(),
+        autoscaler: String::new(),
+    };
+    let pods = roles.pods();
+    let autoscaler = roles.autoscaler();
+    let (gateway_1, api_1) = roles.gateway("gateway-1");
+    let (gateway_2, api_2) = roles.gateway("gateway-2");
+    let (router_1, router_2) = (roles.router("router-1"), roles.router("router-2"));
+    let (dispatcher_1, dispatcher_2) = (roles.dispatcher("dispatcher-1"), roles.dispatcher("dispatcher-2"));
+    for role in [&router_1, &router_2] {
+        joined(role).await;
     }
-    // SIGKILL with runs under way: the platform's own router takes them over.
-    drop(router);
-    let path = format!("/v1/runs?limit={}", PHOTOS * 2);
+    assert_eq!(scale(&roles.pods, None).await, Code::Unauthenticated);
+    assert_eq!(scale(&roles.pods, Some(&key("gateway"))).await, Code::PermissionDenied);
+
+    // What one gateway takes the other knows.
+    api_1.apply(RESOURCES).await;
+    api_2
+        .until("/v1/triggers", |list| list["items"].as_array().unwrap().len() == 1)
+        .await;
+    for number in 0..PHOTOS / 2 {
+        upload(if number % 2 == 0 { &api_1 } else { &api_2 }, number).await;
+        put(&*world.objects, PHOTOS + number).await.unwrap();
+    }
+    // With runs under way: the others of each kind take over.
+    router_1.kill();
+    dispatcher_1.kill();
+    gateway_1.kill();
+    // Of these there is one each: another takes its address.
+    autoscaler.kill();
+    pods.kill();
+    let pods = roles.pods();
+    let autoscaler = roles.autoscaler();
+    for number in PHOTOS / 2..PHOTOS {
+        upload(&api_2, number).await;
+        put(&*world.objects, PHOTOS + number).await.unwrap();
+    }
+    let path = format!("/v1/runs?limit={}", PHOTOS * 4);
     let all = |list: &Value| {
         let items = list["items"].as_array().unwrap();
-        items.len() == PHOTOS && items.iter().all(|run| run["status"] == "succeeded")
+        items.len() == PHOTOS * 2 && items.iter().all(|run| run["status"] == "succeeded")
     };
-    platform.api.until_within(Duration::from_secs(120), &path, all).await;
-    assert_eq!(world.results().await.len(), PHOTOS);
-    let letters = platform.api.get("/v1/dead-letters").await;
-    assert_eq!(letters["items"], serde_json::json!([]));
-    platform.stop();
+    api_2.until_within(PATIENCE, &path, all).await;
+    assert_eq!(world.results().await.len(), PHOTOS * 2);
+    assert_eq!(api_2.get("/v1/dead-letters").await["items"], serde_json::json!([]));
+
+    // A call through the gateway wakes the pods like work of the dispatcher does; all of it can be explained, and it ends at zero.
+    let answer = api_2
+        .send(Method::POST, "/v1/functions/grey/invoke", &[], photo(1))
+        .await;
+    assert_eq!(answer.status(), 200, "{}", json(&answer));
+    let zero = |scaling: &Value| scaling["ready"] == 0 && scaling["desired"] == 0;
+    for function in ["small", "grey"] {
+        let path = format!("/v1/scaling/{function}");
+        let scaling = api_2.until_within(PATIENCE, &path, zero).await;
+        let decisions = scaling["decisions"].as_array().unwrap();
+        let up =
+            |d: &Value| d["from"] == 0 && d["to"].as_u64() > Some(0) && !d["reasons"].as_array().unwrap().is_empty();
+        assert!(decisions.iter().any(up), "{scaling}");
+    }
+    for role in [gateway_2, router_2, dispatcher_2, autoscaler, pods] {
+        role.stop();
+    }
 }

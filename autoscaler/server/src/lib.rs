@@ -12,6 +12,7 @@
 mod autoscaler;
 mod history;
 pub mod inputs;
+mod reports;
 mod scaling_loop;
 mod split;
 mod store;
@@ -21,3 +22,4 @@ pub use inputs::{
     DecisionSink, FunctionLoad, FunctionScaling, Functions, Replicas, RevisionPods, RevisionShare, ScaleError,
     StatsSource, StoreError, StoredDecision,
 };
+pub use reports::Reports;

@@ -1,17 +1,31 @@
 //! Single roles of the platform, each a process of its own, on Kafka and an S3 server.
-use imageflow_process::{Readiness, Telemetry, on_signals, serve_admin};
-use imageflow_resources::{Operations, ResourceStore};
-use imageflow_router::{Router, RouterConfig};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use imageflow_eventlog::EventLog;
+use imageflow_process::{
+    Door, KeyRole, Keys, Readiness, ServiceRole, Stop, Telemetry, on_signals, serve_admin, serve_roles,
+};
+use imageflow_proto::peer::Peer;
+use imageflow_resources::ResourceStore;
 use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tonic::service::Routes;
 
-use crate::args::serve::{Role, RouterArgs, ServeArgs};
+use crate::args::serve::{CommonArgs, Role, ServeArgs};
 use crate::error::CliError;
-use crate::up::failed;
-use crate::up::platform::now_ms;
 use crate::up::stores::{Log, Objects};
-use crate::up::telemetry;
+use crate::up::{failed, platform, telemetry};
+
+mod autoscaler;
+mod dispatcher;
+mod gateway;
+mod pods;
+mod router;
+mod views;
 
 /// Runs the role until a signal.
 ///
@@ -19,58 +33,153 @@ use crate::up::telemetry;
 /// What kept it from starting, or from going on.
 pub async fn run(args: ServeArgs) -> Result<(), CliError> {
     match args.role {
-        Role::Router(args) => router(args).await,
+        Role::Gateway(args) => gateway::run(args).await,
+        Role::Router(args) => router::run(args).await,
+        Role::Dispatcher(args) => dispatcher::run(args).await,
+        Role::Autoscaler(args) => autoscaler::run(args).await,
+        Role::Pods(args) => pods::run(args).await,
     }
 }
 
-async fn router(args: RouterArgs) -> Result<(), CliError> {
-    if args.kafka.kafka.is_none() || args.s3.url.is_none() {
+/// What every role stands on.
+struct Shell {
+    name: String,
+    telemetry: Telemetry,
+    stop: Stop,
+    log: Log,
+    tasks: TaskTracker,
+    /// Ends what the role itself needs, after the role.
+    rest: CancellationToken,
+    ready: Readiness,
+    admin: Option<JoinHandle<std::io::Result<()>>>,
+}
+
+impl Shell {
+    /// `name` is the role with its member, such as `router router-1`; without `admin` the role serves its health itself.
+    async fn open(name: &str, admin: Option<SocketAddr>, args: &CommonArgs) -> Result<Self, CliError> {
+        if args.kafka.kafka.is_none() {
+            return Err(CliError::Usage(
+                "a role of its own works on servers that all roles reach: give --kafka (imageflow up runs all roles in one process without)".to_owned(),
+            ));
+        }
+        let config = telemetry(&args.telemetry, name.split(' ').next_back().unwrap_or(name));
+        let telemetry = Telemetry::start(&config).map_err(|e| CliError::Usage(e.to_string()))?;
+        let stop = on_signals().map_err(|e| failed("signals cannot be handled")(e.to_string()))?;
+        let (rest, ready) = (CancellationToken::new(), Readiness::default());
+        let listener = match admin {
+            Some(address) => Some(listen("--admin-listen", address).await?),
+            None => None,
+        };
+        let log = Log::kafka(&args.kafka).await?;
+        let admin = match listener {
+            Some((listener, address)) => {
+                println!("{name}: health and metrics at http://{address}");
+                let serve = serve_admin(listener, telemetry.metrics(), ready.clone(), rest.clone());
+                Some(tokio::spawn(serve))
+            }
+            None => None,
+        };
+        Ok(Self {
+            name: name.to_owned(),
+            telemetry,
+            stop,
+            log,
+            tasks: TaskTracker::new(),
+            rest,
+            ready,
+            admin,
+        })
+    }
+
+    fn log(&self) -> Arc<dyn EventLog> {
+        self.log.shared()
+    }
+
+    async fn resources(&self) -> Result<Arc<ResourceStore>, CliError> {
+        platform::resources(&self.log(), &self.tasks, &self.rest).await
+    }
+
+    /// Runs the role to its end, then ends what it stood on.
+    async fn run(self, at: &str, role: impl Future<Output = Result<(), CliError>>) -> Result<(), CliError> {
+        println!("{} is up{at}", self.name);
+        self.ready.set(true);
+        let result = tokio::select! {
+            result = role => result,
+            () = self.stop.hard.cancelled() => Err(CliError::Failed("ended by a second signal".to_owned())),
+        };
+        self.ready.set(false);
+        self.rest.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        if let Some(admin) = self.admin
+            && let Ok(Err(error)) = admin.await
+        {
+            tracing::warn!(%error, "health and metrics were not served to the end");
+        }
+        self.log.close().await;
+        self.telemetry.flush();
+        result
+    }
+}
+
+async fn listen(flag: &str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), CliError> {
+    let fail = |e: std::io::Error| failed(flag)(format!("{address}: {e}"));
+    let listener = TcpListener::bind(address).await.map_err(fail)?;
+    let address = listener.local_addr().map_err(fail)?;
+    Ok((listener, address))
+}
+
+/// The external object store, which roles of their own need.
+fn objects(args: &crate::args::stores::S3Args, log: &Arc<dyn EventLog>) -> Result<Objects, CliError> {
+    if args.url.is_none() {
         return Err(CliError::Usage(
-            "a role of its own works on servers that all roles reach: give --kafka and --s3 (imageflow up runs all roles in one process without)".to_owned(),
+            "--s3: a role of its own works on an S3 server that all roles reach, such as --s3 http://localhost:9001"
+                .to_owned(),
         ));
     }
-    let config = telemetry(&args.telemetry, &args.member);
-    let telemetry = Telemetry::start(&config).map_err(|e| CliError::Usage(e.to_string()))?;
-    let stop = on_signals().map_err(|e| failed("signals cannot be handled")(e.to_string()))?;
-    let listener = TcpListener::bind(args.admin_listen)
-        .await
-        .map_err(|e| failed("--admin-listen")(format!("{}: {e}", args.admin_listen)))?;
-    let address = listener
-        .local_addr()
-        .map_err(|e| failed("--admin-listen")(e.to_string()))?;
-    let log = Log::kafka(&args.kafka).await?;
-    let objects = Objects::external(&args.s3, &log.shared())?;
-    let (tasks, rest) = (TaskTracker::new(), CancellationToken::new());
-    let ready = Readiness::default();
-    let admin = tokio::spawn(serve_admin(listener, telemetry.metrics(), ready.clone(), rest.clone()));
-    let operations = imageflow_ops::catalog().iter().map(|o| (o.name.to_owned(), o.schema()));
-    let operations = Operations::new(operations);
-    let resources = ResourceStore::open(log.shared(), operations, now_ms, false, &tasks, &rest);
-    let router = Router {
-        config: RouterConfig {
-            member: args.member.clone(),
-            fuse: !args.no_fuse,
-            ..RouterConfig::default()
-        },
-        log: log.shared(),
-        objects: objects.store,
-        resources: resources.await.map_err(|e| failed("the resources")(e.to_string()))?,
-        clock: now_ms,
-    };
-    println!("router {} is up; health and metrics at http://{address}", args.member);
-    ready.set(true);
-    let result = tokio::select! {
-        result = router.run(stop.gentle.clone()) => result.map_err(|e| failed("the router")(e.to_string())),
-        () = stop.hard.cancelled() => Err(CliError::Failed("ended by a second signal".to_owned())),
-    };
-    ready.set(false);
-    rest.cancel();
-    tasks.close();
-    tasks.wait().await;
-    if let Ok(Err(error)) = admin.await {
-        tracing::warn!(%error, "health and metrics were not served to the end");
+    Objects::external(args, log)
+}
+
+/// Another role, with the key of this one, which comes by the environment, where no list of processes shows it.
+fn peer(url: &str) -> Peer {
+    let key = std::env::var("IMAGEFLOW_ROLE_KEY").ok().filter(|k| !k.is_empty());
+    Peer::new(url, key.as_deref())
+}
+
+/// Reads a file of keys.
+fn keys<R: KeyRole>(path: &Path) -> Result<Keys<R>, CliError> {
+    let text = std::fs::read_to_string(path).map_err(|source| CliError::Input {
+        path: path.to_owned(),
+        source,
+    })?;
+    Keys::from_file(&text).map_err(|e| CliError::Usage(format!("{}: {e}", path.display())))
+}
+
+/// A gRPC service for other roles, behind its door.
+struct RoleServer {
+    listener: TcpListener,
+    address: SocketAddr,
+    door: Door,
+}
+
+impl RoleServer {
+    async fn open(
+        address: SocketAddr,
+        role_keys: Option<&Path>,
+        allowed: fn(&str) -> &'static [ServiceRole],
+    ) -> Result<Self, CliError> {
+        let keys = role_keys.map(keys).transpose()?;
+        let door = Door::new(address, keys, allowed).map_err(|e| CliError::Usage(format!("--listen: {e}")))?;
+        let (listener, address) = listen("--listen", address).await?;
+        Ok(Self {
+            listener,
+            address,
+            door,
+        })
     }
-    log.close().await;
-    telemetry.flush();
-    result
+
+    async fn serve(self, routes: Routes, stop: CancellationToken) -> Result<(), CliError> {
+        let served = serve_roles(self.listener, routes.prepare().into_axum_router(), self.door, stop).await;
+        served.map_err(|e| failed("--listen")(e.to_string()))
+    }
 }

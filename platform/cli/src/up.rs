@@ -11,8 +11,8 @@ use crate::error::CliError;
 
 mod demo;
 pub(crate) mod platform;
-mod pods;
-mod scaling;
+pub(crate) mod pods;
+pub(crate) mod scaling;
 pub(crate) mod stores;
 
 use platform::Platform;

@@ -5,10 +5,12 @@
 mod error;
 mod hold;
 mod pool;
+mod report;
 mod send;
 mod stats;
 
 pub use error::DeliveryError;
 pub use hold::{Class, Demand};
 pub use pool::{Delivery, DeliveryConfig, Slot};
+pub use report::{BacklogSource, FunctionBacklog, Reporter};
 pub use stats::RevisionStats;

@@ -381,19 +381,21 @@ impl Delivery {
                 }
                 continue;
             }
+            let share = table.share(pod);
             let endpoint = state.endpoints.entry(id.clone()).or_insert_with(|| Endpoint {
                 revision: pod.revision.clone(),
                 addr: pod.addr,
-                limit: pod.concurrency_limit.max(1),
+                limit: share,
                 in_flight: 0,
                 accepting: false,
                 crowd: Arc::default(),
             });
             endpoint.addr = pod.addr;
-            if !endpoint.accepting {
-                endpoint.accepting = true;
+            if !endpoint.accepting || endpoint.limit < share {
                 fresh.push(pod.revision.clone());
             }
+            endpoint.accepting = true;
+            endpoint.limit = share;
         }
         for (revision, queue) in &mut state.queues {
             (queue.coming, queue.failure) = standing(table, revision, self.config.start_failures);

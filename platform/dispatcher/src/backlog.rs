@@ -2,6 +2,7 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use imageflow_delivery::{BacklogSource, FunctionBacklog};
 use imageflow_types::FunctionName;
 
 /// Work of one function that is not done.
@@ -93,6 +94,19 @@ impl Backlogs {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<FunctionName, Counts>> {
         self.functions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl BacklogSource for Backlogs {
+    fn backlogs(&self) -> Vec<FunctionBacklog> {
+        let all = self.all().into_iter();
+        all.filter(|(_, backlog)| backlog.waiting > 0)
+            .map(|(function, backlog)| FunctionBacklog {
+                function,
+                waiting: backlog.waiting,
+                oldest_ms: backlog.oldest_ms,
+            })
+            .collect()
     }
 }
 

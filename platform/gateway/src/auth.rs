@@ -2,8 +2,8 @@
 use std::net::SocketAddr;
 
 use http::{HeaderMap, Method};
+use imageflow_process::{KeyFileError, KeyRole, Keys};
 use imageflow_types::{ErrorCode, Problem};
-use sha2::{Digest, Sha256};
 
 /// What a key allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -18,9 +18,11 @@ pub enum Role {
     Admin,
 }
 
-impl Role {
-    fn parse(text: &str) -> Option<Self> {
-        Some(match text {
+impl KeyRole for Role {
+    const NAMES: &'static str = "admin, flow_creator, flow_operator, viewer";
+
+    fn parse(name: &str) -> Option<Self> {
+        Some(match name {
             "viewer" => Self::Viewer,
             "flow_operator" => Self::FlowOperator,
             "flow_creator" => Self::FlowCreator,
@@ -30,23 +32,13 @@ impl Role {
     }
 }
 
-/// A key, hashed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Key {
-    /// Whose it is, for logs.
-    pub name: String,
-    /// What it allows.
-    pub role: Role,
-    hash: [u8; 32],
-}
-
 /// How callers are known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Auth {
     /// Everybody who reaches the loopback listener is admin.
     Loopback,
     /// By key.
-    Keys(Vec<Key>),
+    Keys(Keys<Role>),
 }
 
 /// Why a listener or a key file was refused.
@@ -57,53 +49,18 @@ pub enum AuthError {
         "{0} is not loopback, so callers must have keys: give a file of API keys with --api-keys, or listen on 127.0.0.1"
     )]
     KeysNeeded(SocketAddr),
-    /// A line of the key file.
-    #[error(
-        "line {line} of the API key file {why}; a line is: NAME ROLE SHA256-OF-THE-KEY-IN-HEX, with a role of admin, flow_creator, flow_operator, viewer"
-    )]
-    Line {
-        /// Which.
-        line: usize,
-        /// What is wrong.
-        why: &'static str,
-    },
-    /// No key at all.
-    #[error("the API key file has no key")]
-    Empty,
+    /// The key file.
+    #[error(transparent)]
+    File(#[from] KeyFileError),
 }
 
 impl Auth {
     /// Reads a key file: a name, a role and the SHA-256 of the key a line; `#` starts a comment.
     ///
     /// # Errors
-    /// [`AuthError`] with the line.
+    /// [`AuthError::File`] with the line.
     pub fn from_file(text: &str) -> Result<Self, AuthError> {
-        let mut keys = Vec::new();
-        for (i, line) in text.lines().enumerate() {
-            let line = line.split('#').next().unwrap_or_default().trim();
-            if line.is_empty() {
-                continue;
-            }
-            let fault = |why| AuthError::Line { line: i + 1, why };
-            let mut parts = line.split_whitespace();
-            let (Some(name), Some(role), Some(hash), None) = (parts.next(), parts.next(), parts.next(), parts.next())
-            else {
-                return Err(fault("does not have three parts"));
-            };
-            let role = Role::parse(role).ok_or_else(|| fault("has an unknown role"))?;
-            let hash = hex::decode(hash).ok().and_then(|h| h.try_into().ok());
-            let hash = hash.ok_or_else(|| fault("has no SHA-256 in hex"))?;
-            keys.push(Key {
-                name: name.to_owned(),
-                role,
-                hash,
-            });
-        }
-        if keys.is_empty() {
-            Err(AuthError::Empty)
-        } else {
-            Ok(Self::Keys(keys))
-        }
+        Ok(Self::Keys(Keys::from_file(text)?))
     }
 
     /// Whether a listener may be opened.
@@ -134,18 +91,8 @@ impl Auth {
                 "send a valid API key: Authorization: Bearer KEY, or X-API-Key: KEY",
             )
         };
-        let hash: [u8; 32] = Sha256::digest(given.ok_or_else(refuse)?.trim().as_bytes()).into();
-        // Every key is compared whole, so that time tells nothing.
-        let found = keys.iter().fold(
-            None,
-            |found, key| if same(&key.hash, &hash) { Some(key.role) } else { found },
-        );
-        found.ok_or_else(refuse)
+        keys.role(given.ok_or_else(refuse)?.trim()).ok_or_else(refuse)
     }
-}
-
-fn same(a: &[u8; 32], b: &[u8; 32]) -> bool {
-    a.iter().zip(b).fold(0, |difference, (x, y)| difference | (x ^ y)) == 0
 }
 
 /// A page in a browser on this machine can reach loopback too: it is known by its Host or Origin.
@@ -192,6 +139,8 @@ pub fn needed(method: &Method, path: &str) -> Role {
 
 #[cfg(test)]
 mod tests {
+    use sha2::{Digest, Sha256};
+
     use super::*;
 
     fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
@@ -220,7 +169,10 @@ mod tests {
                 .to_string()
                 .contains("line 1")
         );
-        assert_eq!(Auth::from_file("# none").unwrap_err(), AuthError::Empty);
+        assert_eq!(
+            Auth::from_file("# none").unwrap_err(),
+            AuthError::File(KeyFileError::Empty)
+        );
     }
 
     #[test]

@@ -50,6 +50,14 @@ pub enum PodError {
     /// The host is shutting down.
     #[error("the pod host is shutting down")]
     Closing,
+    /// The process that has the pods did not answer.
+    #[error("the pod host at {url} did not answer: {why}")]
+    Unreachable {
+        /// Where.
+        url: String,
+        /// What went wrong.
+        why: String,
+    },
 }
 
 /// Which of a pod's streams.
@@ -91,25 +99,15 @@ pub struct LogQuery {
     pub tail: usize,
 }
 
-/// Runs pods.
+/// Pods as those see them who give them work, count them or read what they wrote: here, or behind the network.
 #[async_trait]
 pub trait PodHost: Send + Sync + 'static {
-    /// Tells what the pods of a revision are. Repeating it is harmless; pods that run are not touched.
+    /// How many pods of a revision there shall be. Returns when it is noted; the table shows what comes of it. Pods with the
+    /// least load are drained first, of those the newest.
     ///
     /// # Errors
-    /// `NoProgram`.
-    async fn apply(&self, spec: PodSpec) -> Result<(), PodError>;
-    /// How many pods of a revision there shall be. Returns at once; the table shows what comes of it. Pods with the least
-    /// load are drained first, of those the newest.
-    ///
-    /// # Errors
-    /// `UnknownRevision`, `Closing`.
+    /// `UnknownRevision`, `Closing`, `Unreachable`.
     async fn scale(&self, revision: &RevisionName, replicas: u32) -> Result<(), PodError>;
-    /// Drains all pods of a revision and forgets it.
-    ///
-    /// # Errors
-    /// `UnknownRevision`.
-    async fn remove(&self, revision: &RevisionName) -> Result<(), PodError>;
     /// How many requests a pod holds, for the choice of whom to drain.
     fn set_load(&self, pod: &PodId, requests: u32);
     /// The pods, now and after each change.
@@ -117,8 +115,23 @@ pub trait PodHost: Send + Sync + 'static {
     /// Lines that pods wrote, oldest first. Kept are the last of each function.
     ///
     /// # Errors
-    /// `Closing`.
+    /// `Closing`, `Unreachable`.
     async fn logs(&self, query: LogQuery) -> Result<Vec<LogLine>, PodError>;
     /// Lines as they are written. A slow reader misses some.
     fn follow_logs(&self) -> broadcast::Receiver<LogLine>;
+}
+
+/// Makes pods: told what those of each revision are.
+#[async_trait]
+pub trait PodProvisioner: PodHost {
+    /// Tells what the pods of a revision are. Repeating it is harmless; pods that run are not touched.
+    ///
+    /// # Errors
+    /// `NoProgram`.
+    async fn apply(&self, spec: PodSpec) -> Result<(), PodError>;
+    /// Drains all pods of a revision and forgets it.
+    ///
+    /// # Errors
+    /// `UnknownRevision`.
+    async fn remove(&self, revision: &RevisionName) -> Result<(), PodError>;
 }

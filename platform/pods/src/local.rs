@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::host::{LogLine, LogQuery, PodError, PodHost, PodSpec};
+use crate::host::{LogLine, LogQuery, PodError, PodHost, PodProvisioner, PodSpec};
 use crate::orphans::{self, Process, Record};
 use crate::pod::{Phases, Pod, PodId, PodState, PodTable};
 
@@ -274,29 +274,6 @@ impl LocalHost {
 /// The trait's methods are on the shared handle, because pods outlive a call.
 #[async_trait]
 impl PodHost for Arc<LocalHost> {
-    async fn apply(&self, spec: PodSpec) -> Result<(), PodError> {
-        if spec.command.is_empty() {
-            return Err(PodError::NoProgram(spec.revision));
-        }
-        let mut state = self.lock();
-        let spec = Arc::new(spec);
-        match state.revisions.get_mut(&spec.revision) {
-            Some(revision) => {
-                revision.spec = spec;
-                revision.removed = false;
-            }
-            None => {
-                let revision = Revision {
-                    spec: spec.clone(),
-                    replicas: HashMap::new(),
-                    removed: false,
-                };
-                state.revisions.insert(spec.revision.clone(), revision);
-            }
-        }
-        Ok(())
-    }
-
     async fn scale(&self, revision: &RevisionName, replicas: u32) -> Result<(), PodError> {
         let mut state = self.lock();
         if state.closing {
@@ -334,16 +311,6 @@ impl PodHost for Arc<LocalHost> {
         Ok(())
     }
 
-    async fn remove(&self, revision: &RevisionName) -> Result<(), PodError> {
-        self.scale(revision, 0).await?;
-        let mut state = self.lock();
-        if let Some(entry) = state.revisions.get_mut(revision) {
-            entry.removed = true;
-        }
-        self.forget(&mut state, revision);
-        Ok(())
-    }
-
     fn set_load(&self, pod: &PodId, requests: u32) {
         // A request may end after its pod: that must not be remembered for ever.
         if self.table.borrow().pods.contains_key(pod) {
@@ -369,6 +336,42 @@ impl PodHost for Arc<LocalHost> {
 
     fn follow_logs(&self) -> broadcast::Receiver<LogLine> {
         self.lines.subscribe()
+    }
+}
+
+#[async_trait]
+impl PodProvisioner for Arc<LocalHost> {
+    async fn apply(&self, spec: PodSpec) -> Result<(), PodError> {
+        if spec.command.is_empty() {
+            return Err(PodError::NoProgram(spec.revision));
+        }
+        let mut state = self.lock();
+        let spec = Arc::new(spec);
+        match state.revisions.get_mut(&spec.revision) {
+            Some(revision) => {
+                revision.spec = spec;
+                revision.removed = false;
+            }
+            None => {
+                let revision = Revision {
+                    spec: spec.clone(),
+                    replicas: HashMap::new(),
+                    removed: false,
+                };
+                state.revisions.insert(spec.revision.clone(), revision);
+            }
+        }
+        Ok(())
+    }
+
+    async fn remove(&self, revision: &RevisionName) -> Result<(), PodError> {
+        self.scale(revision, 0).await?;
+        let mut state = self.lock();
+        if let Some(entry) = state.revisions.get_mut(revision) {
+            entry.removed = true;
+        }
+        self.forget(&mut state, revision);
+        Ok(())
     }
 }
 

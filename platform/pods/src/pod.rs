@@ -123,9 +123,19 @@ impl Pod {
 pub struct PodTable {
     /// By id.
     pub pods: BTreeMap<PodId, Pod>,
+    /// Who has requests with the pods of a revision, when that are several: each gives a pod its share only.
+    pub sharers: BTreeMap<RevisionName, u32>,
 }
 
 impl PodTable {
+    /// The requests that one of the sharers may give a pod. Shares are rounded up, so together they may be more than the pod
+    /// takes: then it refuses, which is no attempt.
+    #[must_use]
+    pub fn share(&self, pod: &Pod) -> u32 {
+        let sharers = self.sharers.get(&pod.revision).copied().unwrap_or(1);
+        pod.concurrency_limit.max(1).div_ceil(sharers.max(1))
+    }
+
     /// Ready and starting pods of a function; those in back-off count as starting.
     #[must_use]
     pub fn count(&self, function: &FunctionName) -> (u32, u32) {

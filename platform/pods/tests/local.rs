@@ -10,7 +10,9 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use imageflow_pods::{Enforcement, LocalHost, LocalHostConfig, LogQuery, Pod, PodHost, PodSpec, PodState, PodTable};
+use imageflow_pods::{
+    Enforcement, LocalHost, LocalHostConfig, LogQuery, Pod, PodHost, PodProvisioner, PodSpec, PodState, PodTable,
+};
 use imageflow_types::function::Resources;
 use imageflow_types::{FunctionName, RevisionName};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};

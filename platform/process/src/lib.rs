@@ -1,6 +1,8 @@
 //! The shell of every service: logs to standard error, spans to OTLP when asked for, metrics as Prometheus text, signals.
 
 mod admin;
+mod door;
+mod keys;
 mod signals;
 mod telemetry;
 #[cfg(feature = "test-util")]
@@ -8,5 +10,7 @@ pub mod testing;
 pub mod trace;
 
 pub use admin::{Readiness, serve_admin};
+pub use door::{Allowed, Door, KeysNeeded, ServiceRole, serve_roles};
+pub use keys::{KeyFileError, KeyRole, Keys};
 pub use signals::{Stop, on_signals};
 pub use telemetry::{LogFormat, Telemetry, TelemetryConfig, TelemetryError};

@@ -4,6 +4,7 @@
 mod catalog;
 mod store;
 mod view;
+mod writer;
 
 pub use catalog::{Catalog, FunctionEntry, Operations, Route};
 pub use store::{Applied, Outcome, ResourceStore};

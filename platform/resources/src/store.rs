@@ -1,7 +1,7 @@
 //! Applying, deleting and watching resources.
 use std::sync::Arc;
 
-use imageflow_eventlog::{EventLog, NewRecord, Record, TopicSpec};
+use imageflow_eventlog::{EventLog, FollowEvent, LogError, NewRecord, Record, Start, TopicSpec};
 use imageflow_types::function::{FunctionSpec, TrafficTarget};
 use imageflow_types::manifest::{Document, Kind, Resource};
 use imageflow_types::names::{FlowName, FunctionName, RevisionName, TriggerName};
@@ -13,11 +13,15 @@ use tokio_util::task::TaskTracker;
 
 use crate::catalog::{Catalog, FunctionEntry, Operations};
 use crate::view::{Table, TableView, ViewError};
+use crate::writer::Writer;
 
 /// Version of the records' shape.
 const SCHEMA: u32 = 1;
 /// Revisions kept of a function beside those that have traffic: enough to roll back, small enough for one record.
 const KEPT_REVISIONS: usize = 20;
+
+/// So often others may come first before a change is given up.
+const MOST_FENCED: u32 = 20;
 
 /// What an apply did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +54,15 @@ struct Kept {
     revisions: Vec<Revision>,
 }
 
+impl Kept {
+    fn record(&self) -> Result<NewRecord, Problem> {
+        let value = serde_json::to_vec(self)
+            .map_err(|e| Problem::new(ErrorCode::Internal, format!("the resource cannot be written: {e}")))?;
+        let key = key(self.resource.kind(), self.resource.name());
+        Ok(NewRecord::new(topics::RESOURCES).key(key).value(value))
+    }
+}
+
 struct CatalogTable {
     current: Catalog,
     sender: watch::Sender<Arc<Catalog>>,
@@ -57,22 +70,26 @@ struct CatalogTable {
 
 impl Table for CatalogTable {
     fn apply(&mut self, record: &Record) {
-        let Some(key) = record.key.as_ref().and_then(|k| std::str::from_utf8(k).ok()) else {
-            return;
-        };
-        let Some(value) = &record.value else {
-            remove(&mut self.current, key);
-            return;
-        };
-        match serde_json::from_slice::<Kept>(value) {
-            Ok(kept) if kept.schema <= SCHEMA => insert(&mut self.current, kept),
-            Ok(kept) => tracing::error!(key, schema = kept.schema, "a resource was written by a newer version"),
-            Err(error) => tracing::error!(key, %error, "a resource cannot be read"),
-        }
+        take(&mut self.current, record);
     }
 
     fn applied(&mut self) {
         self.sender.send_replace(Arc::new(self.current.clone()));
+    }
+}
+
+fn take(catalog: &mut Catalog, record: &Record) {
+    let Some(key) = record.key.as_ref().and_then(|k| std::str::from_utf8(k).ok()) else {
+        return;
+    };
+    let Some(value) = &record.value else {
+        remove(catalog, key);
+        return;
+    };
+    match serde_json::from_slice::<Kept>(value) {
+        Ok(kept) if kept.schema <= SCHEMA => insert(catalog, kept),
+        Ok(kept) => tracing::error!(key, schema = kept.schema, "a resource was written by a newer version"),
+        Err(error) => tracing::error!(key, %error, "a resource cannot be read"),
     }
 }
 
@@ -120,8 +137,8 @@ pub struct ResourceStore {
     log: Arc<dyn EventLog>,
     view: TableView<CatalogTable>,
     catalog: watch::Receiver<Arc<Catalog>>,
-    /// One change at a time: each is checked against what is there.
-    changing: Mutex<()>,
+    /// One change at a time, of all processes: each is checked against what is there.
+    changing: Mutex<Writer>,
     clock: fn() -> i64,
     /// Whether the pods of this platform can be container images.
     images: bool,
@@ -155,10 +172,10 @@ impl ResourceStore {
         let table = CatalogTable { current: empty, sender };
         let view = TableView::open(&log, topic, table, tasks, stop).await?;
         Ok(Arc::new(Self {
+            changing: Mutex::new(Writer::new(log.clone())),
             log,
             view,
             catalog,
-            changing: Mutex::new(()),
             clock,
             images,
         }))
@@ -216,26 +233,27 @@ impl ResourceStore {
     /// # Errors
     /// A problem with every fault found, or that the log is full or down.
     pub async fn apply(&self, resource: Resource) -> Result<Applied, Problem> {
-        let _one = self.changing.lock().await;
-        let catalog = self.snapshot();
-        self.check(&resource, &catalog)?;
-        let (kept, outcome) = merge(&catalog, resource, (self.clock)());
-        let applied = Applied {
-            outcome,
-            revision: kept.revisions.last().map(|r| r.name.clone()),
-            resource: kept.resource.clone(),
+        let change = |catalog: &Catalog| {
+            self.check(&resource, catalog)?;
+            let (kept, outcome) = merge(catalog, resource.clone(), (self.clock)());
+            let applied = Applied {
+                outcome,
+                revision: kept.revisions.last().map(|r| r.name.clone()),
+                resource: kept.resource.clone(),
+            };
+            let record = (outcome != Outcome::Unchanged).then(|| kept.record()).transpose()?;
+            Ok((record, applied))
         };
-        if outcome != Outcome::Unchanged {
-            if let Resource::Function(document) = &kept.resource {
-                let topic = topics::work(&document.metadata.name);
-                self.log
-                    .ensure_topics(&[TopicSpec::new(topic, topics::WORK_PARTITIONS)])
-                    .await
-                    .map_err(log_problem)?;
-            }
-            self.keep(&kept).await?;
+        let now = self.snapshot();
+        if let Resource::Function(document) = &resource
+            && !now.functions.contains_key(&document.metadata.name)
+        {
+            // Before anybody who has work for it can see the function; one that is refused makes no topic.
+            self.check(&resource, &now)?;
+            let topic = TopicSpec::new(topics::work(&document.metadata.name), topics::WORK_PARTITIONS);
+            self.log.ensure_topics(&[topic]).await.map_err(log_problem)?;
         }
-        Ok(applied)
+        self.change(change).await
     }
 
     /// Deletes a resource that nothing refers to.
@@ -243,35 +261,83 @@ impl ResourceStore {
     /// # Errors
     /// Not found, or a conflict naming what refers to it.
     pub async fn delete(&self, kind: Kind, name: &str) -> Result<(), Problem> {
-        let _one = self.changing.lock().await;
-        let catalog = self.snapshot();
-        let users = match kind {
-            Kind::Function => {
-                let entry = catalog.function(name)?;
-                catalog.users_of_function(&entry.document.metadata.name)
-            }
-            Kind::Flow => {
-                let flow = catalog.flow(name)?;
-                catalog.users_of_flow(&flow.metadata.name)
-            }
-            Kind::Trigger => {
-                if !catalog.triggers.keys().any(|n| n.as_str() == name) {
-                    let names = catalog.triggers.keys().map(TriggerName::as_str);
-                    return Err(Problem::not_found("trigger", name, names));
+        let change = |catalog: &Catalog| {
+            let users = match kind {
+                Kind::Function => {
+                    let entry = catalog.function(name)?;
+                    catalog.users_of_function(&entry.document.metadata.name)
                 }
-                Vec::new()
+                Kind::Flow => {
+                    let flow = catalog.flow(name)?;
+                    catalog.users_of_flow(&flow.metadata.name)
+                }
+                Kind::Trigger => {
+                    if !catalog.triggers.keys().any(|n| n.as_str() == name) {
+                        let names = catalog.triggers.keys().map(TriggerName::as_str);
+                        return Err(Problem::not_found("trigger", name, names));
+                    }
+                    Vec::new()
+                }
+            };
+            if !users.is_empty() {
+                let who = users.join(", ");
+                return Err(Problem::new(
+                    ErrorCode::Conflict,
+                    format!("{kind} {name} is used by {who}; delete or change that first"),
+                ));
             }
+            Ok((Some(NewRecord::tombstone(topics::RESOURCES, key(kind, name))), ()))
         };
-        if !users.is_empty() {
-            let who = users.join(", ");
-            return Err(Problem::new(
-                ErrorCode::Conflict,
-                format!("{kind} {name} is used by {who}; delete or change that first"),
-            ));
+        self.change(change).await
+    }
+
+    /// Makes a change that is worked out from what is there, with nothing of others in between. `None` for a record changes
+    /// nothing.
+    async fn change<T>(
+        &self,
+        work_out: impl Fn(&Catalog) -> Result<(Option<NewRecord>, T), Problem>,
+    ) -> Result<T, Problem> {
+        let mut writer = self.changing.lock().await;
+        for _ in 0..MOST_FENCED {
+            let catalog = self.begin(&mut writer).await.map_err(log_problem)?;
+            let (record, answer) = work_out(&catalog)?;
+            let Some(record) = record else { return Ok(answer) };
+            match writer.write(record).await {
+                Ok(positions) => {
+                    self.view.reached(&positions).await.map_err(|e| view_problem(&e))?;
+                    return Ok(answer);
+                }
+                Err(LogError::Fenced { .. }) => tracing::debug!("another process changed resources; once more"),
+                Err(error) => return Err(log_problem(error)),
+            }
         }
-        let record = NewRecord::tombstone(topics::RESOURCES, key(kind, name));
-        let positions = self.log.produce(vec![record]).await.map_err(log_problem)?;
-        self.view.reached(&positions).await.map_err(|e| view_problem(&e))
+        let detail = "other processes change resources all the time; try again";
+        Err(Problem::new(ErrorCode::Unavailable, detail).retry_after(1))
+    }
+
+    /// What there is, with the right to change it.
+    async fn begin(&self, writer: &mut Writer) -> Result<Arc<Catalog>, LogError> {
+        if writer.holds() {
+            // Nobody else wrote since our last change, which the view has seen.
+            return Ok(self.snapshot());
+        }
+        writer.take().await?;
+        let read = async {
+            let mut catalog = Catalog {
+                operations: self.snapshot().operations.clone(),
+                ..Catalog::default()
+            };
+            let mut follower = self.log.follow(topics::RESOURCES, Start::Earliest).await?;
+            while let FollowEvent::Records(records) = follower.next().await? {
+                records.iter().for_each(|record| take(&mut catalog, record));
+            }
+            Ok(Arc::new(catalog))
+        };
+        let read = read.await;
+        if read.is_err() {
+            writer.give_up();
+        }
+        read
     }
 
     /// Gives all traffic to an earlier revision: the one named, else the one before the one that has most traffic now.
@@ -308,22 +374,13 @@ impl ResourceStore {
         }];
         self.apply(Resource::Function(document)).await
     }
-
-    async fn keep(&self, kept: &Kept) -> Result<(), Problem> {
-        let value = serde_json::to_vec(kept)
-            .map_err(|e| Problem::new(ErrorCode::Internal, format!("the resource cannot be written: {e}")))?;
-        let key = key(kept.resource.kind(), kept.resource.name());
-        let record = NewRecord::new(topics::RESOURCES).key(key).value(value);
-        let positions = self.log.produce(vec![record]).await.map_err(log_problem)?;
-        self.view.reached(&positions).await.map_err(|e| view_problem(&e))
-    }
 }
 
 /// Error of the log as callers see it.
-fn log_problem(error: imageflow_eventlog::LogError) -> Problem {
+fn log_problem(error: LogError) -> Problem {
     let code = match &error {
-        imageflow_eventlog::LogError::Full { .. } => ErrorCode::StorageFull,
-        imageflow_eventlog::LogError::RecordTooLarge { .. } => ErrorCode::TooLarge,
+        LogError::Full { .. } => ErrorCode::StorageFull,
+        LogError::RecordTooLarge { .. } => ErrorCode::TooLarge,
         _ => ErrorCode::Unavailable,
     };
     Problem::new(code, error.to_string())

@@ -497,27 +497,729 @@ pub mod function_service_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
+/// What a caller has with the pods.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PodLoads {
+    /// Requests by pod id; a pod that is not named is as before, 0 forgets it.
+    #[prost(map = "string, uint32", tag = "1")]
+    pub requests: ::std::collections::HashMap<::prost::alloc::string::String, u32>,
+}
+/// All pods.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PodTable {
+    /// Version of this message's meaning; now 1. A reader takes its own and the one before, and ignores others.
+    #[prost(uint32, tag = "1")]
+    pub schema_version: u32,
+    /// The pods, by id ascending.
+    #[prost(message, repeated, tag = "2")]
+    pub pods: ::prost::alloc::vec::Vec<PodInfo>,
+    /// Who shares the pods of a revision: callers of Follow that have requests with them. A revision that is not named has one
+    /// or none.
+    #[prost(map = "string, uint32", tag = "3")]
+    pub sharers: ::std::collections::HashMap<::prost::alloc::string::String, u32>,
+}
+/// One pod.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PodInfo {
+    /// Unique over all time.
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    /// Name of the function.
+    #[prost(string, tag = "2")]
+    pub function: ::prost::alloc::string::String,
+    /// Name of the revision.
+    #[prost(string, tag = "3")]
+    pub revision: ::prost::alloc::string::String,
+    /// Where it listens: IP and port.
+    #[prost(string, tag = "4")]
+    pub address: ::prost::alloc::string::String,
+    /// Requests that it takes at a time.
+    #[prost(uint32, tag = "5")]
+    pub concurrency_limit: u32,
+    /// Where it stands.
+    #[prost(enumeration = "PodPhase", tag = "6")]
+    pub phase: i32,
+    /// BACK_OFF: when it is started again, milliseconds since the Unix epoch.
+    #[prost(int64, tag = "7")]
+    pub back_off_until_ms: i64,
+    /// BACK_OFF: failed starts in a row.
+    #[prost(uint32, tag = "8")]
+    pub back_off_restarts: u32,
+    /// BACK_OFF and FAILED: why.
+    #[prost(string, tag = "9")]
+    pub reason: ::prost::alloc::string::String,
+    /// Process id.
+    #[prost(uint32, optional, tag = "10")]
+    pub pid: ::core::option::Option<u32>,
+    /// Restarts so far.
+    #[prost(uint32, tag = "11")]
+    pub restarts: u32,
+    /// When it was asked for, milliseconds since the Unix epoch; so are the next two.
+    #[prost(int64, tag = "12")]
+    pub asked_ms: i64,
+    /// When its process was there.
+    #[prost(int64, optional, tag = "13")]
+    pub spawned_ms: ::core::option::Option<i64>,
+    /// When it said that it is ready.
+    #[prost(int64, optional, tag = "14")]
+    pub ready_ms: ::core::option::Option<i64>,
+}
+/// Sets a number of pods.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ScaleRequest {
+    /// Name of the revision.
+    #[prost(string, tag = "1")]
+    pub revision: ::prost::alloc::string::String,
+    /// Pods wanted.
+    #[prost(uint32, tag = "2")]
+    pub replicas: u32,
+}
+/// It is noted.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ScaleReply {}
+/// Which lines.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LogsRequest {
+    /// Of this function.
+    #[prost(string, tag = "1")]
+    pub function: ::prost::alloc::string::String,
+    /// Of this revision only; empty for all.
+    #[prost(string, tag = "2")]
+    pub revision: ::prost::alloc::string::String,
+    /// The last so many.
+    #[prost(uint32, tag = "3")]
+    pub tail: u32,
+}
+/// The lines.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct LogsReply {
+    /// Oldest first.
+    #[prost(message, repeated, tag = "1")]
+    pub lines: ::prost::alloc::vec::Vec<PodLogLine>,
+}
+/// Asks for lines.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FollowLogsRequest {}
+/// One line that a pod wrote.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PodLogLine {
+    /// When, milliseconds since the Unix epoch.
+    #[prost(int64, tag = "1")]
+    pub at_ms: i64,
+    /// Name of the function.
+    #[prost(string, tag = "2")]
+    pub function: ::prost::alloc::string::String,
+    /// Name of the revision.
+    #[prost(string, tag = "3")]
+    pub revision: ::prost::alloc::string::String,
+    /// Id of the pod.
+    #[prost(string, tag = "4")]
+    pub pod: ::prost::alloc::string::String,
+    /// Written to standard error, else to standard output.
+    #[prost(bool, tag = "5")]
+    pub stderr: bool,
+    /// The line without its end.
+    #[prost(string, tag = "6")]
+    pub text: ::prost::alloc::string::String,
+}
+/// Where a pod stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum PodPhase {
+    /// Not sent.
+    Unspecified = 0,
+    /// Started, not ready yet.
+    Starting = 1,
+    /// Takes requests.
+    Ready = 2,
+    /// Takes no new requests and finishes what it holds.
+    Draining = 3,
+    /// It ended or did not start, and is started again.
+    BackOff = 4,
+    /// It will not be started again.
+    Failed = 5,
+}
+impl PodPhase {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "POD_PHASE_UNSPECIFIED",
+            Self::Starting => "POD_PHASE_STARTING",
+            Self::Ready => "POD_PHASE_READY",
+            Self::Draining => "POD_PHASE_DRAINING",
+            Self::BackOff => "POD_PHASE_BACK_OFF",
+            Self::Failed => "POD_PHASE_FAILED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "POD_PHASE_UNSPECIFIED" => Some(Self::Unspecified),
+            "POD_PHASE_STARTING" => Some(Self::Starting),
+            "POD_PHASE_READY" => Some(Self::Ready),
+            "POD_PHASE_DRAINING" => Some(Self::Draining),
+            "POD_PHASE_BACK_OFF" => Some(Self::BackOff),
+            "POD_PHASE_FAILED" => Some(Self::Failed),
+            _ => None,
+        }
+    }
+}
+/// Generated client implementations.
+pub mod pod_service_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// The pods of a machine, for the roles that are processes of their own.
+    #[derive(Debug, Clone)]
+    pub struct PodServiceClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl PodServiceClient<tonic::transport::Channel> {
+        /// Attempt to create a new client by connecting to a given endpoint.
+        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
+        where
+            D: TryInto<tonic::transport::Endpoint>,
+            D::Error: Into<StdError>,
+        {
+            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
+            Ok(Self::new(conn))
+        }
+    }
+    impl<T> PodServiceClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> PodServiceClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            PodServiceClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// The pods now and after each change, until either side ends. The caller tells how many requests it has with each pod: at
+        /// least every few seconds, also when there is nothing new, else it is taken for dead.
+        pub async fn follow(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::PodLoads>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::PodTable>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/imageflow.v1.PodService/Follow",
+            );
+            let mut req = request.into_streaming_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("imageflow.v1.PodService", "Follow"));
+            self.inner.streaming(req, path, codec).await
+        }
+        /// How many pods of a revision there shall be; answers when it is noted. NOT_FOUND for a revision that is not known (yet).
+        pub async fn scale(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ScaleRequest>,
+        ) -> std::result::Result<tonic::Response<super::ScaleReply>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/imageflow.v1.PodService/Scale",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("imageflow.v1.PodService", "Scale"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// The last lines that the pods of a function wrote, oldest first.
+        pub async fn logs(
+            &mut self,
+            request: impl tonic::IntoRequest<super::LogsRequest>,
+        ) -> std::result::Result<tonic::Response<super::LogsReply>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/imageflow.v1.PodService/Logs",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("imageflow.v1.PodService", "Logs"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Lines of all pods as they are written. A slow reader misses some.
+        pub async fn follow_logs(
+            &mut self,
+            request: impl tonic::IntoRequest<super::FollowLogsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::PodLogLine>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/imageflow.v1.PodService/FollowLogs",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("imageflow.v1.PodService", "FollowLogs"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod pod_service_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with PodServiceServer.
+    #[async_trait]
+    pub trait PodService: std::marker::Send + std::marker::Sync + 'static {
+        /// Server streaming response type for the Follow method.
+        type FollowStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::PodTable, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// The pods now and after each change, until either side ends. The caller tells how many requests it has with each pod: at
+        /// least every few seconds, also when there is nothing new, else it is taken for dead.
+        async fn follow(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::PodLoads>>,
+        ) -> std::result::Result<tonic::Response<Self::FollowStream>, tonic::Status>;
+        /// How many pods of a revision there shall be; answers when it is noted. NOT_FOUND for a revision that is not known (yet).
+        async fn scale(
+            &self,
+            request: tonic::Request<super::ScaleRequest>,
+        ) -> std::result::Result<tonic::Response<super::ScaleReply>, tonic::Status>;
+        /// The last lines that the pods of a function wrote, oldest first.
+        async fn logs(
+            &self,
+            request: tonic::Request<super::LogsRequest>,
+        ) -> std::result::Result<tonic::Response<super::LogsReply>, tonic::Status>;
+        /// Server streaming response type for the FollowLogs method.
+        type FollowLogsStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::PodLogLine, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Lines of all pods as they are written. A slow reader misses some.
+        async fn follow_logs(
+            &self,
+            request: tonic::Request<super::FollowLogsRequest>,
+        ) -> std::result::Result<tonic::Response<Self::FollowLogsStream>, tonic::Status>;
+    }
+    /// The pods of a machine, for the roles that are processes of their own.
+    #[derive(Debug)]
+    pub struct PodServiceServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> PodServiceServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for PodServiceServer<T>
+    where
+        T: PodService,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/imageflow.v1.PodService/Follow" => {
+                    #[allow(non_camel_case_types)]
+                    struct FollowSvc<T: PodService>(pub Arc<T>);
+                    impl<T: PodService> tonic::server::StreamingService<super::PodLoads>
+                    for FollowSvc<T> {
+                        type Response = super::PodTable;
+                        type ResponseStream = T::FollowStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<tonic::Streaming<super::PodLoads>>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as PodService>::follow(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = FollowSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/imageflow.v1.PodService/Scale" => {
+                    #[allow(non_camel_case_types)]
+                    struct ScaleSvc<T: PodService>(pub Arc<T>);
+                    impl<T: PodService> tonic::server::UnaryService<super::ScaleRequest>
+                    for ScaleSvc<T> {
+                        type Response = super::ScaleReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ScaleRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as PodService>::scale(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ScaleSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/imageflow.v1.PodService/Logs" => {
+                    #[allow(non_camel_case_types)]
+                    struct LogsSvc<T: PodService>(pub Arc<T>);
+                    impl<T: PodService> tonic::server::UnaryService<super::LogsRequest>
+                    for LogsSvc<T> {
+                        type Response = super::LogsReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::LogsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as PodService>::logs(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = LogsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/imageflow.v1.PodService/FollowLogs" => {
+                    #[allow(non_camel_case_types)]
+                    struct FollowLogsSvc<T: PodService>(pub Arc<T>);
+                    impl<
+                        T: PodService,
+                    > tonic::server::ServerStreamingService<super::FollowLogsRequest>
+                    for FollowLogsSvc<T> {
+                        type Response = super::PodLogLine;
+                        type ResponseStream = T::FollowLogsStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::FollowLogsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as PodService>::follow_logs(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = FollowLogsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for PodServiceServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "imageflow.v1.PodService";
+    impl<T> tonic::server::NamedService for PodServiceServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
 /// What one reporter saw since its last report.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct StatsReport {
     /// Version of this message's meaning; now 1. A reader takes its own and the one before, and ignores others.
     #[prost(uint32, tag = "1")]
     pub schema_version: u32,
-    /// The reporter: role and instance, such as `dispatcher/7f3a`.
+    /// The reporter: its name among all reporters, such as `dispatcher/dispatcher-1`.
     #[prost(string, tag = "2")]
     pub reporter: ::prost::alloc::string::String,
-    /// Counts the reports of this reporter from 1: a gap means that one was lost.
+    /// Counts the reports of this reporter from 1; when it falls, the reporter has started again.
     #[prost(uint64, tag = "3")]
     pub sequence: u64,
     /// When it was made, milliseconds since the Unix epoch.
     #[prost(int64, tag = "4")]
     pub at_ms: i64,
-    /// One entry a revision.
+    /// One entry a revision that has any number, and one a function that has backlog.
     #[prost(message, repeated, tag = "5")]
     pub functions: ::prost::alloc::vec::Vec<FunctionStats>,
     /// Functions for which work met no pod: decide now, not at the next tick.
     #[prost(string, repeated, tag = "6")]
     pub pokes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The reporter takes work off the topics, so that a function which it does not list has no backlog with it.
+    #[prost(bool, tag = "7")]
+    pub consumes_work: bool,
 }
 /// The work of one revision as one reporter sees it.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -528,50 +1230,24 @@ pub struct FunctionStats {
     /// Name of the revision; empty for backlog, which belongs to the function.
     #[prost(string, tag = "2")]
     pub revision: ::prost::alloc::string::String,
-    /// Requests held while no slot is free, now.
+    /// Interactive requests held while no slot is free, now.
     #[prost(uint32, tag = "3")]
     pub held: u32,
     /// Requests at a pod, now.
     #[prost(uint32, tag = "4")]
     pub in_flight: u32,
-    /// Records that remain to be done, now.
+    /// Records of the reporter's partitions that no pod has yet, now.
     #[prost(uint64, tag = "5")]
     pub backlog: u64,
     /// Age of the oldest of them, milliseconds.
     #[prost(uint64, tag = "6")]
     pub backlog_age_ms: u64,
-    /// Invocations that ended well, since the reporter started.
+    /// Invocations that a pod answered, since the reporter started.
     #[prost(uint64, tag = "7")]
     pub completed_total: u64,
-    /// Invocations that failed, since the reporter started.
-    #[prost(uint64, tag = "8")]
-    pub failed_total: u64,
-    /// Service times of the invocations that ended since the last report.
-    #[prost(message, optional, tag = "9")]
-    pub service: ::core::option::Option<Sketch>,
-    /// Work that came in since the reporter started.
-    #[prost(uint64, tag = "10")]
-    pub arrived_total: u64,
-}
-/// A mergeable histogram of durations with a bounded relative error: bucket i counts the values in
-/// (gamma^(i-1), gamma^i\] milliseconds.
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct Sketch {
-    /// Ratio of two neighbouring bucket bounds, above 1.
-    #[prost(double, tag = "1")]
-    pub gamma: f64,
-    /// Indexes of the buckets that hold something, ascending.
-    #[prost(sint32, repeated, tag = "2")]
-    pub indexes: ::prost::alloc::vec::Vec<i32>,
-    /// Counts, parallel to `indexes`.
-    #[prost(uint64, repeated, tag = "3")]
-    pub counts: ::prost::alloc::vec::Vec<u64>,
-    /// Values of zero.
-    #[prost(uint64, tag = "4")]
-    pub zeros: u64,
-    /// Sum of all values, milliseconds.
-    #[prost(double, tag = "5")]
-    pub sum_ms: f64,
+    /// Sum of their times with the pod, milliseconds.
+    #[prost(double, tag = "8")]
+    pub service_ms_total: f64,
 }
 /// Answers a report.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -672,7 +1348,8 @@ pub mod stats_service_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// Reports until the reporter ends. The first is complete; each later one holds what changed since the one before.
+        /// Reports until the reporter ends, each complete: totals make up for one that was lost. A reporter that has nothing new
+        /// reports all the same every few seconds, else it is taken for dead.
         pub async fn report(
             &mut self,
             request: impl tonic::IntoStreamingRequest<Message = super::StatsReport>,
@@ -718,7 +1395,8 @@ pub mod stats_service_server {
             >
             + std::marker::Send
             + 'static;
-        /// Reports until the reporter ends. The first is complete; each later one holds what changed since the one before.
+        /// Reports until the reporter ends, each complete: totals make up for one that was lost. A reporter that has nothing new
+        /// reports all the same every few seconds, else it is taken for dead.
         async fn report(
             &self,
             request: tonic::Request<tonic::Streaming<super::StatsReport>>,

@@ -1,5 +1,6 @@
 //! Arguments of `imageflow serve`.
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
@@ -7,6 +8,13 @@ use super::stores::{KafkaArgs, S3Args, TelemetryArgs};
 
 /// One role of the platform as a process of its own, on Kafka and an S3 server.
 #[derive(Debug, Clone, Args)]
+#[command(
+    after_help = "Each role but the router has one key: IMAGEFLOW_ROLE_KEY, when pods and autoscaler ask for one.\n\n\
+Example: all roles on one machine\n  imageflow serve pods --kafka localhost:9092\n  imageflow serve autoscaler --kafka localhost:9092\n  \
+imageflow serve router --member router-1 --kafka localhost:9092 --s3 http://localhost:9001\n  \
+imageflow serve dispatcher --member dispatcher-1 --kafka localhost:9092 --s3 http://localhost:9001\n  \
+imageflow serve gateway --member gateway-1 --kafka localhost:9092 --s3 http://localhost:9001"
+)]
 pub struct ServeArgs {
     /// The role
     #[command(subcommand)]
@@ -16,11 +24,56 @@ pub struct ServeArgs {
 /// A role.
 #[derive(Debug, Clone, Subcommand)]
 pub enum Role {
+    /// The HTTP API; several gateways serve the same platform
+    Gateway(GatewayArgs),
     /// Matches triggers and moves runs on; several routers share the runs
-    #[command(
-        after_help = "Example:\n  imageflow serve router --member router-1 --kafka localhost:9092 --s3 http://localhost:9000"
-    )]
     Router(RouterArgs),
+    /// Brings work to pods; several dispatchers share the work topics
+    Dispatcher(DispatcherArgs),
+    /// Scales the pods; one of them only
+    Autoscaler(AutoscalerArgs),
+    /// Has the pods of this machine; one of them only
+    Pods(PodsArgs),
+}
+
+/// What every role needs.
+#[derive(Debug, Clone, Args)]
+pub struct CommonArgs {
+    #[command(flatten)]
+    pub kafka: KafkaArgs,
+    #[command(flatten)]
+    pub telemetry: TelemetryArgs,
+}
+
+/// Where the roles are that this one calls.
+#[derive(Debug, Clone, Args)]
+pub struct PeerArgs {
+    /// Where `imageflow serve pods` listens
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:7001")]
+    pub pods: String,
+    /// Where `imageflow serve autoscaler` listens
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:7002")]
+    pub autoscaler: String,
+}
+
+/// `imageflow serve gateway`
+#[derive(Debug, Clone, Args)]
+pub struct GatewayArgs {
+    /// Its name among the gateways, the same after a restart
+    #[arg(long, value_name = "NAME")]
+    pub member: String,
+    /// Address of the HTTP API, of its health and metrics
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8000")]
+    pub listen: SocketAddr,
+    /// File with API keys and their roles; without one, everybody who reaches the address is admin
+    #[arg(long, value_name = "FILE")]
+    pub api_keys: Option<PathBuf>,
+    #[command(flatten)]
+    pub peers: PeerArgs,
+    #[command(flatten)]
+    pub s3: S3Args,
+    #[command(flatten)]
+    pub common: CommonArgs,
 }
 
 /// `imageflow serve router`
@@ -36,9 +89,69 @@ pub struct RouterArgs {
     #[arg(long)]
     pub no_fuse: bool,
     #[command(flatten)]
-    pub kafka: KafkaArgs,
+    pub s3: S3Args,
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+/// `imageflow serve dispatcher`
+#[derive(Debug, Clone, Args)]
+pub struct DispatcherArgs {
+    /// Its name among the dispatchers, the same after a restart: a second one of the name ends the first
+    #[arg(long, value_name = "NAME")]
+    pub member: String,
+    /// Address of /healthz/live, /healthz/ready and /metrics
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8082")]
+    pub admin_listen: SocketAddr,
+    #[command(flatten)]
+    pub peers: PeerArgs,
     #[command(flatten)]
     pub s3: S3Args,
     #[command(flatten)]
-    pub telemetry: TelemetryArgs,
+    pub common: CommonArgs,
+}
+
+/// Who may call this role.
+#[derive(Debug, Clone, Args)]
+pub struct DoorArgs {
+    /// File with the keys of the other roles: a line is NAME ROLE SHA256-OF-THE-KEY-IN-HEX, with a role of gateway, dispatcher,
+    /// autoscaler; without one, everybody who reaches the address may call
+    #[arg(long, value_name = "FILE")]
+    pub role_keys: Option<PathBuf>,
+}
+
+/// `imageflow serve autoscaler`
+#[derive(Debug, Clone, Args)]
+pub struct AutoscalerArgs {
+    /// Address where gateways and dispatchers report their work
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7002")]
+    pub listen: SocketAddr,
+    /// Address of /healthz/live, /healthz/ready and /metrics
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8083")]
+    pub admin_listen: SocketAddr,
+    /// Where `imageflow serve pods` listens
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:7001")]
+    pub pods: String,
+    #[command(flatten)]
+    pub door: DoorArgs,
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+/// `imageflow serve pods`
+#[derive(Debug, Clone, Args)]
+pub struct PodsArgs {
+    /// Address where the other roles see and scale the pods
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7001")]
+    pub listen: SocketAddr,
+    /// Address of /healthz/live, /healthz/ready and /metrics
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8084")]
+    pub admin_listen: SocketAddr,
+    /// Where the record of the pods is kept; default `$XDG_DATA_HOME/imageflow` or `~/.local/share/imageflow`
+    #[arg(long, value_name = "DIR", env = "IMAGEFLOW_DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub door: DoorArgs,
+    #[command(flatten)]
+    pub common: CommonArgs,
 }

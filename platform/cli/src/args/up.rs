@@ -54,12 +54,18 @@ impl UpArgs {
     /// Where everything durable is kept, given a way to read the environment.
     #[must_use]
     pub fn data_dir(&self, env: &dyn Fn(&str) -> Option<String>) -> PathBuf {
-        if let Some(dir) = &self.data_dir {
-            return dir.clone();
-        }
-        // The XDG specification has relative and empty values ignored.
-        let xdg = env("XDG_DATA_HOME").map(PathBuf::from).filter(|p| p.is_absolute());
-        let base = xdg.or_else(|| Some(PathBuf::from(env("HOME")?).join(".local/share")));
-        base.unwrap_or_else(|| PathBuf::from(".")).join("imageflow")
+        data_dir(self.data_dir.as_ref(), env)
     }
+}
+
+/// Where everything durable is kept: as given, else as the XDG specification has it.
+#[must_use]
+pub fn data_dir(given: Option<&PathBuf>, env: &dyn Fn(&str) -> Option<String>) -> PathBuf {
+    if let Some(dir) = given {
+        return dir.clone();
+    }
+    // The XDG specification has relative and empty values ignored.
+    let xdg = env("XDG_DATA_HOME").map(PathBuf::from).filter(|p| p.is_absolute());
+    let base = xdg.or_else(|| Some(PathBuf::from(env("HOME")?).join(".local/share")));
+    base.unwrap_or_else(|| PathBuf::from(".")).join("imageflow")
 }

@@ -1,4 +1,5 @@
 //! Putting the services together, and taking them apart in order.
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -6,6 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use imageflow_autoscaler::{Autoscaler, Parts, Settings};
 use imageflow_delivery::{Delivery, DeliveryConfig};
 use imageflow_dispatcher::{Backlogs, Dispatcher, DispatcherConfig};
+use imageflow_eventlog::EventLog;
 use imageflow_gateway::auth::Auth;
 use imageflow_gateway::{Gateway, GatewayConfig, GatewayDeps, Notifications, ObjectEvents};
 use imageflow_objects::{EmbeddedS3, ObjectStore};
@@ -29,7 +31,7 @@ use crate::error::CliError;
 const MAX_BODY_BYTES: usize = 64 << 20;
 /// The embedded server misses an event only when the platform dies, an external one whenever it pleases.
 const RECONCILE: Duration = Duration::from_secs(600);
-const RECONCILE_EXTERNAL: Duration = Duration::from_secs(60);
+pub const RECONCILE_EXTERNAL: Duration = Duration::from_secs(60);
 /// A pod of this machine starts in milliseconds, so the way down needs less patience than on a cluster.
 const WINDOW: Duration = Duration::from_secs(5);
 
@@ -63,20 +65,79 @@ pub fn now_ms() -> i64 {
 }
 
 /// Keys where callers can come from elsewhere.
-fn auth(args: &UpArgs) -> Result<Auth, CliError> {
-    let auth = match &args.api_keys {
+pub fn auth(listen: SocketAddr, api_keys: Option<&Path>) -> Result<Auth, CliError> {
+    let auth = match api_keys {
         None => Auth::Loopback,
         Some(path) => {
             let text = std::fs::read_to_string(path).map_err(|source| CliError::Input {
-                path: path.clone(),
+                path: path.to_owned(),
                 source,
             })?;
             Auth::from_file(&text).map_err(|e| CliError::Usage(format!("{}: {e}", path.display())))?
         }
     };
-    auth.check_listen(args.listen)
+    auth.check_listen(listen)
         .map_err(|e| CliError::Usage(format!("--listen: {e}")))?;
     Ok(auth)
+}
+
+/// The resources as the log has them.
+pub async fn resources(
+    log: &Arc<dyn EventLog>,
+    tasks: &TaskTracker,
+    rest: &CancellationToken,
+) -> Result<Arc<ResourceStore>, CliError> {
+    let operations = imageflow_ops::catalog().iter().map(|o| (o.name.to_owned(), o.schema()));
+    let operations = Operations::new(operations);
+    let resources = ResourceStore::open(log.clone(), operations, now_ms, false, tasks, rest).await;
+    resources.map_err(|e| failed("the resources")(e.to_string()))
+}
+
+/// Makes the buckets that the platform works with.
+pub async fn buckets(objects: &dyn ObjectStore) -> Result<(), CliError> {
+    for bucket in [topics::BUCKET_RAW, topics::BUCKET_PROCESSED, topics::BUCKET_LOGS] {
+        let made = objects.ensure_bucket(bucket).await;
+        made.map_err(|e| failed("the buckets")(chain(&e)))?;
+    }
+    Ok(())
+}
+
+/// The pods of this machine, and the path of this program, which the stock pods run.
+pub fn local_host(data: &Path) -> Result<(Arc<LocalHost>, String), CliError> {
+    let exe = std::env::current_exe().map_err(|e| failed("the path of this program")(e.to_string()))?;
+    let exe = exe.to_string_lossy().into_owned();
+    let warden = vec![exe.clone(), "warden".to_owned()];
+    let host = LocalHost::start(LocalHostConfig::new(data.join("pods"), warden));
+    Ok((host.map_err(|e| failed("pods")(chain(&e)))?, exe))
+}
+
+/// How the autoscaler of local pods behaves.
+pub fn scaling_settings() -> Settings {
+    Settings {
+        window: WINDOW,
+        ..Settings::default()
+    }
+}
+
+/// How a gateway behaves.
+pub fn gateway_config(
+    auth: Auth,
+    api_url: &str,
+    s3_url: &str,
+    started_ms: i64,
+    reconcile_every: Duration,
+) -> GatewayConfig {
+    GatewayConfig {
+        max_body_bytes: MAX_BODY_BYTES,
+        max_backlog: 100_000,
+        // Consumed records make room from 60 % on, and the router begins no run above 85 %: callers hear of it between.
+        max_log_fraction: 0.7,
+        auth,
+        api_url: api_url.to_owned(),
+        s3_url: s3_url.to_owned(),
+        started_ms,
+        reconcile_every,
+    }
 }
 
 pub fn limit(bytes: u64) -> Option<u64> {
@@ -90,7 +151,7 @@ impl Platform {
         data: &Path,
         metrics: Arc<dyn Fn() -> String + Send + Sync>,
     ) -> Result<Self, CliError> {
-        let auth = auth(args)?;
+        let auth = auth(args.listen, args.api_keys.as_deref())?;
         std::fs::create_dir_all(data).map_err(|source| CliError::Output {
             path: data.to_owned(),
             source,
@@ -117,12 +178,7 @@ impl Platform {
             store: objects,
             embedded: s3,
         } = Objects::open(args, data, &events).await?;
-        for bucket in [topics::BUCKET_RAW, topics::BUCKET_PROCESSED, topics::BUCKET_LOGS] {
-            objects
-                .ensure_bucket(bucket)
-                .await
-                .map_err(|e| failed("the buckets")(chain(&e)))?;
-        }
+        buckets(&*objects).await?;
 
         let tasks = TaskTracker::new();
         let (door, movers, rest) = (
@@ -130,30 +186,18 @@ impl Platform {
             CancellationToken::new(),
             CancellationToken::new(),
         );
-        let operations = imageflow_ops::catalog().iter().map(|o| (o.name.to_owned(), o.schema()));
-        let resources = ResourceStore::open(
-            events.clone(),
-            Operations::new(operations),
-            now_ms,
-            false,
-            &tasks,
-            &rest,
-        );
-        let resources = resources.await.map_err(|e| failed("the resources")(e.to_string()))?;
-
-        let exe = std::env::current_exe().map_err(|e| failed("the path of this program")(e.to_string()))?;
-        let exe = exe.to_string_lossy().into_owned();
-        let warden = vec![exe.clone(), "warden".to_owned()];
-        let host = LocalHost::start(LocalHostConfig::new(data.join("pods"), warden));
-        let host = host.map_err(|e| failed("pods")(chain(&e)))?;
+        let resources = resources(&events, &tasks, &rest).await?;
+        let (host, exe) = local_host(data)?;
         let pod_host: Arc<dyn PodHost> = Arc::new(host.clone());
         let delivery = Delivery::start(DeliveryConfig::default(), pod_host.clone(), &tasks, &rest);
         let backlogs = Arc::new(Backlogs::default());
         let functions = pods::follow(
             resources.clone(),
-            host.clone(),
-            exe,
-            args.telemetry.otlp_endpoint.clone(),
+            Some(pods::Specs {
+                host: Arc::new(host.clone()),
+                exe,
+                otlp: args.telemetry.otlp_endpoint.clone(),
+            }),
             &tasks,
             &rest,
         )
@@ -163,16 +207,12 @@ impl Platform {
         let parts = Parts {
             functions,
             stats: Arc::new(scaling::Stats::new(delivery.clone(), backlogs.clone(), now_ms)),
-            replicas: Arc::new(scaling::Pods(host.clone())),
+            replicas: Arc::new(scaling::Pods(pod_host.clone())),
             sink: Arc::new(scaling::Sink(events.clone())),
             learned,
             pokes: delivery.pokes(),
         };
-        let settings = Settings {
-            window: WINDOW,
-            ..Settings::default()
-        };
-        let (autoscaler, scaling_task) = Autoscaler::spawn(parts, settings, rest.clone());
+        let (autoscaler, scaling_task) = Autoscaler::spawn(parts, scaling_settings(), rest.clone());
         tasks.spawn(async move {
             if let Err(error) = scaling_task.await {
                 tracing::error!(%error, "the autoscaler ended unexpectedly");
@@ -197,17 +237,8 @@ impl Platform {
             metrics,
             clock: now_ms,
         };
-        let config = GatewayConfig {
-            max_body_bytes: MAX_BODY_BYTES,
-            max_backlog: 100_000,
-            // Consumed records make room from 60 % on, and the router begins no run above 85 %: callers hear of it between.
-            max_log_fraction: 0.7,
-            auth,
-            api_url: api_url.clone(),
-            s3_url: s3_url.clone(),
-            started_ms,
-            reconcile_every: if s3.is_some() { RECONCILE } else { RECONCILE_EXTERNAL },
-        };
+        let reconcile_every = if s3.is_some() { RECONCILE } else { RECONCILE_EXTERNAL };
+        let config = gateway_config(auth, &api_url, &s3_url, started_ms, reconcile_every);
         let gateway = Gateway::open(deps, config, &tasks, &door)
             .await
             .map_err(|e| failed("the API")(e.to_string()))?;

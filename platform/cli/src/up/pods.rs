@@ -3,7 +3,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use imageflow_autoscaler::{FunctionScaling, Functions, RevisionShare};
-use imageflow_pods::{LocalHost, PodHost, PodSpec};
+use imageflow_pods::{PodProvisioner, PodSpec};
 use imageflow_resources::{Catalog, FunctionEntry, ResourceStore};
 use imageflow_types::function::Program;
 use imageflow_types::{FunctionName, Revision};
@@ -11,12 +11,39 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// What changed is told to the pod host first, then to the autoscaler. The first state is told before this returns.
+/// A pod host that is told what the pods of each revision are.
+pub struct Specs {
+    pub host: Arc<dyn PodProvisioner>,
+    /// This program, which the stock pods run.
+    pub exe: String,
+    /// Where pods send their spans.
+    pub otlp: Option<String>,
+}
+
+impl Specs {
+    async fn apply(&self, entry: &FunctionEntry) {
+        for revision in &entry.revisions {
+            let spec = spec(revision, &self.exe, self.otlp.as_deref());
+            if let Err(error) = self.host.apply(spec).await {
+                tracing::error!(revision = %revision.name, %error, "pods of a revision cannot be made");
+            }
+        }
+    }
+
+    async fn remove(&self, entry: &FunctionEntry) {
+        for revision in &entry.revisions {
+            if let Err(error) = self.host.remove(&revision.name).await {
+                tracing::warn!(revision = %revision.name, %error, "pods of a deleted function remain");
+            }
+        }
+    }
+}
+
+/// What changed is told to the pod host first, if there is one here, then to the autoscaler. The first state is told before
+/// this returns.
 pub async fn follow(
     resources: Arc<ResourceStore>,
-    host: Arc<LocalHost>,
-    exe: String,
-    otlp: Option<String>,
+    specs: Option<Specs>,
     tasks: &TaskTracker,
     stop: &CancellationToken,
 ) -> watch::Receiver<Arc<Functions>> {
@@ -24,7 +51,7 @@ pub async fn follow(
     let (sender, receiver) = watch::channel(Arc::default());
     let mut known: HashMap<FunctionName, Arc<FunctionEntry>> = HashMap::new();
     let first = catalogs.borrow_and_update().clone();
-    tell(&first, &mut known, &host, &exe, otlp.as_deref(), &sender).await;
+    tell(&first, &mut known, specs.as_ref(), &sender).await;
     let stop = stop.clone();
     tasks.spawn(async move {
         loop {
@@ -33,7 +60,7 @@ pub async fn follow(
                 changed = catalogs.changed() => if changed.is_err() { return },
             }
             let now = catalogs.borrow_and_update().clone();
-            tell(&now, &mut known, &host, &exe, otlp.as_deref(), &sender).await;
+            tell(&now, &mut known, specs.as_ref(), &sender).await;
         }
     });
     receiver
@@ -42,9 +69,7 @@ pub async fn follow(
 async fn tell(
     catalog: &Catalog,
     known: &mut HashMap<FunctionName, Arc<FunctionEntry>>,
-    host: &Arc<LocalHost>,
-    exe: &str,
-    otlp: Option<&str>,
+    specs: Option<&Specs>,
     functions: &watch::Sender<Arc<Functions>>,
 ) {
     let mut next: Functions = Functions::clone(&functions.borrow());
@@ -52,10 +77,8 @@ async fn tell(
         if known.get(name).is_some_and(|before| Arc::ptr_eq(before, entry)) {
             continue;
         }
-        for revision in &entry.revisions {
-            if let Err(error) = host.apply(spec(revision, exe, otlp)).await {
-                tracing::error!(revision = %revision.name, %error, "pods of a revision cannot be made");
-            }
+        if let Some(specs) = specs {
+            specs.apply(entry).await;
         }
         next.insert(name.clone(), Arc::new(scaling(entry)));
         known.insert(name.clone(), entry.clone());
@@ -67,12 +90,8 @@ async fn tell(
         .collect();
     for name in gone {
         next.remove(&name);
-        if let Some(entry) = known.remove(&name) {
-            for revision in &entry.revisions {
-                if let Err(error) = host.remove(&revision.name).await {
-                    tracing::warn!(revision = %revision.name, %error, "pods of a deleted function remain");
-                }
-            }
+        if let (Some(entry), Some(specs)) = (known.remove(&name), specs) {
+            specs.remove(&entry).await;
         }
     }
     functions.send_replace(Arc::new(next));

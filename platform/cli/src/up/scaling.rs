@@ -99,8 +99,8 @@ impl StatsSource for Stats {
     }
 }
 
-/// The pods of this machine as the autoscaler needs them.
-pub struct Pods(pub Arc<LocalHost>);
+/// The pods as the autoscaler needs them.
+pub struct Pods(pub Arc<dyn PodHost>);
 
 #[async_trait]
 impl Replicas for Pods {

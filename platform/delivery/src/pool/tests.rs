@@ -4,38 +4,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use http::{Request, Response};
 use hyper::service::service_fn;
-use imageflow_pods::{LogLine, LogQuery, Pod, PodError, PodSpec};
-use tokio::sync::watch;
+use imageflow_pods::Pod;
+use imageflow_pods::testing::FakeHost;
 
 use super::*;
-
-struct FakeHost {
-    table: watch::Sender<Arc<PodTable>>,
-    logs: broadcast::Sender<LogLine>,
-}
-
-#[async_trait::async_trait]
-impl PodHost for FakeHost {
-    async fn apply(&self, _: PodSpec) -> Result<(), PodError> {
-        Ok(())
-    }
-    async fn scale(&self, _: &RevisionName, _: u32) -> Result<(), PodError> {
-        Ok(())
-    }
-    async fn remove(&self, _: &RevisionName) -> Result<(), PodError> {
-        Ok(())
-    }
-    fn set_load(&self, _: &PodId, _: u32) {}
-    fn watch(&self) -> watch::Receiver<Arc<PodTable>> {
-        self.table.subscribe()
-    }
-    async fn logs(&self, _: LogQuery) -> Result<Vec<LogLine>, PodError> {
-        Ok(Vec::new())
-    }
-    fn follow_logs(&self) -> broadcast::Receiver<LogLine> {
-        self.logs.subscribe()
-    }
-}
 
 fn names() -> (FunctionName, RevisionName) {
     let function = FunctionName::new("resize").unwrap();
@@ -56,10 +28,7 @@ struct World {
 
 impl World {
     fn new(config: DeliveryConfig) -> Self {
-        let host = Arc::new(FakeHost {
-            table: watch::channel(Arc::new(PodTable::default())).0,
-            logs: broadcast::channel(1).0,
-        });
+        let host = Arc::new(FakeHost::default());
         let stop = CancellationToken::new();
         let delivery = Delivery::start(config, host.clone(), &TaskTracker::new(), &stop);
         Self { delivery, host, stop }
@@ -67,7 +36,10 @@ impl World {
 
     fn pods(&self, pods: impl IntoIterator<Item = Pod>) {
         let pods: BTreeMap<PodId, Pod> = pods.into_iter().map(|p| (p.id.clone(), p)).collect();
-        self.host.table.send_replace(Arc::new(PodTable { pods }));
+        self.host.table.send_replace(Arc::new(PodTable {
+            pods,
+            ..PodTable::default()
+        }));
     }
 
     async fn acquire(&self, class: Class, demand: Demand) -> Result<Slot, DeliveryError> {
@@ -141,6 +113,28 @@ async fn alone_means_that_no_other_request_is_with_the_pod() {
     );
     drop(alone);
     another.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_shares_a_pod_with_others_gives_it_its_share_only() {
+    let world = World::new(DeliveryConfig::default());
+    let (_, revision) = names();
+    let one = pod("a", NOWHERE, 3, PodState::Ready);
+    let table = |sharers: u32| {
+        Arc::new(PodTable {
+            pods: [(one.id.clone(), one.clone())].into(),
+            sharers: [(revision.clone(), sharers)].into(),
+        })
+    };
+    world.host.table.send_replace(table(2));
+    let _first = world.acquire(Class::Batch, Demand::One).await.unwrap();
+    let _second = world.acquire(Class::Batch, Demand::One).await.unwrap();
+    let third = world.acquire(Class::Batch, Demand::One);
+    tokio::pin!(third);
+    let early = tokio::time::timeout(Duration::from_millis(10), &mut third).await;
+    assert!(early.is_err(), "two of three slots are its share");
+    world.host.table.send_replace(table(1));
+    third.await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

@@ -14,6 +14,7 @@ use imageflow_dispatcher::{Backlogs, Dispatcher, DispatcherConfig, DispatcherErr
 use imageflow_eventlog::{Embedded, EmbeddedConfig, EventLog, NewRecord, TopicSpec};
 use imageflow_objects::ObjectStore;
 use imageflow_pods::PodState;
+use imageflow_pods::testing::FakeHost;
 use imageflow_resources::{Operations, ResourceStore};
 use imageflow_types::manifest::Resource;
 use imageflow_types::names::{FunctionName, RevisionName, RunId, StepName};
@@ -26,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use self::log::{Entry, Spy, commits};
-pub use self::pod::{Call, FakeHost, PodServer, body, broken, replied, send, status};
+pub use self::pod::{Call, PodServer, body, broken, replied, send, status};
 pub use self::store::Switch;
 
 /// The function of the tests.
@@ -144,7 +145,7 @@ impl World {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let operations = Operations::default();
         let resources = ResourceStore::open(log.clone(), operations, now_ms, false, &tasks, &stop).await;
-        let host = FakeHost::new();
+        let host = Arc::new(FakeHost::default());
         let delivery = Delivery::start(DeliveryConfig::default(), host.clone(), &tasks, &stop);
         Self {
             folder,

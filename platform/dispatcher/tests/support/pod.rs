@@ -1,9 +1,7 @@
 //! The pod: an HTTP server that hands each request to the test, which answers when it likes.
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
 
-use async_trait::async_trait;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
@@ -14,9 +12,8 @@ use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use imageflow_events::invocation::{InputTarget, OutputTarget, SignedRequest, StepReply, unpack};
 use imageflow_events::{Event, EventBuilder, EventBuilderV10, ext};
-use imageflow_pods::{LogLine, LogQuery, Pod, PodError, PodHost, PodId, PodSpec, PodState, PodTable};
-use imageflow_types::{FunctionName, RevisionName, RunId};
-use tokio::sync::{Mutex, broadcast, mpsc, oneshot, watch};
+use imageflow_types::RunId;
+use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::within;
@@ -164,52 +161,4 @@ pub fn replied(reply: &StepReply) -> Answer {
     let mut answer = Response::new(Body::from(body));
     *answer.headers_mut() = headers;
     answer
-}
-
-/// A pod host whose pods are what the test says.
-pub struct FakeHost {
-    table: watch::Sender<Arc<PodTable>>,
-    lines: broadcast::Sender<LogLine>,
-}
-
-impl FakeHost {
-    pub fn new() -> Arc<Self> {
-        Arc::new(Self {
-            table: watch::channel(Arc::default()).0,
-            lines: broadcast::channel(1).0,
-        })
-    }
-
-    /// A pod more, of the first revision of a function.
-    pub fn add(&self, function: &FunctionName, addr: SocketAddr, state: PodState) {
-        let mut table = PodTable::clone(&self.table.borrow());
-        let id = PodId::new(format!("{function}-{}", table.pods.len()));
-        let revision = RevisionName::of(function, 1);
-        let pod = Pod::new(id.clone(), function.clone(), revision, addr, 16, state);
-        table.pods.insert(id, pod);
-        self.table.send_replace(Arc::new(table));
-    }
-}
-
-#[async_trait]
-impl PodHost for FakeHost {
-    async fn apply(&self, _: PodSpec) -> Result<(), PodError> {
-        Ok(())
-    }
-    async fn scale(&self, _: &RevisionName, _: u32) -> Result<(), PodError> {
-        Ok(())
-    }
-    async fn remove(&self, _: &RevisionName) -> Result<(), PodError> {
-        Ok(())
-    }
-    fn set_load(&self, _: &PodId, _: u32) {}
-    fn watch(&self) -> watch::Receiver<Arc<PodTable>> {
-        self.table.subscribe()
-    }
-    async fn logs(&self, _: LogQuery) -> Result<Vec<LogLine>, PodError> {
-        Ok(Vec::new())
-    }
-    fn follow_logs(&self) -> broadcast::Receiver<LogLine> {
-        self.lines.subscribe()
-    }
 }

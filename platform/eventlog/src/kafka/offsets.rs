@@ -11,13 +11,15 @@ use super::Handle;
 use super::context::{Context, lock};
 use super::failure::{code, failed, is_unknown_topic, storage};
 use super::topics::LOOK_AGAIN;
-use crate::error::{LogError, Result};
+use crate::error::Result;
 use crate::types::{OffsetCommit, TopicPartition, Watermarks};
 
 /// Clients kept to ask for the commits of a group: making one costs a connection to its coordinator.
 const ASKERS: usize = 8;
 
 const ASK_AGAIN: Duration = Duration::from_millis(50);
+/// So long a client's word is taken that a topic does not exist which others describe.
+const BELIEVED: Duration = Duration::from_secs(2);
 
 /// A client that asks, and is in no group.
 pub type Asker = Arc<BaseConsumer<Context>>;
@@ -147,23 +149,23 @@ impl Handle {
             let (_, old) = askers.remove(0);
             self.retire(move || drop(old));
         }
-        let made = self.config.consumer(group).create_with_context(self.context());
-        let made: BaseConsumer<Context> = made.map_err(|e| storage("making a client", e, None))?;
-        let made = Arc::new(made);
+        let made = self.make_asker(group)?;
         askers.push((group.to_owned(), made.clone()));
         Ok(made)
     }
 
+    fn make_asker(&self, group: &str) -> Result<Asker> {
+        let made = self.config.consumer(group).create_with_context(self.context());
+        let made: BaseConsumer<Context> = made.map_err(|e| storage("making a client", e, None))?;
+        Ok(Arc::new(made))
+    }
+
     /// Both ends of each partition of a topic.
     pub async fn marks(&self, topic: &str) -> Result<Vec<Watermarks>> {
+        let mut doubt = Doubt::new(self);
         loop {
             let partitions = self.partitions(topic).await?;
-            let (client, timeout) = (self.meta.clone(), self.config.request_timeout);
-            let (lows, highs) = super::blocking("asking for offsets", move || {
-                let lows = ends(&client, &partitions, End::First, timeout)?;
-                Ok((lows, ends(&client, &partitions, End::Next, timeout)?))
-            })
-            .await?;
+            let (lows, highs) = self.both_ends(doubt.client.clone(), partitions).await?;
             let both = lows.into_iter().zip(highs).zip(0..);
             let marks = both.map(|((low, high), partition)| {
                 let (low, high) = (low?, high?);
@@ -172,14 +174,34 @@ impl Handle {
             if let Some(marks) = marks.collect::<Option<Vec<_>>>() {
                 return Ok(marks);
             }
-            self.forget(topic);
-            if !self.is_new(topic) {
-                return Err(LogError::UnknownTopic {
-                    topic: topic.to_owned(),
-                });
-            }
-            tokio::time::sleep(LOOK_AGAIN).await;
+            doubt.settle(self, topic).await?;
         }
+    }
+
+    /// Both ends of one partition.
+    pub async fn ends_of(&self, at: &TopicPartition) -> Result<(i64, i64)> {
+        let mut doubt = Doubt::new(self);
+        loop {
+            self.topic(&at.topic).await?.check(&at.topic, at.partition)?;
+            let (lows, highs) = self.both_ends(doubt.client.clone(), vec![at.clone()]).await?;
+            if let Some(both) = lows[0].zip(highs[0]) {
+                return Ok(both);
+            }
+            doubt.settle(self, &at.topic).await?;
+        }
+    }
+
+    async fn both_ends(
+        &self,
+        client: Asker,
+        partitions: Vec<TopicPartition>,
+    ) -> Result<(Vec<Option<i64>>, Vec<Option<i64>>)> {
+        let timeout = self.config.request_timeout;
+        super::blocking("asking for offsets", move || {
+            let lows = ends(&client, &partitions, End::First, timeout)?;
+            Ok((lows, ends(&client, &partitions, End::Next, timeout)?))
+        })
+        .await
     }
 
     pub async fn commits_of(&self, group: &str, topic: &str) -> Result<Vec<(u32, Option<OffsetCommit>)>> {
@@ -200,5 +222,46 @@ impl Handle {
             u64::try_from(marks.high - from).unwrap_or(0)
         });
         Ok(lag.sum())
+    }
+}
+
+/// A topic that has no ends, and yet a description. A broker that starts, or has lost its controllers, answers out of old
+/// metadata, and a client believes it for a while: when that lasts, a new client is asked.
+struct Doubt {
+    begun: Instant,
+    client: Asker,
+    believed_until: Instant,
+}
+
+impl Doubt {
+    fn new(handle: &Handle) -> Self {
+        Self {
+            begun: Instant::now(),
+            client: handle.meta.clone(),
+            believed_until: Instant::now() + BELIEVED,
+        }
+    }
+
+    /// Returns when it is to be asked again.
+    ///
+    /// # Errors
+    /// `UnknownTopic` when it has no description, too; `Storage` when the answers contradict each other to the end.
+    async fn settle(&mut self, handle: &Handle, topic: &str) -> Result<()> {
+        handle.forget(topic);
+        handle.topic(topic).await?;
+        if self.begun.elapsed() > handle.config.request_timeout {
+            let why = format!("the brokers do not agree whether there is a topic {topic}");
+            return Err(failed("asking for offsets", why));
+        }
+        if Instant::now() > self.believed_until {
+            tracing::warn!(
+                topic,
+                "brokers contradict each other on whether it exists; a new client asks"
+            );
+            self.client = handle.make_asker(&format!("{}-reader", handle.config.client_id))?;
+            self.believed_until = Instant::now() + BELIEVED;
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+        Ok(())
     }
 }

@@ -13,7 +13,6 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use super::Handle;
 use super::context::{Context, Told, lock};
 use super::failure::{code, failed, is_unknown_topic, storage};
-use super::offsets::{End, ends};
 use crate::error::{LogError, Result};
 use crate::log::Follower;
 use crate::types::{FollowEvent, Record, Start, TopicPartition};
@@ -105,22 +104,9 @@ impl Handle {
     }
 
     pub async fn read_some(&self, topic: &str, partition: u32, from: i64, max: usize) -> Result<Vec<Record>> {
-        self.topic(topic).await?.check(topic, partition)?;
-        let at = [TopicPartition::new(topic, partition)];
-        let (client, timeout) = (self.meta.clone(), self.config.request_timeout);
-        let asked = at.clone();
-        let (low, high) = super::blocking("asking for offsets", move || {
-            let low = ends(&client, &asked, End::First, timeout)?;
-            Ok((low[0], ends(&client, &asked, End::Next, timeout)?[0]))
-        })
-        .await?;
-        let unknown = || {
-            self.forget(topic);
-            LogError::UnknownTopic {
-                topic: topic.to_owned(),
-            }
-        };
-        let (low, high) = (low.ok_or_else(unknown)?, high.ok_or_else(unknown)?);
+        let at = TopicPartition::new(topic, partition);
+        let timeout = self.config.request_timeout;
+        let (low, high) = self.ends_of(&at).await?;
         if !(0..=high).contains(&from) {
             return Err(LogError::OffsetOutOfRange {
                 topic: topic.to_owned(),
@@ -136,7 +122,6 @@ impl Handle {
         }
         let reader = lock(&self.readers).pop();
         let reader = reader.map_or_else(|| self.make_reader(), Ok)?;
-        let [at] = at;
         let done = tokio::task::spawn_blocking(move || {
             let records = reader.read(&at, range, max, timeout);
             (reader, records)

@@ -1,5 +1,5 @@
 //! A gateway on a socket with all that it needs, and a client.
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,12 +17,12 @@ use imageflow_gateway::auth::Auth;
 use imageflow_gateway::{
     BacklogView, Gateway, GatewayConfig, GatewayDeps, GatewayError, HttpLimits, Scaling, ScalingView, serve_within,
 };
-use imageflow_pods::{LogLine, LogQuery, Pod, PodError, PodHost, PodId, PodSpec, PodState, PodTable};
+use imageflow_pods::PodState;
+use imageflow_pods::testing::FakeHost;
 use imageflow_resources::{Operations, ResourceStore};
-use imageflow_types::{FunctionName, RevisionName, RunEvent, RunState, topics};
+use imageflow_types::{FunctionName, RunEvent, RunState, topics};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio::sync::{broadcast, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -31,35 +31,6 @@ use crate::store::MemoryStore;
 
 /// The smallest thing that passes for a PNG by its first bytes.
 pub const PNG: &[u8] = b"\x89PNG\r\n\x1a\nnot really";
-
-/// Pods that the test plays.
-pub struct FakeHost {
-    pub table: watch::Sender<Arc<PodTable>>,
-    logs: broadcast::Sender<LogLine>,
-}
-
-#[async_trait::async_trait]
-impl PodHost for FakeHost {
-    async fn apply(&self, _: PodSpec) -> Result<(), PodError> {
-        Ok(())
-    }
-    async fn scale(&self, _: &RevisionName, _: u32) -> Result<(), PodError> {
-        Ok(())
-    }
-    async fn remove(&self, _: &RevisionName) -> Result<(), PodError> {
-        Ok(())
-    }
-    fn set_load(&self, _: &PodId, _: u32) {}
-    fn watch(&self) -> watch::Receiver<Arc<PodTable>> {
-        self.table.subscribe()
-    }
-    async fn logs(&self, _: LogQuery) -> Result<Vec<LogLine>, PodError> {
-        Ok(Vec::new())
-    }
-    fn follow_logs(&self) -> broadcast::Receiver<LogLine> {
-        self.logs.subscribe()
-    }
-}
 
 struct Nothing;
 
@@ -209,10 +180,7 @@ impl World {
         let resources = ResourceStore::open(log.clone(), operations(), clock, false, &tasks, &stop)
             .await
             .unwrap();
-        let host = Arc::new(FakeHost {
-            table: watch::channel(Arc::new(PodTable::default())).0,
-            logs: broadcast::channel(16).0,
-        });
+        let host = Arc::new(FakeHost::default());
         let objects = Arc::new(MemoryStore::default());
         let deps = GatewayDeps {
             log: log.clone(),
@@ -330,11 +298,7 @@ impl World {
     /// Plays a ready pod of the function's first revision at an address.
     pub fn pod_at(&self, addr: SocketAddr) {
         let function = FunctionName::new("resize").unwrap();
-        let revision = RevisionName::of(&function, 1);
-        let pod = Pod::new(PodId::new("pod-1"), function, revision, addr, 4, PodState::Ready);
-        self.host.table.send_replace(Arc::new(PodTable {
-            pods: BTreeMap::from([(pod.id.clone(), pod)]),
-        }));
+        self.host.add(&function, addr, PodState::Ready);
     }
 }
 

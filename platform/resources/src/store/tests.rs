@@ -130,3 +130,37 @@ async fn default_parameters_are_checked_by_the_schema_of_the_operation() {
         .unwrap_err();
     assert!(error.detail.contains("spec.traffic[0].revision"), "{error}");
 }
+
+/// As two gateways do: both stores are on one log, and neither waits for the other's view.
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_made_at_once_by_two_stores_are_all_kept_one_after_the_other() {
+    const EACH: u64 = 8;
+    let dir = tempfile::tempdir().unwrap();
+    let (one, log, stop) = store(dir.path()).await;
+    let tasks = TaskTracker::new();
+    let two = ResourceStore::open(log.clone(), operations(), clock, false, &tasks, &stop);
+    let two = two.await.unwrap();
+    let changes = |store: Arc<ResourceStore>, from: u64| async move {
+        for seconds in from..from + EACH {
+            let applied = store
+                .apply(function(&format!("  timeout: {seconds}s\n")))
+                .await
+                .unwrap();
+            assert_ne!(applied.outcome, Outcome::Unchanged);
+        }
+    };
+    let both = [(one.clone(), 1), (two.clone(), 100)].map(|(store, from)| tokio::spawn(changes(store, from)));
+    for task in both {
+        task.await.unwrap();
+    }
+    let last = one.apply(function("  timeout: 900s\n")).await.unwrap();
+    let number = EACH * 2 + 1;
+    assert_eq!(last.revision.unwrap().as_str(), format!("resize-{number:05}"));
+    let catalog = one.snapshot();
+    let entry = catalog.function("resize").unwrap();
+    assert_eq!(entry.document.metadata.generation, number);
+    let numbers: Vec<u64> = entry.revisions.iter().map(|r| u64::from(r.number)).collect();
+    assert_eq!(numbers, (1..=number).collect::<Vec<_>>());
+    two.delete(Kind::Function, "resize").await.unwrap();
+    stop.cancel();
+}

@@ -1,0 +1,32 @@
+//! `imageflow serve router`
+use imageflow_router::{Router, RouterConfig};
+
+use super::{Shell, objects};
+use crate::args::serve::RouterArgs;
+use crate::error::CliError;
+use crate::up::failed;
+use crate::up::platform::now_ms;
+
+pub async fn run(args: RouterArgs) -> Result<(), CliError> {
+    let shell = Shell::open(
+        &format!("router {}", args.member),
+        Some(args.admin_listen),
+        &args.common,
+    )
+    .await?;
+    let objects = objects(&args.s3, &shell.log())?;
+    let router = Router {
+        config: RouterConfig {
+            member: args.member,
+            fuse: !args.no_fuse,
+            ..RouterConfig::default()
+        },
+        log: shell.log(),
+        objects: objects.store,
+        resources: shell.resources().await?,
+        clock: now_ms,
+    };
+    let role = router.run(shell.stop.gentle.clone());
+    let role = async { role.await.map_err(|e| failed("the router")(e.to_string())) };
+    shell.run("", role).await
+}
