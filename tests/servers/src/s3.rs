@@ -4,11 +4,13 @@ use std::io::{self, Write};
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::process::Process;
 
 /// What is built; the cache folder carries the version, so that another one does not take this binary for its own.
 const MODULE: &str = "github.com/versity/versitygw/cmd/versitygw";
@@ -166,7 +168,7 @@ impl S3Server {
     /// Process id while it runs.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
-        self.process.as_ref().map(|p| p.server.id())
+        self.process.as_ref().map(Process::id)
     }
 
     /// The folder in which each bucket is a folder and each object a file.
@@ -190,7 +192,7 @@ impl S3Server {
         let deadline = Instant::now() + READY;
         loop {
             if let Some(process) = &mut self.process
-                && let Ok(Some(status)) = process.server.try_wait()
+                && let Some(status) = process.ended()
             {
                 self.process = None;
                 return Err(S3ServerError::Start(format!("{status}: {}", self.log())));
@@ -271,55 +273,6 @@ impl S3Server {
     }
 }
 
-/// The server, and a shell that outlives us just long enough to end it and its folder when we are killed and drop nothing.
-#[derive(Debug)]
-struct Process {
-    server: Child,
-    guard: Child,
-    /// Its end of file is how the guard learns that we are gone.
-    _alive: Option<ChildStdin>,
-}
-
-impl Process {
-    fn spawn(command: &mut Command, dir: &Path) -> io::Result<Self> {
-        let mut server = command.spawn()?;
-        let guard = Command::new("sh")
-            .args(["-c", "read -r _; kill -9 \"$1\"; rm -rf -- \"$2\"", "sh"])
-            .arg(server.id().to_string())
-            .arg(dir)
-            .process_group(0)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn();
-        match guard {
-            Ok(mut guard) => Ok(Self {
-                server,
-                _alive: guard.stdin.take(),
-                guard,
-            }),
-            Err(error) => {
-                end(&mut server);
-                Err(error)
-            }
-        }
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // The guard first: once the server is reaped its id may be somebody else's.
-        end(&mut self.guard);
-        end(&mut self.server);
-    }
-}
-
-fn end(child: &mut Child) {
-    // Fails only for a child that was reaped before.
-    let _gone = child.kill();
-    let _reaped = child.wait();
-}
-
 fn folder(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> S3ServerError {
     let path = path.to_owned();
     move |source| S3ServerError::Folder { what, path, source }
@@ -379,6 +332,7 @@ mod tests {
 
     use super::*;
     use crate::kafka::Cluster;
+    use crate::process::end;
 
     fn answers(server: &str) -> bool {
         let address = server.strip_prefix("http://").unwrap();
