@@ -61,8 +61,10 @@ fn install(programs: &[(&str, &str)]) -> Outcome {
 }
 
 /// Programs that the servers of tests need, and their Debian packages.
-const SERVER_PROGRAMS: [(&str, &str); 3] = [
+const SERVER_PROGRAMS: [(&str, &str); 4] = [
     ("java", "openjdk-17-jre-headless"),
+    // The archive's test compiles its sink.
+    ("javac", "openjdk-17-jdk-headless"),
     ("mvn", "maven"),
     ("go", "golang-go"),
 ];
