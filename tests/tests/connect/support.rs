@@ -76,7 +76,7 @@ impl Archived {
             ("ce_source".to_owned(), Some("/bücket".as_bytes().to_vec())),
             ("content-type".to_owned(), Some(b"application/json".to_vec())),
         ];
-        if number % 5 == 0 {
+        if number.is_multiple_of(5) {
             // A name may come twice, and a value may be any bytes, empty or not there.
             headers.push(("twice".to_owned(), Some(vec![0, 159, 146, 150])));
             headers.push(("twice".to_owned(), Some(Vec::new())));
@@ -91,7 +91,8 @@ impl Archived {
         };
         Self {
             timestamp: hour + within,
-            key: (number % 11 != 0 || topic == topics::RUNS).then(|| format!("key \n {}", number % 40).into_bytes()),
+            key: (!number.is_multiple_of(11) || topic == topics::RUNS)
+                .then(|| format!("key \n {}", number % 40).into_bytes()),
             value,
             headers,
         }
