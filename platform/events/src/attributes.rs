@@ -61,6 +61,14 @@ pub(crate) fn decode_percent(event: &mut Event) {
     if let Some(subject) = event.subject().map(decode) {
         event.set_subject(Some(subject));
     }
+    let source = decode_uri(&event.source().to_string());
+    event.set_source(source);
+    let schema = event
+        .dataschema()
+        .map(|schema| schema.join(&decode_uri(schema.as_str())));
+    if let Some(Ok(schema)) = schema {
+        event.set_dataschema(Some(schema));
+    }
     let encoded: Vec<(String, String)> = event
         .iter_extensions()
         .filter_map(|(name, value)| match value {
@@ -84,6 +92,13 @@ pub(crate) fn encode(text: &str) -> String {
         }
     }
     out
+}
+
+/// A URI, whose own encoding is part of it: it stays when nothing was encoded on top of it.
+fn decode_uri(text: &str) -> String {
+    let decoded = decode(text);
+    let is_uri = decoded.bytes().all(|b| matches!(b, 0x21 | 0x23..=0x7e));
+    if is_uri { decoded } else { text.to_owned() }
 }
 
 fn decode(text: &str) -> String {

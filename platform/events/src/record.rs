@@ -4,8 +4,14 @@ use cloudevents::binding::http::to_event;
 use cloudevents::event::Data;
 use cloudevents::{AttributesReader, Event};
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use serde_json::Value;
 
-use crate::{EventError, data_bytes, json_data};
+use crate::{EventError, data_bytes, ext, json_data};
+
+/// What the name of an attribute's header begins with.
+const PREFIX: &str = "ce_";
+/// What the media type of a structured event begins with.
+const STRUCTURED_PREFIX: &str = "application/cloudevents";
 
 /// Headers and value of a record.
 pub type RecordParts = (Vec<(String, Bytes)>, Option<Bytes>);
@@ -26,27 +32,72 @@ pub fn write(event: &Event) -> RecordParts {
     (headers, value)
 }
 
-/// Reads an event from headers and value of a record.
+/// Reads an event from key, headers and value of a record.
 ///
 /// # Errors
 /// [`EventError`] when it is no event.
-pub fn read(headers: &[(String, Bytes)], value: Option<&Bytes>) -> Result<Event, EventError> {
+pub fn read(key: Option<&[u8]>, headers: &[(String, Bytes)], value: Option<&Bytes>) -> Result<Event, EventError> {
     let content_type = headers
         .iter()
         .find(|(n, _)| n.eq_ignore_ascii_case("content-type"))
-        .map(|(_, v)| v);
+        .map(|(_, v)| String::from_utf8_lossy(v));
     let body = value.cloned().unwrap_or_default();
-    if content_type.is_some_and(|v| v.starts_with(b"application/cloudevents")) {
-        return serde_json::from_slice(&body).map_err(|source| EventError::Json {
-            expected: "an event",
-            source,
-        });
+    let announced = content_type.as_deref().is_some_and(is_structured);
+    let mut event = if announced {
+        structured(&body, None)?
+    } else if is_bare_structured(headers, &body) {
+        structured(&body, content_type.as_deref())?
+    } else {
+        binary(headers, &body)?
+    };
+    crate::attributes::check(&event)?;
+    take_key(&mut event, key);
+    Ok(event)
+}
+
+fn is_structured(media_type: &str) -> bool {
+    let start = media_type.as_bytes().get(..STRUCTURED_PREFIX.len());
+    start.is_some_and(|s| s.eq_ignore_ascii_case(STRUCTURED_PREFIX.as_bytes()))
+}
+
+/// An event as JSON; `data_type` is the media type of its data where it does not say so itself.
+fn structured(body: &Bytes, data_type: Option<&str>) -> Result<Event, EventError> {
+    let fault = |source| EventError::Json {
+        expected: "an event",
+        source,
+    };
+    let mut event: Value = serde_json::from_slice(body).map_err(fault)?;
+    if let (Value::Object(fields), Some(data_type)) = (&mut event, data_type) {
+        fields.entry("datacontenttype").or_insert_with(|| data_type.into());
     }
+    serde_json::from_value(event).map_err(fault)
+}
+
+/// The Python SDK writes an event as JSON with the media type of its data in place of the event's; before its version 1.13
+/// the event itself then lacks it.
+fn is_bare_structured(headers: &[(String, Bytes)], body: &Bytes) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Marked {
+        #[serde(rename = "specversion")]
+        _specversion: serde::de::IgnoredAny,
+    }
+    !headers.iter().any(|(name, _)| name.starts_with(PREFIX)) && serde_json::from_slice::<Marked>(body).is_ok()
+}
+
+/// The Python SDK carries the extension as the record's key alone. Where it is absent, the platform's own key is the id.
+fn take_key(event: &mut Event, key: Option<&[u8]>) {
+    let key = key.and_then(|key| std::str::from_utf8(key).ok()).unwrap_or_default();
+    if !key.is_empty() && key != event.id() && event.extension(ext::PARTITION_KEY).is_none() {
+        event.set_extension(ext::PARTITION_KEY, key.to_owned());
+    }
+}
+
+fn binary(headers: &[(String, Bytes)], body: &Bytes) -> Result<Event, EventError> {
     // The SDK's HTTP reader does the work: same attributes, other prefix; bytes beyond ASCII travel encoded.
     let mut map = HeaderMap::new();
     for (name, value) in headers {
         let text = String::from_utf8_lossy(value);
-        let (header, text) = match name.strip_prefix("ce_") {
+        let (header, text) = match name.strip_prefix(PREFIX) {
             Some(attribute) => (
                 HeaderName::try_from(format!("ce-{attribute}")),
                 crate::attributes::encode(&text),
@@ -107,15 +158,67 @@ mod tests {
                 .iter()
                 .any(|(n, v)| n == "ce_subject" && v == "Grüße 100%.jpg".as_bytes())
         );
-        let back = read(&headers, value.as_ref()).unwrap();
+        let back = read(None, &headers, value.as_ref()).unwrap();
         assert_eq!((back.id(), back.subject()), ("1", Some("Grüße 100%.jpg")));
         assert_eq!(back.data(), Some(&Data::Json(serde_json::json!({"a": 1}))));
         let structured = [(
             "content-type".to_owned(),
-            Bytes::from_static(b"application/cloudevents+json"),
+            Bytes::from_static(b"Application/CloudEvents+JSON"),
         )];
         let json = Bytes::from(serde_json::to_vec(&event).unwrap());
-        assert_eq!(read(&structured, Some(&json)).unwrap().id(), "1");
-        assert!(read(&[], None).unwrap_err().to_string().contains("specversion"));
+        assert_eq!(read(None, &structured, Some(&json)).unwrap().id(), "1");
+        assert!(read(None, &[], None).unwrap_err().to_string().contains("specversion"));
+    }
+
+    #[test]
+    fn what_is_percent_encoded_stays_as_it_is() {
+        let source = "https://shop.example/a%20b?q=%2Fx";
+        let event = EventBuilderV10::new()
+            .id("50%25")
+            .source(source)
+            .ty("t")
+            .build()
+            .unwrap();
+        let (headers, value) = write(&event);
+        let back = read(None, &headers, value.as_ref()).unwrap();
+        assert_eq!((back.id(), back.source().to_string().as_str()), ("50%25", source));
+    }
+
+    #[test]
+    fn an_event_that_is_announced_as_its_data_and_keyed_alone_is_read() {
+        let plain = [("content-type".to_owned(), Bytes::from_static(b"text/plain"))];
+        let own =
+            br#"{"specversion":"1.0","id":"1","source":"urn:t","type":"t","datacontenttype":"text/plain","data":"ab"}"#;
+        let value = Bytes::from_static(br#"{"specversion":"1.0","id":"1","source":"urn:t","type":"t","data":"ab"}"#);
+        for value in [&value, &Bytes::from_static(own)] {
+            let event = read(Some(b"order"), &plain, Some(value)).unwrap();
+            let expected = (Some("text/plain"), Some(&Data::String("ab".into())));
+            assert_eq!((event.datacontenttype(), event.data()), expected);
+            assert_eq!(ext::text(&event, ext::PARTITION_KEY).unwrap(), "order");
+        }
+        // The id as the key says nothing.
+        let event = read(Some(b"1"), &plain, Some(&value)).unwrap();
+        assert!(event.extension(ext::PARTITION_KEY).is_none());
+    }
+
+    #[test]
+    fn what_is_no_event_is_refused() {
+        let structured = [(
+            "content-type".to_owned(),
+            Bytes::from_static(b"application/cloudevents+json"),
+        )];
+        for value in [
+            "{",
+            "[]",
+            r#"{"specversion":"1.0","id":"","source":"urn:t","type":"t"}"#,
+            r#"{"specversion":"9.9","id":"1","source":"urn:t","type":"t"}"#,
+            r#"{"id":"1","source":"urn:t","type":"t"}"#,
+        ] {
+            let value = Bytes::from_static(value.as_bytes());
+            assert!(read(None, &structured, Some(&value)).is_err(), "{value:?}");
+            assert!(read(None, &[], Some(&value)).is_err(), "{value:?}");
+        }
+        let headers = ["specversion", "id", "source", "type"].map(|n| (format!("ce_{n}"), Bytes::from_static(b"9.9")));
+        assert!(read(None, &headers, None).is_err());
     }
 }

@@ -3,6 +3,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use imageflow_eventlog::{
     Consumer, ConsumerConfig, ConsumerEvent, EventLog, LogError, OffsetCommit, Record, TopicPartition, TopicSpec,
     Topics, Transaction, TransactionalProducer,
@@ -13,7 +15,7 @@ use imageflow_resources::ResourceStore;
 use imageflow_types::ErrorCode;
 use imageflow_types::topics;
 use imageflow_types::work::{DeadLetter, RunEvent, StepError};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::batch::{Batch, read_run_event};
@@ -285,15 +287,16 @@ impl Router {
                 }
                 continue;
             }
-            let event = match imageflow_events::record::read(&record.headers, record.value.as_ref()) {
-                Ok(event) => event,
-                Err(error) => {
-                    tracing::warn!(partition = record.partition, offset = record.offset, %error, "not an event");
-                    metrics::counter!("imageflow_flow_unreadable_total").increment(1);
-                    batch.dead_letter(&unreadable(record, &error, now_ms));
-                    continue;
-                }
-            };
+            let event =
+                match imageflow_events::record::read(record.key.as_deref(), &record.headers, record.value.as_ref()) {
+                    Ok(event) => event,
+                    Err(error) => {
+                        tracing::warn!(partition = record.partition, offset = record.offset, %error, "not an event");
+                        metrics::counter!("imageflow_flow_unreadable_total").increment(1);
+                        batch.dead_letter(&unreadable(record, &error, now_ms));
+                        continue;
+                    }
+                };
             for found in triggers::matches(&catalog, self.objects.as_ref(), &event, now_ms).await? {
                 match found {
                     Match::Run(request) if runs.owns(&request.run) => {
@@ -313,11 +316,10 @@ impl Router {
 /// What somebody wrote into the topic of events that is none. Its bytes are kept, so that nothing is lost.
 fn unreadable(record: &Record, error: &EventError, now_ms: i64) -> DeadLetter {
     let (partition, offset) = (record.partition, record.offset);
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let headers: Map<String, Value> = record
+    let headers: Vec<Value> = record
         .headers
         .iter()
-        .map(|(name, value)| (name.clone(), text(value).into()))
+        .map(|(name, value)| json!([name, exact(value)]))
         .collect();
     DeadLetter {
         id: format!("record-{partition}-{offset}"),
@@ -334,8 +336,20 @@ fn unreadable(record: &Record, error: &EventError, now_ms: i64) -> DeadLetter {
         },
         attempts: Vec::new(),
         request: None,
-        event: Some(json!({"headers": headers, "value": record.value.as_deref().map(text)})),
+        event: Some(json!({
+            "key": record.key.as_deref().map(exact),
+            "headers": headers,
+            "value": record.value.as_deref().map(exact),
+        })),
         at_ms: now_ms,
+    }
+}
+
+/// Bytes as text, and as `{"base64": ...}` where they are none.
+fn exact(bytes: &[u8]) -> Value {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text.into(),
+        Err(_) => json!({"base64": STANDARD.encode(bytes)}),
     }
 }
 

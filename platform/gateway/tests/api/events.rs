@@ -12,7 +12,7 @@ async fn kept(world: &World) -> Vec<Event> {
     let records = world.records(topics::EVENTS).await;
     records
         .iter()
-        .map(|r| record::read(&r.headers, r.value.as_ref()).unwrap())
+        .map(|r| record::read(r.key.as_deref(), &r.headers, r.value.as_ref()).unwrap())
         .collect()
 }
 

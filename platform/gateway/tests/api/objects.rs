@@ -36,7 +36,7 @@ async fn subjects(world: &World) -> Vec<String> {
     let mut all: Vec<String> = records
         .iter()
         .map(|r| {
-            record::read(&r.headers, r.value.as_ref())
+            record::read(r.key.as_deref(), &r.headers, r.value.as_ref())
                 .unwrap()
                 .subject()
                 .unwrap()
@@ -72,7 +72,7 @@ async fn a_durable_change_becomes_an_event_in_the_log() {
     }
     assert_eq!(subjects(&world).await, ["raw-images/a b.png", "raw-images/out.png"]);
     for stored in world.records(topics::EVENTS).await {
-        let event = record::read(&stored.headers, stored.value.as_ref()).unwrap();
+        let event = record::read(stored.key.as_deref(), &stored.headers, stored.value.as_ref()).unwrap();
         let object = own_object(&event).unwrap();
         assert_eq!(object.size, PNG.len() as u64);
         assert_eq!(event.extension(ext::WRITTEN_BY).is_some(), object.key == "out.png");
@@ -109,10 +109,14 @@ async fn a_reconcile_raises_what_no_run_knows_and_nothing_else() {
     assert_eq!(reconciler.run(&world.gateway).await.unwrap(), 1);
     let records = world.records(topics::EVENTS).await;
     let id = |at: usize| {
-        record::read(&records[at].headers, records[at].value.as_ref())
-            .unwrap()
-            .id()
-            .to_owned()
+        record::read(
+            records[at].key.as_deref(),
+            &records[at].headers,
+            records[at].value.as_ref(),
+        )
+        .unwrap()
+        .id()
+        .to_owned()
     };
     assert!(records.len() == 2 && id(0) == id(1));
 }
@@ -218,7 +222,7 @@ async fn notifications_of_an_external_server_become_the_same_events() {
             events.extend(
                 records
                     .iter()
-                    .map(|r| record::read(&r.headers, r.value.as_ref()).unwrap()),
+                    .map(|r| record::read(r.key.as_deref(), &r.headers, r.value.as_ref()).unwrap()),
             );
         }
     }
