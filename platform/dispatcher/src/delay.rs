@@ -193,6 +193,7 @@ impl<'a> Delays<'a> {
             let mut record = NewRecord::new(topics::work(&step.function))
                 .key(step.run.as_str().to_owned())
                 .value(value);
+            record.headers = imageflow_events::work::step_headers(step);
             loop {
                 match self.context.log.produce(vec![record.clone()]).await {
                     Ok(_) => break,

@@ -21,6 +21,13 @@ pub const TRACEPARENT: &str = "traceparent";
 /// Key that keeps events in order.
 pub const PARTITION_KEY: &str = "partitionkey";
 
+/// Where the delivery of a dead letter failed, as Knative says it.
+pub const KNATIVE_ERROR_DEST: &str = "knativeerrordest";
+/// The HTTP status with which it failed.
+pub const KNATIVE_ERROR_CODE: &str = "knativeerrorcode";
+/// Why it failed, in short.
+pub const KNATIVE_ERROR_DATA: &str = "knativeerrordata";
+
 /// Prefix of extensions that only the platform sets.
 pub const PREFIX: &str = "imageflow";
 /// Prefix of event types that only the platform raises.
@@ -34,6 +41,12 @@ pub const TYPE_OBJECT_REMOVED: &str = "dev.imageflow.object.removed";
 pub const TYPE_STEP_REQUESTED: &str = "dev.imageflow.step.requested";
 /// A step was done.
 pub const TYPE_STEP_COMPLETED: &str = "dev.imageflow.step.completed";
+/// A step waits in the topic of its function.
+pub const TYPE_WORK: &str = "dev.imageflow.work";
+/// Work could not be done.
+pub const TYPE_DEAD_LETTER: &str = "dev.imageflow.dead-letter";
+/// A dead letter was sent again.
+pub const TYPE_LETTER_REPLAYED: &str = "dev.imageflow.dead-letter.replayed";
 
 /// What was wrong with an outside event.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

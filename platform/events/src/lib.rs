@@ -8,6 +8,7 @@ pub mod invocation;
 pub mod object;
 pub mod record;
 pub mod trace;
+pub mod work;
 
 pub use cloudevents::{AttributesReader, AttributesWriter, Data, Event, EventBuilder, EventBuilderV10};
 

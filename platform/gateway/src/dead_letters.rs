@@ -7,6 +7,7 @@ use axum::extract::{Path, RawQuery, State};
 use axum::response::IntoResponse;
 use http::StatusCode;
 use imageflow_eventlog::{LogError, NewRecord};
+use imageflow_events::work::replayed_headers;
 use imageflow_types::names::RunId;
 use imageflow_types::work::DeadLetter;
 use imageflow_types::{ErrorCode, Problem, topics};
@@ -150,8 +151,11 @@ impl Again {
             }
             (None, Some(event)) => {
                 let mut event: imageflow_events::Event = serde_json::from_value(event).map_err(|e| {
-                    let detail = format!("the event of the letter cannot be read: {e}");
-                    Problem::new(ErrorCode::Internal, detail)
+                    let detail = format!(
+                        "dead letter {} holds a record that is no event ({e}); write it anew as a CloudEvent",
+                        letter.id
+                    );
+                    Problem::new(ErrorCode::Conflict, detail)
                 })?;
                 // Another id, else the trigger takes it for the one it has seen.
                 imageflow_events::AttributesWriter::set_id(&mut event, format!("replay-{}", letter.id));
@@ -162,10 +166,9 @@ impl Again {
                 return Err(Problem::new(ErrorCode::Conflict, detail));
             }
         };
-        let mark = NewRecord::new(topics::DEAD_LETTERS)
-            .key(letter.function)
-            .header(REPLAYED, letter.id)
-            .value("{}");
+        let mut mark = NewRecord::new(topics::DEAD_LETTERS).key(letter.function).value("{}");
+        mark.headers = replayed_headers(&letter.id, gateway.now_ms());
+        let mark = mark.header(REPLAYED, letter.id);
         Ok(Self { wish, mark, answer })
     }
 }

@@ -3,6 +3,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 
 use imageflow_eventlog::{MAX_RECORD_BYTES, NewRecord, Record};
+use imageflow_events::work::{Headers, letter_headers, step_headers};
 use imageflow_flow::Effect;
 use imageflow_process::trace;
 use imageflow_resources::Catalog;
@@ -13,8 +14,8 @@ use imageflow_types::{FlowSpec, Problem, RunId, RunState, RunStatus, topics};
 
 use crate::runs::Runs;
 
-/// What a record holds besides its value.
-const KEY_ROOM: usize = 4096;
+/// What a record holds besides its value: the key, and the attributes of the event.
+const KEY_ROOM: usize = 32 * 1024;
 
 /// The changes of one batch.
 #[derive(Default)]
@@ -106,7 +107,7 @@ impl Batch {
         }
         if let Some(record) = json(topics::DEAD_LETTERS, &letter.function, letter.as_ref()) {
             *self.letters.entry(letter.error.code.slug()).or_default() += 1;
-            self.records.push(record);
+            self.records.push(with(record, letter_headers(&letter)));
         }
     }
 
@@ -151,7 +152,7 @@ impl Batch {
                     let caller = step.traceparent.as_deref();
                     step.traceparent = Some(trace::onward(&tracing::Span::current(), caller).to_string());
                     if let Some(record) = json(&topics::work(&step.function), step.run.as_str(), &step) {
-                        self.records.push(record);
+                        self.records.push(with(record, step_headers(&step)));
                     }
                 }
                 Effect::DeadLetter(letter) => self.dead_letter(&letter),
@@ -262,4 +263,9 @@ fn json<T: serde::Serialize>(topic: &str, key: &str, value: &T) -> Option<NewRec
             None
         }
     }
+}
+
+fn with(mut record: NewRecord, headers: Headers) -> NewRecord {
+    record.headers = headers;
+    record
 }

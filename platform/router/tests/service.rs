@@ -4,7 +4,7 @@ mod support;
 
 use imageflow_eventlog::{EventLog, LogError, NewRecord};
 use imageflow_events::object::object_event;
-use imageflow_events::{AttributesReader, AttributesWriter, Event, json_data};
+use imageflow_events::{AttributesReader, AttributesWriter, Event, ext, json_data};
 use imageflow_router::RouterError;
 use imageflow_types::work::{Attempt, DeadLetter, Input, ObjectRef, RunRequest, StepError};
 use imageflow_types::{ErrorCode, RunEvent, RunId, RunState, RunStatus, StepRequest, StepStatus, topics};
@@ -309,7 +309,12 @@ async fn an_event_that_cannot_be_read_is_a_dead_letter_and_holds_nothing_up() {
         .partition(0)
         .header("content-type", "application/cloudevents+json")
         .value("{no event");
-    world.log.produce(vec![garbage]).await.unwrap();
+    let bytes = NewRecord::new(topics::EVENTS)
+        .partition(0)
+        .header("x", vec![0xff])
+        .header("x", "2")
+        .value(vec![0, 0xff, 7]);
+    world.log.produce(vec![garbage, bytes]).await.unwrap();
     world.events(&[&uploaded("1", "cat.png")]).await;
     world.log.settled().await;
     assert_eq!(
@@ -318,7 +323,11 @@ async fn an_event_that_cannot_be_read_is_a_dead_letter_and_holds_nothing_up() {
         "the next event of the partition"
     );
     let letters = world.log.dead_letters().await;
-    assert_eq!(letters.len(), 1);
+    assert_eq!(letters.len(), 2);
+    let kept = json!({"key": "k", "headers": [["content-type", "application/cloudevents+json"]], "value": "{no event"});
+    assert_eq!(letters[0].event, Some(kept));
+    let kept = json!({"key": null, "headers": [["x", {"base64": "/w=="}], ["x", "2"]], "value": {"base64": "AP8H"}});
+    assert_eq!(letters[1].event, Some(kept), "every byte of it");
     assert_eq!(
         (letters[0].run.as_ref(), letters[0].error.code),
         (None, ErrorCode::MalformedEvent)
@@ -514,4 +523,30 @@ async fn routers_share_the_runs_and_take_over_from_each_other() {
     assert!(ended.len() == COUNT && ended.iter().all(|run| run.status == RunStatus::Succeeded));
     assert!(world.log.dead_letters().await.is_empty());
     second.stop().await;
+}
+
+#[tokio::test]
+async fn work_and_dead_letters_are_cloudevents() {
+    let world = World::new().await;
+    world.objects.add("cat.png", "e1");
+    let running = world.route();
+    world
+        .events(&[&uploaded("1", "cat.png"), &uploaded("2", "gone.png")])
+        .await;
+    world.log.settled().await;
+    let work = world.log.all(&topics::work(&"outline".parse().unwrap())).await;
+    let letters = world.log.all(topics::DEAD_LETTERS).await;
+    let read = |record: &imageflow_eventlog::Record| {
+        imageflow_events::record::read(record.key.as_deref(), &record.headers, record.value.as_ref()).unwrap()
+    };
+    let (step, letter) = (read(&work[0]), read(&letters[0]));
+    let run = run_of("on-upload", "cat.png", "e1");
+    assert_eq!((step.ty(), step.id()), (ext::TYPE_WORK, format!("{run}/0/1").as_str()));
+    assert_eq!(ext::text(&step, ext::PARTITION_KEY).unwrap(), run.as_str());
+    assert_eq!((work.len(), step.subject()), (1, Some("raw-images/cat.png")));
+    assert_eq!(json_data(&step).unwrap()["run"], run.as_str());
+    assert_eq!(letter.ty(), ext::TYPE_DEAD_LETTER);
+    assert_eq!(ext::text(&letter, ext::KNATIVE_ERROR_CODE).unwrap(), "404");
+    assert_eq!(json_data(&letter).unwrap()["event"]["id"], "2");
+    running.stop().await;
 }
