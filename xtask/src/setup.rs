@@ -89,11 +89,27 @@ pub fn servers() -> Outcome {
 /// The Go that versitygw is written for.
 const OLDEST_GO: u32 = 25;
 
-/// A Python with the CloudEvents and S3 clients, cached. `None` with the reason when it cannot be had.
+/// The Go program with the CloudEvents SDK for Kafka, built into the cache. An error is the reason why it cannot be had.
+pub fn go_client() -> Result<std::path::PathBuf, String> {
+    if !there("go") {
+        return Err("go is not installed".to_owned());
+    }
+    let program = tool::cache().join("go-client/sdk-kafka");
+    let mut build = Command::new("go");
+    build
+        .args(["build", "-mod=mod", "-o"])
+        .arg(&program)
+        .arg(".")
+        .current_dir(tool::root().join("tests/peers/go"));
+    tool::run("go client (cloudevents)", &mut build)?;
+    Ok(program)
+}
+
+/// A Python with the clients of CloudEvents, Kafka and S3, cached. An error is the reason why it cannot be had.
 pub fn python_clients() -> Result<std::path::PathBuf, String> {
     let venv = tool::cache().join("python-clients");
     let python = venv.join("bin/python");
-    let ready = venv.join("ready-1");
+    let ready = venv.join("ready-2");
     if ready.exists() {
         return Ok(python);
     }
@@ -110,9 +126,10 @@ pub fn python_clients() -> Result<std::path::PathBuf, String> {
         "--quiet",
         "--disable-pip-version-check",
         "cloudevents>=1.11,<2",
+        "confluent-kafka>=2.6",
         "boto3>=1.35",
     ]);
-    tool::run("python clients (cloudevents, boto3)", &mut pip)?;
+    tool::run("python clients (cloudevents, confluent-kafka, boto3)", &mut pip)?;
     std::fs::write(&ready, "").map_err(|e| format!("{} cannot be written: {e}", ready.display()))?;
     Ok(python)
 }

@@ -84,25 +84,24 @@ fn docs() -> Outcome {
 }
 
 fn peers() -> Outcome {
-    match setup::python_clients() {
-        Ok(python) => {
-            let mut test = cargo(&[
-                "test",
-                "-p",
-                "imageflow-tests",
-                "--test",
-                "peers",
-                "--locked",
-                "--",
-                "--nocapture",
-            ]);
-            step("peers", test.env("IMAGEFLOW_PEERS_PYTHON", python))
-        }
+    let python = match setup::python_clients() {
+        Ok(python) => python,
         Err(reason) => {
             println!("peers: skipped, {reason}");
-            Ok(())
+            return Ok(());
         }
+    };
+    // The whole-system tests start the real binary.
+    step("build", &mut cargo(&["build", "-p", "imageflow-cli", "--locked"]))?;
+    let mut tests = cargo(&["test", "-p", "imageflow-tests", "--locked", "--test", "peers"]);
+    tests.env("IMAGEFLOW_PEERS_PYTHON", python);
+    match setup::servers().and_then(|()| setup::go_client()) {
+        Ok(client) => {
+            tests.args(["--test", "kafka_sdks"]).env("IMAGEFLOW_PEERS_GO", client);
+        }
+        Err(reason) => println!("peers: the SDKs over Kafka are skipped, {reason}"),
     }
+    step("peers", tests.args(["--", "--nocapture"]))
 }
 
 /// `cargo xtask test`.
