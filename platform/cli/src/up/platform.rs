@@ -90,7 +90,7 @@ pub async fn resources(
     let operations = imageflow_ops::catalog().iter().map(|o| (o.name.to_owned(), o.schema()));
     let operations = Operations::new(operations);
     let resources = ResourceStore::open(log.clone(), operations, now_ms, false, tasks, rest).await;
-    resources.map_err(|e| failed("the resources")(e.to_string()))
+    resources.map_err(|e| failed("the resources")(chain(&e)))
 }
 
 /// Makes the buckets that the platform works with.
@@ -159,7 +159,7 @@ impl Platform {
         let started_ms = now_ms();
         let log = Log::open(args, data).await?;
         let events = log.shared();
-        let log_failed = |e: imageflow_eventlog::LogError| failed("the event log")(e.to_string());
+        let log_failed = |e: imageflow_eventlog::LogError| failed("the event log")(chain(&e));
         events.ensure_topics(&Router::topics()).await.map_err(log_failed)?;
         events.ensure_topics(&[scaling::topic()]).await.map_err(log_failed)?;
         if args.s3.url.is_some() {
@@ -255,7 +255,7 @@ impl Platform {
             clock: now_ms,
         };
         let stop = movers.clone();
-        services.spawn(async move { router.run(stop).await.map(|()| "router").map_err(|e| e.to_string()) });
+        services.spawn(async move { router.run(stop).await.map(|()| "router").map_err(|e| chain(&e)) });
         let dispatcher = Dispatcher {
             config: DispatcherConfig::default(),
             log: events,
@@ -266,13 +266,7 @@ impl Platform {
             clock: now_ms,
         };
         let stop = movers.clone();
-        services.spawn(async move {
-            dispatcher
-                .run(stop)
-                .await
-                .map(|()| "dispatcher")
-                .map_err(|e| e.to_string())
-        });
+        services.spawn(async move { dispatcher.run(stop).await.map(|()| "dispatcher").map_err(|e| chain(&e)) });
         if s3.is_none() {
             let notifications = Notifications {
                 log: log.shared(),
@@ -283,7 +277,7 @@ impl Platform {
             let stop = movers.clone();
             services.spawn(async move {
                 let run = notifications.run(stop).await;
-                run.map(|()| "consumer of notifications").map_err(|e| e.to_string())
+                run.map(|()| "consumer of notifications").map_err(|e| chain(&e))
             });
         }
         let served = gateway.clone();
@@ -291,7 +285,7 @@ impl Platform {
             imageflow_gateway::serve(listener, served)
                 .await
                 .map(|()| "gateway")
-                .map_err(|e| e.to_string())
+                .map_err(|e| chain(&e))
         });
         Ok(Self {
             api_url,

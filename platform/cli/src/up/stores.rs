@@ -42,7 +42,7 @@ impl Log {
         };
         let log = Embedded::open(config).await;
         log.map(Self::Embedded)
-            .map_err(|e| failed("the event log cannot be opened")(e.to_string()))
+            .map_err(|e| failed("the event log cannot be opened")(chain(&e)))
     }
 
     pub async fn kafka(args: &KafkaArgs) -> Result<Self, CliError> {
