@@ -11,14 +11,14 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-const VERSION: &str = "4.3.1";
-const POM: &str = include_str!("../kafka/pom.xml");
+mod install;
+
+use install::{FORMATTED, VERSION, cache_dir, install};
+
 const LOGGING: &str = include_str!("../kafka/log4j2.yaml");
 const NODE: &str = include_str!("../kafka/node.properties");
 /// Any 22 characters of base64 that spell a uuid: fixed, so that no JVM has to be started to make one up.
 const CLUSTER_ID: &str = "MkU3OEVBNTcwNTJENDM2Qk";
-/// What was formatted, with [`USER`] in it.
-const FORMATTED: &str = "formatted-1";
 /// What a node writes to its log when it serves.
 const SERVES: &str = "Kafka Server started";
 /// Longest from the start of a node until it serves. Measured 4 to 15 s; a loaded machine is slower.
@@ -498,102 +498,6 @@ fn random_id() -> String {
         .collect();
     id.push(char::from(ALPHABET[(bits << 4) as usize & 63]));
     id
-}
-
-fn cache_dir() -> Result<PathBuf> {
-    let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    set("IMAGEFLOW_CACHE")
-        .or_else(|| set("XDG_CACHE_HOME").map(|dir| dir.join("imageflow")))
-        .or_else(|| set("HOME").map(|dir| dir.join(".cache/imageflow")))
-        .ok_or(KafkaServerError::NoCache)
-}
-
-/// The folder with `libs` (the jars) and [`FORMATTED`] (what a formatted data folder holds besides its name). One process
-/// makes it, the others wait for its lock.
-fn install(cache: &Path) -> Result<PathBuf> {
-    let home = cache.join(format!("kafka-{VERSION}"));
-    let is_there = || home.join("libs").exists() && home.join(FORMATTED).exists();
-    if is_there() {
-        return Ok(home);
-    }
-    let fail = || folder("the cache folder", &home);
-    std::fs::create_dir_all(&home).map_err(fail())?;
-    let lock = File::create(home.join("lock")).map_err(fail())?;
-    lock.lock().map_err(fail())?;
-    if is_there() {
-        return Ok(home);
-    }
-    // Beside their place and then renamed: what is cut off leaves nothing that looks complete.
-    let staging = tempfile::tempdir_in(&home).map_err(fail())?;
-    if !home.join("libs").exists() {
-        // To stderr past the capture of the test harness: it takes its time, and somebody may wait.
-        let _told = writeln!(io::stderr(), "fetching Kafka {VERSION} (54 MB), once");
-        fetch(staging.path())?;
-        std::fs::rename(staging.path().join("libs"), home.join("libs")).map_err(fail())?;
-    }
-    format(&home.join("libs"), staging.path())?;
-    std::fs::rename(staging.path().join(FORMATTED), home.join(FORMATTED)).map_err(fail())?;
-    Ok(home)
-}
-
-fn fetch(into: &Path) -> Result<()> {
-    std::fs::write(into.join("pom.xml"), POM).map_err(folder("the cache folder", into))?;
-    let fetched = Command::new("mvn")
-        .args(["-q", "-B", "dependency:copy-dependencies"])
-        .args(["-DoutputDirectory=libs", "-DincludeScope=runtime"])
-        .current_dir(into)
-        .stdin(Stdio::null())
-        .output()
-        .map_err(missing("mvn", "maven"))?;
-    if !fetched.status.success() {
-        let said = [fetched.stdout, fetched.stderr].concat();
-        return Err(KafkaServerError::Fetch(
-            String::from_utf8_lossy(&said).trim().to_owned(),
-        ));
-    }
-    Ok(())
-}
-
-fn format(libs: &Path, into: &Path) -> Result<()> {
-    let fail = || folder("the cache folder", into);
-    let mut properties = NODE.to_owned();
-    for (name, value) in [
-        ("@ID@", "1"),
-        ("@VOTERS@", "1@127.0.0.1:2"),
-        ("@CLIENTS@", "1"),
-        ("@CONTROLLER@", "2"),
-        ("@DATA@", FORMATTED),
-        ("@REPLICAS@", "1"),
-        ("@IN_SYNC@", "1"),
-    ] {
-        properties = properties.replace(name, value);
-    }
-    std::fs::write(into.join("format.properties"), properties).map_err(fail())?;
-    let formatted = Command::new("java")
-        .args(["-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp"])
-        .arg(libs.join("*"))
-        .args([
-            "kafka.tools.StorageTool",
-            "format",
-            "-t",
-            CLUSTER_ID,
-            "-c",
-            "format.properties",
-        ])
-        .arg("--add-scram")
-        .arg(format!("SCRAM-SHA-512=[name={USER},password={PASSWORD}]"))
-        .current_dir(into)
-        .stdin(Stdio::null())
-        .output()
-        .map_err(missing("java", JAVA))?;
-    if !formatted.status.success() {
-        let said = [formatted.stdout, formatted.stderr].concat();
-        return Err(KafkaServerError::Start(
-            String::from_utf8_lossy(&said).trim().to_owned(),
-        ));
-    }
-    // Each node gets one with its own name.
-    std::fs::remove_file(into.join(FORMATTED).join("meta.properties")).map_err(fail())
 }
 
 #[cfg(test)]
