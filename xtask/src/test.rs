@@ -72,7 +72,15 @@ fn servers() -> Outcome {
     step("build", &mut cargo(&["build", "--workspace", "--bins", "--locked"]))?;
     let mut tests = cargo(&["test", "--workspace", "--locked", "--no-fail-fast"]);
     // The faults of brokers and servers take minutes each and run in `cargo xtask soak external`.
-    for name in ["kafka", "versitygw", "notifications", "faults", "external", "connect"] {
+    for name in [
+        "kafka",
+        "versitygw",
+        "policies",
+        "notifications",
+        "faults",
+        "external",
+        "connect",
+    ] {
         tests.args(["--test", name]);
     }
     step("tests on servers", &mut tests)

@@ -294,7 +294,13 @@ impl ObjectStore for S3Store {
         match self.client.create_bucket().bucket(bucket).send().await {
             Ok(_) => Ok(()),
             Err(error) if matches!(error.code(), Some("BucketAlreadyExists" | "BucketAlreadyOwnedByYou")) => Ok(()),
-            Err(error) => Err(fault(error, bucket, "", None)),
+            Err(error) => match fault(error, bucket, "", None) {
+                // Who may not make buckets may well use those that are there.
+                ObjectError::AccessDenied { .. } if self.client.head_bucket().bucket(bucket).send().await.is_ok() => {
+                    Ok(())
+                }
+                error => Err(error),
+            },
         }
     }
 

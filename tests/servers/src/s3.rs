@@ -171,6 +171,25 @@ impl S3Server {
         self.process.as_ref().map(Process::id)
     }
 
+    /// Makes an account that may do nothing until a bucket's policy says so.
+    ///
+    /// # Errors
+    /// `Start`, with what the server's own tool said.
+    pub fn add_user(&self, access_key: &str, secret_key: &str) -> Result<(), S3ServerError> {
+        let made = Command::new(&self.binary)
+            .env_clear()
+            .args(["admin", "--access", &self.access_key, "--secret", &self.secret_key])
+            .args(["--endpoint-url", &self.url(), "create-user", "--role", "user"])
+            .args(["--access", access_key, "--secret", secret_key])
+            .output();
+        let made = made.map_err(|e| S3ServerError::Start(e.to_string()))?;
+        if made.status.success() {
+            return Ok(());
+        }
+        let said = String::from_utf8_lossy(&made.stderr);
+        Err(S3ServerError::Start(format!("no user {access_key}: {}", said.trim())))
+    }
+
     /// The folder in which each bucket is a folder and each object a file.
     #[must_use]
     pub fn data_dir(&self) -> PathBuf {
