@@ -1,4 +1,6 @@
 //! The CloudEvents SDKs of Python and Go over Kafka, both ways. `cargo xtask test peers` brings them.
+#![expect(clippy::unwrap_used, reason = "helpers of tests: a panic is the failure of a test")]
+
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::process::Command;
