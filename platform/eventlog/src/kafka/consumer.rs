@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use rdkafka::consumer::base_consumer::PartitionQueue;
@@ -24,6 +24,10 @@ use crate::types::{
     Assignment, ConsumerConfig, ConsumerEvent, OffsetCommit, Record, Start, TopicPartition, Topics, validate_topic_name,
 };
 
+/// So long a paused partition keeps what was read ahead. Who pauses because its hands are full resumes in a moment, and
+/// would fetch up to 1,000 records again for each handful that it takes; one that stays paused is to hold no memory.
+const KEPT_AHEAD: Duration = Duration::from_secs(1);
+
 /// Pause before what a new partition needs is asked for again.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 
@@ -36,7 +40,15 @@ struct Place {
     /// Whether it is among the ready ones.
     queued: Arc<AtomicBool>,
     next: Option<i64>,
-    paused: bool,
+    paused: Option<Paused>,
+}
+
+/// A partition that is not read for a while.
+#[derive(Clone, Copy)]
+struct Paused {
+    since: Instant,
+    /// Whether librdkafka knows: then it has dropped what it had read ahead.
+    told: bool,
 }
 
 /// Where reading of a new partition begins.
@@ -56,6 +68,8 @@ pub struct KafkaConsumer {
     ids: HashMap<TopicPartition, u64>,
     last_id: u64,
     ready: Ready,
+    /// Partitions that were paused a short while ago, the first one first.
+    pausing: VecDeque<(Instant, u64)>,
     /// New partitions, and the question where they are.
     assigning: Option<(Vec<TopicPartition>, Option<Resolving>)>,
     closed: bool,
@@ -99,6 +113,7 @@ impl KafkaConsumer {
             ids: HashMap::new(),
             last_id: 0,
             ready: Ready::default(),
+            pausing: VecDeque::new(),
             assigning: None,
             closed: false,
         })
@@ -244,10 +259,33 @@ impl KafkaConsumer {
             queue,
             queued,
             next: begin.next,
-            paused: false,
+            paused: None,
         };
         self.places.insert(id, place);
         Ok(())
+    }
+
+    /// Lets go of what was read ahead of partitions that stay paused.
+    fn stop_reading_ahead(&mut self) {
+        while let Some((since, id)) = self
+            .pausing
+            .front()
+            .copied()
+            .filter(|(at, _)| at.elapsed() >= KEPT_AHEAD)
+        {
+            self.pausing.pop_front();
+            let Some(place) = self.places.get_mut(&id) else {
+                continue;
+            };
+            let Some(paused) = place.paused.as_mut().filter(|paused| paused.since == since) else {
+                continue;
+            };
+            paused.told = true;
+            let (topic, partition) = (&place.at.topic, place.at.partition);
+            if let Err(error) = self.member.consumer.pause(&Self::one(topic, partition)) {
+                tracing::warn!(%error, topic, partition, "a partition could not be paused");
+            }
+        }
     }
 
     fn make_ready(&self, id: u64, place: &Place) {
@@ -271,7 +309,7 @@ impl KafkaConsumer {
             };
             // Before the look: what comes in after it makes the partition ready again.
             place.queued.store(false, Ordering::Release);
-            if place.paused {
+            if place.paused.is_some() {
                 continue;
             }
             let emptied = loop {
@@ -335,6 +373,7 @@ impl Consumer for KafkaConsumer {
         loop {
             self.handle.check_open()?;
             self.serve()?;
+            self.stop_reading_ahead();
             if let Some(event) = self.rebalance().await? {
                 return Ok(vec![event]);
             }
@@ -366,10 +405,10 @@ impl Consumer for KafkaConsumer {
             return;
         };
         let Some(place) = self.places.get_mut(id) else { return };
-        place.paused = true;
-        // What was read ahead is dropped by librdkafka, so a paused partition holds no memory.
-        if let Err(error) = self.member.consumer.pause(&Self::one(topic, partition)) {
-            tracing::warn!(%error, topic, partition, "a partition could not be paused");
+        if place.paused.is_none() {
+            let since = Instant::now();
+            place.paused = Some(Paused { since, told: false });
+            self.pausing.push_back((since, *id));
         }
     }
 
@@ -378,8 +417,8 @@ impl Consumer for KafkaConsumer {
             return;
         };
         let Some(place) = self.places.get_mut(&id) else { return };
-        place.paused = false;
-        if let Err(error) = self.member.consumer.resume(&Self::one(topic, partition)) {
+        let told = place.paused.take().is_some_and(|paused| paused.told);
+        if told && let Err(error) = self.member.consumer.resume(&Self::one(topic, partition)) {
             tracing::warn!(%error, topic, partition, "a partition could not be resumed");
         }
         if let Some(place) = self.places.get(&id) {

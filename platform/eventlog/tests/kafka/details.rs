@@ -60,6 +60,39 @@ async fn a_new_topic_is_seen_within_two_seconds() {
 }
 
 #[tokio::test]
+async fn a_partition_that_was_paused_for_a_moment_or_for_long_goes_on_where_it_stopped() {
+    let Some(log) = open().await else { return };
+    let topic = topic(&log, "paused-long", 1).await;
+    let mut consumer = join(&log, "paused-long-group", "m", Topics::one(&topic)).await;
+    assert_eq!(assigned(&mut consumer).await, 1);
+    let records = (0..300).map(|n| NewRecord::new(&topic).partition(0).value(n.to_string()));
+    log.produce(records.collect()).await.unwrap();
+    let mut read = Vec::new();
+    for (until, pause) in [
+        (100, Duration::from_millis(100)),
+        (200, Duration::from_millis(2500)),
+        (300, Duration::ZERO),
+    ] {
+        within(async {
+            while read.len() < until {
+                for event in consumer.poll(10).await.unwrap() {
+                    if let ConsumerEvent::Records(records) = event {
+                        read.extend(records.into_iter().map(|r| r.offset));
+                    }
+                }
+            }
+        })
+        .await;
+        // The longer pause is long enough for what was read ahead to be dropped.
+        consumer.pause(&topic, 0);
+        let silence = tokio::time::timeout(pause, consumer.poll(10)).await;
+        assert!(silence.is_err(), "{silence:?}");
+        consumer.resume(&topic, 0);
+    }
+    assert_eq!(read, (0..300).collect::<Vec<i64>>());
+}
+
+#[tokio::test]
 async fn a_member_of_the_same_name_replaces_the_older_one() {
     let Some(log) = open().await else { return };
     let topic = topic(&log, "same-name", 2).await;
