@@ -1,6 +1,6 @@
 //! The one writer: takes all that is queued, writes it as one batch with one sync, then answers everyone.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
@@ -53,8 +53,12 @@ pub enum Request {
 struct Pending {
     ops: Ops,
     parts: HashMap<Tp, Part>,
+    /// Partitions with new records. Their ends are written once a batch, not once a record.
+    grown: HashSet<Tp>,
     commits: Vec<(String, Tp, i64)>,
     added_bytes: u64,
+    /// Free bytes of the disk when the batch began. To ask for them for each request would be a system call for each record.
+    free_bytes: Option<u64>,
 }
 
 pub struct Writer {
@@ -167,8 +171,15 @@ impl Writer {
             let mut pending = Pending::default();
             let results: Vec<_> = writes.iter().map(|write| self.admit(&mut pending, write)).collect();
             let Pending {
-                ops, parts, commits, ..
+                mut ops,
+                parts,
+                grown,
+                commits,
+                ..
             } = pending;
+            for (tp, part) in parts.iter().filter(|(tp, _)| grown.contains(tp)) {
+                ops.put(Space::Meta, part_key(*tp), part.encode());
+            }
             if ops.is_empty() {
                 self.core.state().committing.clear();
                 return results;
@@ -239,7 +250,7 @@ impl Writer {
         // Tombstones make room, so a full log takes them, as it takes commits.
         let frees = write.records.iter().all(|record| record.value.is_none());
         if !placed.is_empty() && !frees {
-            check_room(&core, &state, pending.added_bytes + added)?;
+            check_room(&core, &state, pending, added)?;
         }
         // Commits may point at records of the same transaction.
         let mut highs: HashMap<Tp, i64> = HashMap::new();
@@ -288,7 +299,7 @@ impl Writer {
                         .put(Space::Latest, key, encode_latest(offset, charge(&stored)));
                 }
                 pending.ops.put(Space::Records, tp.record_key(offset), stored);
-                pending.ops.put(Space::Meta, part_key(tp), part.encode());
+                pending.grown.insert(tp);
                 positions.push(Position {
                     topic: record.topic.clone(),
                     partition: tp.partition,
@@ -365,12 +376,13 @@ impl Writer {
     }
 }
 
-fn check_room(core: &Core, state: &State, added: u64) -> Result<()> {
-    let used = state.used;
+fn check_room(core: &Core, state: &State, pending: &mut Pending, added: u64) -> Result<()> {
+    let (used, added) = (state.used, pending.added_bytes + added);
     if let Some(limit) = core.config.limit_bytes.filter(|limit| used + added > *limit) {
         return Err(LogError::Full { used, limit });
     }
-    if free_bytes(&core.config.path) < core.config.reserve_bytes.saturating_add(added) {
+    let free = *pending.free_bytes.get_or_insert_with(|| free_bytes(&core.config.path));
+    if free < core.config.reserve_bytes.saturating_add(added) {
         return Err(LogError::Full { used, limit: used });
     }
     Ok(())
