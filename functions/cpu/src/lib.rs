@@ -92,6 +92,10 @@ impl Function for Stock {
         })
     }
 
+    fn is_instant(&self, call: &Call) -> bool {
+        call.input.is_none()
+    }
+
     fn schema(&self) -> Value {
         match &self.operation {
             Some(operation) => operation.schema(),

@@ -58,9 +58,11 @@ impl App {
         merged
     }
 
-    /// Runs the function on a blocking thread. The permit goes along: work that outlives its caller still counts.
+    /// Runs the function, on a blocking thread unless it is done in no time. The permit goes along: work that outlives its
+    /// caller still counts.
     pub(crate) async fn execute(&self, call: Call, permit: &Permit) -> Result<Done, Problem> {
         let function = Arc::clone(&self.function);
+        let instant = function.is_instant(&call);
         let permit = permit.clone();
         let span = tracing::info_span!("run");
         let inner = span.clone();
@@ -73,6 +75,9 @@ impl App {
                 service: started.elapsed(),
             })
         };
+        if instant {
+            return self.done(std::panic::catch_unwind(AssertUnwindSafe(work)));
+        }
         // The runtime panics when the system gives it no thread; the caller must hear of it, and try again.
         let spawned = std::panic::catch_unwind(AssertUnwindSafe(|| tokio::task::spawn_blocking(work)));
         let work = spawned.map_err(|_| {
@@ -81,14 +86,18 @@ impl App {
                 "the pod cannot start another thread: raise resources.memory or lower concurrency.limit",
             )
         })?;
-        match work.instrument(span).await {
+        self.done(work.instrument(span).await)
+    }
+
+    fn done<E>(&self, result: Result<Result<Done, Problem>, E>) -> Result<Done, Problem> {
+        match result {
             Ok(Ok(done)) => {
                 self.metrics.served(done.service);
                 Ok(done)
             }
             Ok(Err(problem)) => Err(problem),
-            Err(error) => {
-                tracing::error!(%error, "the function panicked");
+            Err(_) => {
+                tracing::error!("the function panicked");
                 Err(Problem::new(
                     ErrorCode::Internal,
                     "the function panicked; its log says where",

@@ -1,12 +1,13 @@
 //! A CloudEvent in, a CloudEvent out. A step of the platform has its input and output behind signed URLs; any other event
 //! is the input itself.
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use http::{HeaderMap, Response, StatusCode};
+use imageflow_events::http::{attribute, binary_headers, binary_type};
 use imageflow_events::invocation::{InputTarget, OutputTarget, StepData, StepReply, WrittenOutput, unpack};
 use imageflow_events::trace::TraceParent;
-use imageflow_events::{
-    AttributesReader, Data, Event, EventBuilder, EventBuilderV10, EventError, data_bytes, ext, json_data,
-};
+use imageflow_events::{AttributesReader, Data, Event, EventError, MAX_EVENT_BYTES, data_bytes, ext, json_data};
 use imageflow_types::{ErrorCode, Problem};
 use tracing::Instrument;
 
@@ -18,6 +19,56 @@ use crate::transfer::Stored;
 
 fn malformed(detail: impl Into<String>) -> Problem {
     Problem::new(ErrorCode::MalformedEvent, detail)
+}
+
+/// Where the attributes of an event are read from.
+pub(crate) enum Attributes<'a> {
+    /// A step in binary mode, which is what the platform sends: as it came, for the detour over an [`Event`] would cost
+    /// more than the rest of a short call.
+    Headers(&'a HeaderMap),
+    Event(&'a Event),
+}
+
+impl Attributes<'_> {
+    fn id(&self) -> Cow<'_, str> {
+        match self {
+            Self::Headers(headers) => attribute(headers, "ce-id").unwrap_or_default(),
+            Self::Event(event) => event.id().into(),
+        }
+    }
+
+    fn subject(&self) -> Option<Cow<'_, str>> {
+        match self {
+            Self::Headers(headers) => attribute(headers, "ce-subject"),
+            Self::Event(event) => event.subject().map(Cow::from),
+        }
+    }
+
+    fn extension(&self, name: &str) -> Option<Cow<'_, str>> {
+        match self {
+            Self::Headers(headers) => attribute(headers, &format!("ce-{name}")),
+            Self::Event(event) => ext::text(event, name).map(Cow::from),
+        }
+    }
+
+    /// The trace that the event belongs to.
+    pub(crate) fn trace(&self) -> Option<TraceParent> {
+        TraceParent::parse(&self.extension(ext::TRACEPARENT)?)
+    }
+
+    fn name(&self, span: &tracing::Span) {
+        span.record("event", &*self.id());
+        for (field, name) in [("run", ext::RUN), ("step", ext::STEP)] {
+            if let Some(text) = self.extension(name) {
+                span.record(field, &*text);
+            }
+        }
+    }
+}
+
+/// Whether a request is a step of the platform in binary mode, of no more bytes than an event may have.
+pub(crate) fn is_step(headers: &HeaderMap, body: &Bytes) -> bool {
+    body.len() <= MAX_EVENT_BYTES && binary_type(headers) == Some(ext::TYPE_STEP_REQUESTED)
 }
 
 /// The one event of a request.
@@ -37,35 +88,46 @@ pub(crate) fn read(headers: &HeaderMap, body: &Bytes) -> Result<Event, Problem> 
     }
 }
 
-/// The trace that an event belongs to.
-pub(crate) fn trace(event: &Event) -> Option<TraceParent> {
-    TraceParent::parse(&ext::text(event, ext::TRACEPARENT)?)
-}
-
 pub(crate) async fn handle(app: &App, event: Event, permit: &Permit) -> Result<Response<Body>, Problem> {
-    let span = tracing::Span::current();
-    span.record("event", event.id());
-    for (field, name) in [("run", ext::RUN), ("step", ext::STEP)] {
-        if let Some(text) = ext::text(&event, name) {
-            span.record(field, text);
-        }
+    if event.ty() != ext::TYPE_STEP_REQUESTED {
+        return foreign(app, &event, permit).await;
     }
-    if event.ty() == ext::TYPE_STEP_REQUESTED {
-        step(app, &event, permit).await
-    } else {
-        foreign(app, &event, permit).await
-    }
-}
-
-async fn step(app: &App, event: &Event, permit: &Permit) -> Result<Response<Body>, Problem> {
-    let data: StepData = match json_data(event) {
+    let data = match json_data(&event) {
         None if event.data().is_some() => return Err(malformed("the data of the event is not JSON")),
         None => StepData::default(),
-        Some(value) => serde_path_to_error::deserialize(value)
-            .map_err(|error| malformed(format!("the data of the event is not a step's: {error}")))?,
+        Some(value) => step_data(value)?,
     };
+    step(app, &Attributes::Event(&event), data, permit).await
+}
+
+/// A step in binary mode.
+pub(crate) async fn handle_step(
+    app: &App,
+    headers: &HeaderMap,
+    body: &Bytes,
+    permit: &Permit,
+) -> Result<Response<Body>, Problem> {
+    let data = if body.is_empty() {
+        StepData::default()
+    } else {
+        let mut json = serde_json::Deserializer::from_slice(body);
+        let data = step_data(&mut json)?;
+        json.end()
+            .map_err(|error| malformed(format!("the data of the event is not JSON: {error}")))?;
+        data
+    };
+    step(app, &Attributes::Headers(headers), data, permit).await
+}
+
+fn step_data<'de>(json: impl serde::Deserializer<'de>) -> Result<StepData, Problem> {
+    serde_path_to_error::deserialize(json)
+        .map_err(|error| malformed(format!("the data of the event is not a step's: {error}")))
+}
+
+async fn step(app: &App, event: &Attributes<'_>, data: StepData, permit: &Permit) -> Result<Response<Body>, Problem> {
+    event.name(&tracing::Span::current());
     let target: Option<OutputTarget> = extension(event, ext::OUTPUT)?;
-    let input = match ext::text(event, ext::DATAREF) {
+    let input = match event.extension(ext::DATAREF) {
         Some(url) => {
             let headers = extension::<InputTarget>(event, ext::INPUT)?.unwrap_or_default().headers;
             Some(
@@ -117,14 +179,8 @@ async fn step(app: &App, event: &Event, permit: &Permit) -> Result<Response<Body
             ..o
         });
     }
-    let body = serde_json::to_value(&answer).map_err(|e| internal(&e))?;
-    respond(
-        app,
-        event,
-        ext::TYPE_STEP_COMPLETED,
-        "application/json",
-        Data::Json(body),
-    )
+    let body = serde_json::to_vec(&answer).map_err(|e| internal(&e))?;
+    respond(app, event, "application/json", body.into())
 }
 
 /// The step's data first: whoever sees the object can rely on the data being there.
@@ -150,6 +206,8 @@ async fn store(app: &App, target: &OutputTarget, output: &Content, answer: &mut 
 
 /// An event that the platform did not make, for example from a Knative broker: its data is the input.
 async fn foreign(app: &App, event: &Event, permit: &Permit) -> Result<Response<Body>, Problem> {
+    let attributes = Attributes::Event(event);
+    attributes.name(&tracing::Span::current());
     if event.extension(ext::DATAREF).is_some() {
         return Err(malformed(format!(
             "a dataref is followed only in events of type {}",
@@ -176,17 +234,11 @@ async fn foreign(app: &App, event: &Event, permit: &Permit) -> Result<Response<B
     };
     let done = app.execute(call, permit).await?;
     match done.reply.output {
-        Some(output) => {
-            let data = Data::Binary(output.bytes.to_vec());
-            respond(app, event, ext::TYPE_STEP_COMPLETED, &output.content_type, data)
+        Some(output) => respond(app, &attributes, &output.content_type, output.bytes),
+        None => {
+            let data = serde_json::to_vec(&done.reply.data).map_err(|e| internal(&e))?;
+            respond(app, &attributes, "application/json", data.into())
         }
-        None => respond(
-            app,
-            event,
-            ext::TYPE_STEP_COMPLETED,
-            "application/json",
-            Data::Json(done.reply.data),
-        ),
     }
 }
 
@@ -200,27 +252,31 @@ fn as_json(event: &Event) -> Result<serde_json::Value, Problem> {
     Ok(value)
 }
 
-fn respond(app: &App, to: &Event, ty: &str, content_type: &str, data: Data) -> Result<Response<Body>, Problem> {
-    let mut builder = EventBuilderV10::new()
-        .id(format!("{}/reply", to.id()))
-        .source(format!("/imageflow/functions/{}", app.config.function))
-        .ty(ty)
-        .data(content_type, data);
-    if let Some(subject) = to.subject() {
-        builder = builder.subject(subject);
-    }
-    for name in [ext::RUN, ext::STEP, ext::ATTEMPT, ext::TRACEPARENT] {
-        if let Some(value) = to.extension(name) {
-            builder = builder.extension(name, value.clone());
-        }
-    }
-    let event = builder.build().map_err(|e| internal(&e))?;
-    let (headers, body) = imageflow_events::http::write_binary(&event).map_err(|e| internal(&e))?;
+fn respond(app: &App, to: &Attributes<'_>, content_type: &str, body: Bytes) -> Result<Response<Body>, Problem> {
+    let (id, source) = (
+        format!("{}/reply", to.id()),
+        format!("/imageflow/functions/{}", app.config.function),
+    );
+    let passed = [
+        ("ce-subject", to.subject()),
+        ("ce-imageflowrun", to.extension(ext::RUN)),
+        ("ce-imageflowstep", to.extension(ext::STEP)),
+        ("ce-imageflowattempt", to.extension(ext::ATTEMPT)),
+        ("ce-traceparent", to.extension(ext::TRACEPARENT)),
+    ];
+    let own = [
+        ("ce-id", id.as_str()),
+        ("ce-source", &source),
+        ("ce-type", ext::TYPE_STEP_COMPLETED),
+    ];
+    let passed = passed.iter().filter_map(|(name, text)| Some((*name, text.as_deref()?)));
+    let headers = binary_headers(content_type, own.into_iter().chain(passed)).map_err(|e| internal(&e))?;
     Ok(response::with_headers(headers, body))
 }
 
-fn extension<T: serde::de::DeserializeOwned>(event: &Event, name: &str) -> Result<Option<T>, Problem> {
-    ext::text(event, name)
+fn extension<T: serde::de::DeserializeOwned>(event: &Attributes<'_>, name: &str) -> Result<Option<T>, Problem> {
+    event
+        .extension(name)
         .map(|text| unpack(&text).map_err(|error| malformed(format!("extension \"{name}\": {error}"))))
         .transpose()
 }

@@ -13,6 +13,12 @@ pub trait Function: Send + Sync + 'static {
     /// A [`Problem`]; its code decides the status, and whether the call is tried again.
     fn handle(&self, call: Call) -> Result<Reply, Problem>;
 
+    /// Whether a call is done in no time: then it gets no thread of its own, which would cost more than the call. Everything
+    /// else waits while [`handle`](Self::handle) runs, so say it only of what neither computes nor blocks.
+    fn is_instant(&self, _call: &Call) -> bool {
+        false
+    }
+
     /// JSON Schema of the parameters, served at `/schema`; query values are converted by its types.
     fn schema(&self) -> Value {
         json!({ "type": "object" })

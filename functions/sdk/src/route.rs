@@ -13,6 +13,7 @@ use tracing::Instrument;
 
 use crate::admission::Permit;
 use crate::app::App;
+use crate::event::Attributes;
 use crate::response::{self, Body};
 use crate::transfer::{ReadError, read_limited, too_large};
 use crate::{event, plain, telemetry};
@@ -106,15 +107,19 @@ async fn work(app: &Arc<App>, request: Request<Incoming>, permit: &Permit) -> Re
             ),
         })?;
     let span = telemetry::request_span(&app.config);
-    if imageflow_events::http::mode(&parts.headers).is_some() {
-        let event = event::read(&parts.headers, &body)?;
-        telemetry::continue_trace(
-            &span,
-            telemetry::header_trace(&parts.headers).or_else(|| event::trace(&event)),
-        );
+    let headers = &parts.headers;
+    let traced = |event: &Attributes<'_>| {
+        telemetry::continue_trace(&span, telemetry::header_trace(headers).or_else(|| event.trace()));
+    };
+    if event::is_step(headers, &body) {
+        traced(&Attributes::Headers(headers));
+        event::handle_step(app, headers, &body, permit).instrument(span).await
+    } else if imageflow_events::http::mode(headers).is_some() {
+        let event = event::read(headers, &body)?;
+        traced(&Attributes::Event(&event));
         event::handle(app, event, permit).instrument(span).await
     } else {
-        telemetry::continue_trace(&span, telemetry::header_trace(&parts.headers));
+        telemetry::continue_trace(&span, telemetry::header_trace(headers));
         plain::handle(app, &parts, body, permit).instrument(span).await
     }
 }

@@ -201,6 +201,10 @@ impl Intake {
                 () = stop.cancelled() => return Ok(()),
                 Some(finished) = self.tasks.join_next(), if !self.tasks.is_empty() => {
                     self.settle(finished);
+                    // Steps end in bursts: what else has ended needs no round of its own.
+                    while let Some(finished) = self.tasks.try_join_next() {
+                        self.settle(finished);
+                    }
                     self.resume(consumer);
                 }
                 () = tokio::time::sleep_until(due), if commit_at.is_some() => {
@@ -452,7 +456,8 @@ fn start(
         function: partition.function.clone(),
         requested_ms: step.requested_ms,
     };
-    tasks.spawn(async move {
+    // A task's own memory is aligned to cache lines, which is dear to allocate for something as large as this.
+    tasks.spawn(Box::pin(async move {
         let work = AssertUnwindSafe(work::perform(&context, step, &stop)).catch_unwind();
         let done = work.await.unwrap_or_else(|_| {
             // The record stays open, so it is done again after a restart and never lost.
@@ -467,5 +472,5 @@ fn start(
             step: id,
             done,
         }
-    });
+    }));
 }

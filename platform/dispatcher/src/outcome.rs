@@ -48,6 +48,10 @@ pub fn read(response: Response<Bytes>) -> Outcome {
         return failure(&response);
     }
     let (parts, body) = response.into_parts();
+    if imageflow_events::http::binary_type(&parts.headers) == Some(ext::TYPE_STEP_COMPLETED) {
+        // Of the answer of our own SDK the data is all that counts.
+        return of_reply(serde_json::from_slice(&body));
+    }
     if imageflow_events::http::mode(&parts.headers).is_some() {
         return match imageflow_events::http::read(&parts.headers, &body) {
             Ok(events) => match events.into_iter().next() {
@@ -78,7 +82,11 @@ fn replied(event: &imageflow_events::Event) -> Outcome {
     if event.ty() != ext::TYPE_STEP_COMPLETED {
         return Outcome::Data(data);
     }
-    match serde_json::from_value(data) {
+    of_reply(serde_json::from_value(data))
+}
+
+fn of_reply(reply: Result<StepReply, serde_json::Error>) -> Outcome {
+    match reply {
         Ok(reply) => Outcome::Replied(reply),
         Err(error) => failed(
             ErrorCode::FunctionFailed,

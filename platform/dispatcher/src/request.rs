@@ -3,11 +3,11 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use http::Request;
+use imageflow_events::ext;
 use imageflow_events::invocation::{
     InputTarget, InvokedInput, InvokedStep, OutputTarget, SignedRequest, StepData, pack,
 };
 use imageflow_events::trace::TraceParent;
-use imageflow_events::{Event, EventBuilder, EventBuilderV10, ext};
 use imageflow_types::StepRequest;
 use imageflow_types::work::Input;
 
@@ -40,68 +40,74 @@ pub fn build(
     trace: TraceParent,
     signed: &Signed,
 ) -> Result<Request<Bytes>, RequestError> {
-    let event = event(step, attempt, trace, signed)?;
-    let (headers, body) =
-        imageflow_events::http::write_binary(&event).map_err(|e| RequestError::Event(e.to_string()))?;
-    let mut request = Request::new(body);
+    let (id, source) = (
+        format!("{}/{}/{attempt}", step.run, step.stage),
+        format!("/imageflow/runs/{}", step.run),
+    );
+    let names: Vec<&str> = step.steps.iter().map(|s| s.name.as_str()).collect();
+    let (names, attempt, trace) = (names.join("+"), attempt.to_string(), trace.to_string());
+    let mut attributes = vec![
+        ("ce-id", id.as_str()),
+        ("ce-source", &source),
+        ("ce-type", ext::TYPE_STEP_REQUESTED),
+        ("ce-imageflowrun", step.run.as_str()),
+        ("ce-imageflowstep", &names),
+        ("ce-imageflowattempt", &attempt),
+        ("ce-traceparent", &trace),
+    ];
+    let subject = match &step.input {
+        Input::Object(object) => Some(format!("{}/{}", object.bucket, object.key)),
+        Input::Event(_) => None,
+    };
+    attributes.extend(subject.as_deref().map(|subject| ("ce-subject", subject)));
+    let input = match &signed.input {
+        Some(input) => {
+            let target = InputTarget {
+                headers: without_host(&input.headers),
+            };
+            Some((&input.url, pack(&target)?))
+        }
+        None => None,
+    };
+    if let Some((url, target)) = &input {
+        attributes.extend([("ce-dataref", url.as_str()), ("ce-imageflowinput", target)]);
+    }
+    let output = signed.output.as_ref().map(pack).transpose()?;
+    attributes.extend(output.as_deref().map(|output| ("ce-imageflowoutput", output)));
+    let headers = imageflow_events::http::binary_headers("application/json", attributes)
+        .map_err(|e| RequestError::Event(e.to_string()))?;
+    let mut request = Request::new(serde_json::to_vec(&data(step))?.into());
     *request.method_mut() = http::Method::POST;
     *request.headers_mut() = headers;
     Ok(request)
 }
 
-fn event(step: &StepRequest, attempt: u32, trace: TraceParent, signed: &Signed) -> Result<Event, RequestError> {
-    let names: Vec<&str> = step.steps.iter().map(|s| s.name.as_str()).collect();
-    let mut data = StepData {
-        params: step.steps.last().map(|s| s.params.clone()).unwrap_or_default(),
-        steps: step
-            .steps
-            .iter()
-            .filter_map(|s| {
-                let operation = s.operation.clone()?;
-                Some(InvokedStep {
-                    name: s.name.to_string(),
-                    operation,
-                    params: s.params.clone(),
-                })
-            })
-            .collect(),
-        ..StepData::default()
-    };
-    let mut builder = EventBuilderV10::new()
-        .id(format!("{}/{}/{attempt}", step.run, step.stage))
-        .source(format!("/imageflow/runs/{}", step.run))
-        .ty(ext::TYPE_STEP_REQUESTED)
-        .extension(ext::RUN, step.run.to_string())
-        .extension(ext::STEP, names.join("+"))
-        .extension(ext::ATTEMPT, i64::from(attempt))
-        .extension(ext::TRACEPARENT, trace.to_string());
-    match &step.input {
+fn data(step: &StepRequest) -> StepData {
+    let catalogue = step.steps.iter().filter_map(|s| {
+        Some(InvokedStep {
+            name: s.name.to_string(),
+            operation: s.operation.clone()?,
+            params: s.params.clone(),
+        })
+    });
+    let (input, event) = match &step.input {
         Input::Object(object) => {
-            builder = builder.subject(format!("{}/{}", object.bucket, object.key));
-            data.input = Some(InvokedInput {
+            let input = InvokedInput {
                 bucket: object.bucket.clone(),
                 key: object.key.clone(),
                 etag: object.etag.clone(),
                 content_type: object.content_type.clone(),
-            });
+            };
+            (Some(input), None)
         }
-        Input::Event(value) => data.event = Some(value.clone()),
+        Input::Event(value) => (None, Some(value.clone())),
+    };
+    StepData {
+        params: step.steps.last().map(|s| s.params.clone()).unwrap_or_default(),
+        steps: catalogue.collect(),
+        input,
+        event,
     }
-    if let Some(input) = &signed.input {
-        let target = InputTarget {
-            headers: without_host(&input.headers),
-        };
-        builder = builder
-            .extension(ext::DATAREF, input.url.clone())
-            .extension(ext::INPUT, pack(&target)?);
-    }
-    if let Some(output) = &signed.output {
-        builder = builder.extension(ext::OUTPUT, pack(output)?);
-    }
-    builder
-        .data("application/json", serde_json::to_value(&data)?)
-        .build()
-        .map_err(|e| RequestError::Event(e.to_string()))
 }
 
 /// The client's HTTP library sets Host itself.
@@ -116,6 +122,7 @@ fn without_host(headers: &BTreeMap<String, String>) -> BTreeMap<String, String> 
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use imageflow_events::AttributesReader;
     use imageflow_types::names::{FunctionName, RevisionName, RunId, StepName};
     use imageflow_types::work::{ObjectRef, OutputRef, StageStep};
 
@@ -177,6 +184,10 @@ pub(crate) mod tests {
         let event = imageflow_events::http::read(&parts.headers, &body).unwrap().remove(0);
         assert_eq!(ext::text(&event, ext::DATAREF).unwrap(), "http://s3/a%20b?sig=1");
         assert_eq!(ext::text(&event, ext::ATTEMPT).unwrap(), "2");
+        assert_eq!(ext::text(&event, ext::RUN).unwrap(), step().run.as_str());
+        assert_eq!(ext::text(&event, ext::STEP).unwrap(), "thumb");
+        assert_eq!(event.ty(), ext::TYPE_STEP_REQUESTED);
+        assert_eq!(event.subject(), Some("raw-images/a b.jpg"));
         assert_eq!(ext::text(&event, ext::TRACEPARENT).unwrap(), trace.to_string());
         let target: OutputTarget =
             imageflow_events::invocation::unpack(&ext::text(&event, ext::OUTPUT).unwrap()).unwrap();

@@ -190,10 +190,12 @@ fn sidecar_key(key: &str) -> String {
 pub(crate) async fn sign(context: &Context, step: &StepRequest, timeout: Duration) -> Result<Signed, Undelivered> {
     let life = timeout + CLOCK_SKEW;
     let Input::Object(object) = &step.input else {
-        return Ok(Signed {
-            input: None,
-            output: Some(sign_output(context, step, life).await?),
-        });
+        let output = if makes_no_object(step) {
+            None
+        } else {
+            Some(sign_output(context, step, life).await?)
+        };
+        return Ok(Signed { input: None, output });
     };
     let input = context
         .objects
@@ -204,6 +206,13 @@ pub(crate) async fn sign(context: &Context, step: &StepRequest, timeout: Duratio
         input: Some(signed_request(&input)),
         output: Some(sign_output(context, step, life).await?),
     })
+}
+
+/// Operations of the catalogue make an image of an image: of an event alone they make none, and to sign where it would go
+/// costs as much as all else that the dispatcher does for such a step. (What a pod makes without being told where to put it
+/// comes in its answer and is stored here.)
+fn makes_no_object(step: &StepRequest) -> bool {
+    matches!(step.input, Input::Event(_)) && step.steps.iter().all(|s| s.operation.is_some())
 }
 
 async fn sign_output(context: &Context, step: &StepRequest, life: Duration) -> Result<OutputTarget, Undelivered> {

@@ -8,7 +8,7 @@ use imageflow_objects::ObjectStore;
 use imageflow_process::trace;
 use imageflow_resources::{FunctionEntry, ResourceStore};
 use imageflow_types::error::ErrorCode;
-use imageflow_types::function::{FunctionSpec, Ordering};
+use imageflow_types::function::Ordering;
 use imageflow_types::work::{Attempt, Delayed, RunEvent, StepError, StepResult};
 use imageflow_types::{StepRequest, topics};
 use tokio::time::Instant;
@@ -39,6 +39,9 @@ const DELAY_FROM: Duration = Duration::from_secs(5);
 /// Pause before the log or the object store is asked again.
 const STORAGE_PAUSE: Duration = Duration::from_millis(500);
 
+/// Most reports are not larger: a buffer that grows is copied again and again.
+const USUAL_BYTES: usize = 512;
+
 /// The work was given up, because the platform stops or the partition was revoked. Its record stays undone.
 pub(crate) struct GivenUp;
 
@@ -65,7 +68,7 @@ async fn attempts(context: &Context, step: &StepRequest) -> End {
     let mut demand = Demand::One;
     let mut gone = false;
     loop {
-        let Some((entry, spec)) = function_of(context, step) else {
+        let Some((entry, timeout)) = function_of(context, step) else {
             let message = format!(
                 "function {} or its revision {} was deleted",
                 step.function, step.revision
@@ -75,7 +78,7 @@ async fn attempts(context: &Context, step: &StepRequest) -> End {
         let number = u32::try_from(attempts.len()).unwrap_or(u32::MAX).saturating_add(1);
         let span = tracing::info_span!("deliver", otel.kind = "client", run = %step.run, function = %step.function, attempt = number);
         trace::continue_from(&span, step.traceparent.as_deref());
-        let tried = attempt(context, step, &spec, number, demand).instrument(span).await;
+        let tried = attempt(context, step, timeout, number, demand).instrument(span).await;
         let (error, retry, retry_after) = match tried {
             Ok(Tried::Done(result)) => {
                 let at_ms = (context.clock)();
@@ -141,12 +144,12 @@ async fn attempts(context: &Context, step: &StepRequest) -> End {
     }
 }
 
-/// The function as it is now (for its retry policy) and the revision that the run was pinned to.
-fn function_of(context: &Context, step: &StepRequest) -> Option<(Arc<FunctionEntry>, FunctionSpec)> {
+/// The function as it is now (for its retry policy) and the time limit of the revision that the run was pinned to.
+fn function_of(context: &Context, step: &StepRequest) -> Option<(Arc<FunctionEntry>, Duration)> {
     let catalog = context.resources.snapshot();
     let entry = catalog.functions.get(&step.function)?.clone();
-    let spec = entry.revision(&step.revision)?.template.clone();
-    Some((entry, spec))
+    let timeout = entry.revision(&step.revision)?.template.timeout.0;
+    Some((entry, timeout))
 }
 
 pub(crate) enum Tried {
@@ -172,7 +175,7 @@ pub(crate) enum Undelivered {
 async fn attempt(
     context: &Context,
     step: &StepRequest,
-    spec: &FunctionSpec,
+    timeout: Duration,
     number: u32,
     demand: Demand,
 ) -> Result<Tried, Undelivered> {
@@ -195,7 +198,6 @@ async fn attempt(
             });
         }
     };
-    let timeout = spec.timeout.0;
     let signed = sign(context, step, timeout).await?;
     let onward = trace::onward(&Span::current(), step.traceparent.as_deref());
     let request = match request::build(step, number, onward, &signed) {
@@ -350,8 +352,9 @@ impl End {
 }
 
 pub(crate) fn record(event: &RunEvent) -> Option<NewRecord> {
-    match serde_json::to_vec(event) {
-        Ok(value) => Some(
+    let mut value = Vec::with_capacity(USUAL_BYTES);
+    match serde_json::to_writer(&mut value, event) {
+        Ok(()) => Some(
             NewRecord::new(topics::RUN_EVENTS)
                 .key(event.run().as_str().to_owned())
                 .value(value),

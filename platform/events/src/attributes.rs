@@ -1,4 +1,6 @@
 //! Attributes by name, for filters and headers.
+use std::borrow::Cow;
+
 use cloudevents::event::ExtensionValue;
 use cloudevents::{AttributesReader, AttributesWriter, Event};
 
@@ -54,11 +56,17 @@ pub fn check(event: &Event) -> Result<(), EventError> {
 
 /// Undoes the percent-encoding that the HTTP binding prescribes for header values.
 pub(crate) fn decode_percent(event: &mut Event) {
-    let id = decode(event.id());
-    event.set_id(id);
-    let ty = decode(event.ty());
-    event.set_type(ty);
-    if let Some(subject) = event.subject().map(decode) {
+    let changed = |text: &str| match decode(text) {
+        Cow::Owned(decoded) => Some(decoded),
+        Cow::Borrowed(_) => None,
+    };
+    if let Some(id) = changed(event.id()) {
+        event.set_id(id);
+    }
+    if let Some(ty) = changed(event.ty()) {
+        event.set_type(ty);
+    }
+    if let Some(subject) = event.subject().and_then(changed) {
         event.set_subject(Some(subject));
     }
     let source = decode_uri(&event.source().to_string());
@@ -72,7 +80,7 @@ pub(crate) fn decode_percent(event: &mut Event) {
     let encoded: Vec<(String, String)> = event
         .iter_extensions()
         .filter_map(|(name, value)| match value {
-            ExtensionValue::String(text) if text.contains('%') => Some((name.to_owned(), decode(text))),
+            ExtensionValue::String(text) => Some((name.to_owned(), changed(text)?)),
             _ => None,
         })
         .collect();
@@ -82,26 +90,33 @@ pub(crate) fn decode_percent(event: &mut Event) {
 }
 
 /// Percent-encodes what a header value may not hold: controls, space, `"`, `%` and all beyond ASCII.
-pub(crate) fn encode(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
+pub(crate) fn encode(text: &str) -> Cow<'_, str> {
+    let plain = |byte: u8| matches!(byte, 0x21 | 0x23 | 0x24 | 0x26..=0x7e);
+    if text.bytes().all(plain) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len() + 16);
     for byte in text.bytes() {
-        if matches!(byte, 0x21 | 0x23 | 0x24 | 0x26..=0x7e) {
+        if plain(byte) {
             out.push(char::from(byte));
         } else {
             out.push_str(&format!("%{byte:02X}"));
         }
     }
-    out
+    Cow::Owned(out)
 }
 
 /// A URI, whose own encoding is part of it: it stays when nothing was encoded on top of it.
 fn decode_uri(text: &str) -> String {
     let decoded = decode(text);
     let is_uri = decoded.bytes().all(|b| matches!(b, 0x21 | 0x23..=0x7e));
-    if is_uri { decoded } else { text.to_owned() }
+    if is_uri { decoded.into_owned() } else { text.to_owned() }
 }
 
-fn decode(text: &str) -> String {
+pub(crate) fn decode(text: &str) -> Cow<'_, str> {
+    if !text.contains('%') {
+        return Cow::Borrowed(text);
+    }
     let bytes = text.as_bytes();
     let mut out = Vec::with_capacity(bytes.len());
     let mut i = 0;
@@ -118,7 +133,7 @@ fn decode(text: &str) -> String {
             }
         }
     }
-    String::from_utf8(out).unwrap_or_else(|_| text.to_owned())
+    String::from_utf8(out).map_or(Cow::Borrowed(text), Cow::Owned)
 }
 
 #[cfg(test)]

@@ -1,4 +1,6 @@
 //! CloudEvents over HTTP: binary, structured and batch mode.
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use cloudevents::binding::http::to_event;
 use cloudevents::{AttributesReader, Event};
@@ -120,7 +122,7 @@ pub fn write_binary(event: &Event) -> Result<(HeaderMap, Bytes), EventError> {
                     name: name.to_owned(),
                     why: "is not a header name",
                 })?;
-                (header, attributes::encode(&text))
+                (header, attributes::encode(&text).into_owned())
             }
         };
         let value = HeaderValue::try_from(text).map_err(|_| EventError::Attribute {
@@ -133,6 +135,54 @@ pub fn write_binary(event: &Event) -> Result<(HeaderMap, Bytes), EventError> {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     }
     Ok((headers, data_bytes(event).into()))
+}
+
+/// The type of a request or answer in binary mode, when what every event must have is there. Whoever takes events of one
+/// type only reads what it needs of them by [`attribute`], and is spared the event as a whole.
+#[must_use]
+pub fn binary_type(headers: &HeaderMap) -> Option<&str> {
+    let text = |name| {
+        headers
+            .get(name)
+            .and_then(|v| v.to_str().ok())
+            .filter(|v| !v.is_empty())
+    };
+    let whole = mode(headers) == Some(Mode::Binary)
+        && text("ce-specversion") == Some("1.0")
+        && text("ce-id").is_some()
+        && text("ce-source").is_some();
+    text("ce-type").filter(|_| whole)
+}
+
+/// One attribute or extension of a request in binary mode, by the name of its header (`ce-id`).
+#[must_use]
+pub fn attribute<'a>(headers: &'a HeaderMap, header: &str) -> Option<Cow<'a, str>> {
+    let text = headers.get(header)?.to_str().ok()?;
+    Some(attributes::decode(text))
+}
+
+/// Headers of an event in binary mode, of its attributes by the names of their headers.
+///
+/// # Errors
+/// [`EventError::Attribute`] when the media type is no header value.
+pub fn binary_headers<'a>(
+    content_type: &str,
+    attributes: impl IntoIterator<Item = (&'static str, &'a str)>,
+) -> Result<HeaderMap, EventError> {
+    let fault = |name: &str| EventError::Attribute {
+        name: name.to_owned(),
+        why: "is not a header value",
+    };
+    let attributes = attributes.into_iter();
+    let mut headers = HeaderMap::with_capacity(attributes.size_hint().0 + 2);
+    headers.insert("ce-specversion", HeaderValue::from_static("1.0"));
+    let media = HeaderValue::try_from(content_type).map_err(|_| fault("datacontenttype"))?;
+    headers.insert(CONTENT_TYPE, media);
+    for (name, text) in attributes {
+        let value = HeaderValue::try_from(attributes::encode(text).as_ref()).map_err(|_| fault(name))?;
+        headers.insert(HeaderName::from_static(name), value);
+    }
+    Ok(headers)
 }
 
 /// Writes an event in structured mode.
@@ -185,6 +235,28 @@ mod tests {
             assert_eq!(crate::ext::text(&back, "colour").unwrap(), "red \"x\"");
             assert_eq!(crate::json_data(&back), Some(serde_json::json!({"a": 1})));
         }
+    }
+
+    #[test]
+    fn headers_written_by_hand_are_those_of_an_event_and_read_back_by_hand() {
+        let attributes = [
+            ("ce-id", "e 1"),
+            ("ce-source", "urn:test"),
+            ("ce-type", "com.example.upload"),
+        ];
+        let subject = [("ce-subject", "raw-images/Grüße 1.jpg")];
+        let headers = binary_headers("application/json", attributes.into_iter().chain(subject)).unwrap();
+        let event = read(&headers, &Bytes::from_static(b"{}")).unwrap().remove(0);
+        assert_eq!((event.id(), event.ty()), ("e 1", "com.example.upload"));
+        assert_eq!(event.subject(), Some("raw-images/Grüße 1.jpg"));
+        assert_eq!(binary_type(&headers), Some("com.example.upload"));
+        assert_eq!(attribute(&headers, "ce-subject").unwrap(), "raw-images/Grüße 1.jpg");
+        for required in ["ce-specversion", "ce-id", "ce-source", "ce-type"] {
+            let mut torn = headers.clone();
+            torn.remove(required);
+            assert_eq!(binary_type(&torn), None, "{required}");
+        }
+        assert!(binary_headers("a\nb", attributes).is_err());
     }
 
     #[test]

@@ -100,7 +100,7 @@ fn binary(headers: &[(String, Bytes)], body: &Bytes) -> Result<Event, EventError
         let (header, text) = match name.strip_prefix(PREFIX) {
             Some(attribute) => (
                 HeaderName::try_from(format!("ce-{attribute}")),
-                crate::attributes::encode(&text),
+                crate::attributes::encode(&text).into_owned(),
             ),
             None if name.eq_ignore_ascii_case("content-type") => (Ok(CONTENT_TYPE), text.into_owned()),
             None => continue,

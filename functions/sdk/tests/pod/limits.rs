@@ -1,4 +1,5 @@
 //! Concurrency, sizes, time, and the drain.
+use imageflow_events::{ext, json_data};
 use serde_json::json;
 
 use crate::support::{Pod, Store};
@@ -96,4 +97,24 @@ async fn a_function_that_panics_fails_that_call_only() {
     let (status, code, _) = pod.image("/?mode=panic", "x").await.problem();
     assert_eq!((status, code.as_str()), (500, "internal"));
     assert_eq!(pod.image("/", "next").await.status, 200);
+    let (status, code, _) = pod.image("/?mode=instant-panic", "x").await.problem();
+    assert_eq!((status, code.as_str()), (500, "internal"));
+    assert_eq!(pod.image("/", "next").await.status, 200);
+}
+
+#[tokio::test]
+async fn only_a_call_that_is_done_in_no_time_gets_no_thread_of_its_own() {
+    let (pod, store) = (Pod::start(&[]).await, Store::start().await);
+    for (mode, own) in [("quick", true), ("instant", false)] {
+        let mut event = store.step(json!({"params": {"mode": mode}}), "6");
+        event.remove_extension(ext::DATAREF);
+        event.remove_extension(ext::INPUT);
+        let answer = pod.event(&event).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let reply = imageflow_events::http::read(&answer.headers, &answer.body)
+            .unwrap()
+            .remove(0);
+        let thread = json_data(&reply).unwrap()["data"]["thread"].clone();
+        assert_eq!(thread != crate::support::thread(), own, "{mode}");
+    }
 }

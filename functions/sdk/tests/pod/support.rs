@@ -45,6 +45,11 @@ pub struct Probe {
     pub entered: mpsc::Sender<()>,
 }
 
+/// The thread that asks. That of a test is the one that serves, for its runtime has no other.
+pub fn thread() -> String {
+    format!("{:?}", std::thread::current().id())
+}
+
 impl Function for Probe {
     fn handle(&self, call: Call) -> Result<Reply, Problem> {
         let params = Value::Object(call.params.clone());
@@ -53,7 +58,7 @@ impl Function for Probe {
                 self.entered.blocking_send(()).unwrap();
                 self.gate.wait();
             }
-            Some("panic") => panic!("as the test asked"),
+            Some("panic" | "instant-panic") => panic!("as the test asked"),
             Some("refuse") => return Err(Problem::new(ErrorCode::Unprocessable, "the picture is torn")),
             _ => {}
         }
@@ -63,12 +68,20 @@ impl Function for Probe {
             "params": params,
             "event": call.event,
             "intermediate": call.intermediate,
+            "thread": thread(),
         });
         Ok(Reply {
             output: call.input,
             data,
             steps: Vec::new(),
         })
+    }
+
+    fn is_instant(&self, call: &Call) -> bool {
+        call.params
+            .get("mode")
+            .and_then(Value::as_str)
+            .is_some_and(|mode| mode.starts_with("instant"))
     }
 
     fn schema(&self) -> Value {

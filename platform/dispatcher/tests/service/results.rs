@@ -1,6 +1,7 @@
 //! What pods are sent, and what becomes of their answers.
 use bytes::Bytes;
 use http::StatusCode;
+use imageflow_events::ext;
 use imageflow_events::invocation::{StepReply, WrittenOutput};
 use imageflow_objects::{ObjectStore, PutOptions};
 use imageflow_types::work::Input;
@@ -93,6 +94,26 @@ async fn the_input_is_pinned_to_the_bytes_that_the_run_saw() {
     assert_eq!((error.code, attempts.len()), (ErrorCode::InputChanged, 1));
     running.stop().await;
     assert!(world.pod.is_quiet().await);
+}
+
+#[tokio::test]
+async fn an_event_goes_to_the_catalogue_without_a_place_for_an_object_and_what_is_made_is_stored_all_the_same() {
+    let world = World::new().await;
+    let running = world.dispatch();
+    for (name, operation) in [("catalogue", Some("noop")), ("foreign", None)] {
+        let mut step = step(name);
+        step.input = Input::Event(json!({"id": name}));
+        step.steps[0].operation = operation.map(str::to_owned);
+        world.give(&step, 0).await;
+        let call = world.pod.call().await;
+        let place = call.event.extension(ext::OUTPUT);
+        assert_eq!(place.is_some(), operation.is_none(), "{name}");
+        call.answer(body("image/png", b"of nothing"));
+        let object = world.completed(&step).await.output.unwrap();
+        let (_, bytes) = world.store.get(PROCESSED, &object.key, None).await.unwrap();
+        assert_eq!(bytes, Bytes::from_static(b"of nothing"));
+    }
+    running.stop().await;
 }
 
 #[tokio::test]
