@@ -27,7 +27,7 @@ pub async fn get(State(gateway): State<Arc<Gateway>>) -> Answer {
         "uptimeSeconds": (gateway.now_ms() - gateway.config.started_ms) / 1000,
         "functions": catalog.functions.len(), "flows": catalog.flows.len(), "triggers": catalog.triggers.len(),
         "pods": table.pods.len(),
-        "runsRunning": gateway.runs.list(&running).len(),
+        "runsRunning": gateway.runs.count(&running),
         "log": {"bytes": usage.bytes, "limitBytes": usage.limit},
         "endpoints": {"api": gateway.config.api_url, "s3": gateway.config.s3_url},
     }))

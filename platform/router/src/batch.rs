@@ -2,6 +2,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
+use bytes::Bytes;
 use imageflow_eventlog::{MAX_RECORD_BYTES, NewRecord, Record};
 use imageflow_events::work::{Headers, letter_headers, step_headers};
 use imageflow_flow::Effect;
@@ -9,6 +10,7 @@ use imageflow_process::trace;
 use imageflow_resources::Catalog;
 use imageflow_types::error::ErrorCode;
 use imageflow_types::names::digest;
+use imageflow_types::run::Plan;
 use imageflow_types::work::{DeadLetter, RunEvent, RunRequest, StepError, Target};
 use imageflow_types::{FlowSpec, Problem, RunId, RunState, RunStatus, topics};
 
@@ -17,18 +19,34 @@ use crate::runs::Runs;
 /// What a record holds besides its value: the key, and the attributes of the event.
 const KEY_ROOM: usize = 32 * 1024;
 
+/// Most states are not larger: a buffer that grows is copied again and again.
+const USUAL_BYTES: usize = 2048;
+
 /// The changes of one batch.
 #[derive(Default)]
 pub struct Batch {
     /// The last state of each run, and as it will be written.
-    states: HashMap<RunId, (RunState, Vec<u8>)>,
+    states: HashMap<RunId, (RunState, Bytes)>,
     records: Vec<NewRecord>,
     /// Runs that begin in this batch.
     started: u64,
     /// How many runs ended in this batch, by status.
     ended: HashMap<RunStatus, u64>,
     letters: HashMap<&'static str, u64>,
+    /// Plans made for this batch, for requests that want the same.
+    plans: Vec<(Wish, Plan)>,
 }
+
+/// What a plan depends on, besides the catalogue, when every run of the target gets the same.
+#[derive(PartialEq)]
+struct Wish {
+    target: Target,
+    params: serde_json::Map<String, serde_json::Value>,
+    fuse: bool,
+}
+
+/// Plans that a batch remembers. Events of one trigger come together; those of many are as rare as the plans differ.
+const PLANS_KEPT: usize = 8;
 
 impl Batch {
     /// Takes a wish for a run. A run that exists is not made again.
@@ -39,7 +57,7 @@ impl Batch {
         let span = tracing::info_span!("route", otel.kind = "consumer", run = %request.run, target = %request.target);
         trace::continue_from(&span, request.traceparent.as_deref());
         let _entered = span.enter();
-        match plan(catalog, request, fuse) {
+        match self.plan(catalog, request, fuse) {
             Ok(plan) => {
                 let (state, effects) = imageflow_flow::start(request, plan, now_ms);
                 match encode(&state) {
@@ -119,15 +137,15 @@ impl Batch {
         );
     }
 
-    /// The records to write: the last state of each run, then work and dead letters.
+    /// The records to write, handed out once: the last state of each run, then work and dead letters.
     #[must_use]
-    pub fn records(&self) -> Vec<NewRecord> {
+    pub fn take_records(&mut self) -> Vec<NewRecord> {
         let states = self.states.values().map(|(state, encoded)| {
             NewRecord::new(topics::RUNS)
                 .key(state.run.as_str().to_owned())
                 .value(encoded.clone())
         });
-        states.chain(self.records.iter().cloned()).collect()
+        states.chain(std::mem::take(&mut self.records)).collect()
     }
 
     /// Makes the changes known, once they are durable.
@@ -144,7 +162,41 @@ impl Batch {
         }
     }
 
-    fn take(&mut self, state: RunState, encoded: Vec<u8>, effects: Vec<Effect>) {
+    /// What a run will do: compiled once, kept in its state.
+    fn plan(&mut self, catalog: &Catalog, request: &RunRequest, fuse: bool) -> Result<Plan, Problem> {
+        let single;
+        let flow: &FlowSpec = match &request.target {
+            Target::Flow(name) => &catalog.flow(name.as_str())?.spec,
+            Target::Function(name) => {
+                catalog.function(name.as_str())?;
+                single = imageflow_flow::function_flow(name, &request.params);
+                &single
+            }
+        };
+        // To check parameters against their schema takes longer than all else that a run's begin does.
+        let wish = Wish {
+            target: request.target.clone(),
+            params: request.params.clone(),
+            fuse: request.fuse && fuse,
+        };
+        if let Some((_, plan)) = self.plans.iter().find(|(known, _)| *known == wish) {
+            return Ok(plan.clone());
+        }
+        let pick = u64::from_str_radix(&digest(&["pick", request.run.as_str()])[..8], 16).unwrap_or(0);
+        let plan = imageflow_flow::compile(&request.target, flow, catalog, wish.fuse, pick)?;
+        let shared = |name| {
+            catalog
+                .functions
+                .get(name)
+                .is_some_and(|f| !f.spec().traffic.is_empty())
+        };
+        if self.plans.len() < PLANS_KEPT && !flow.steps.iter().any(|step| shared(&step.function)) {
+            self.plans.push((wish, plan.clone()));
+        }
+        Ok(plan)
+    }
+
+    fn take(&mut self, state: RunState, encoded: Bytes, effects: Vec<Effect>) {
         self.states.insert(state.run.clone(), (state, encoded));
         for effect in effects {
             match effect {
@@ -160,27 +212,6 @@ impl Batch {
             }
         }
     }
-}
-
-/// What a run will do: compiled once, kept in its state.
-fn plan(catalog: &Catalog, request: &RunRequest, fuse: bool) -> Result<imageflow_types::run::Plan, Problem> {
-    let pick = u64::from_str_radix(&digest(&["pick", request.run.as_str()])[..8], 16).unwrap_or(0);
-    let single;
-    let flow: &FlowSpec = match &request.target {
-        Target::Flow(name) => &catalog.flow(name.as_str())?.spec,
-        Target::Function(name) => {
-            catalog.function(name.as_str())?;
-            single = imageflow_flow::function_flow(name, &request.params);
-            &single
-        }
-    };
-    Ok(imageflow_flow::compile(
-        &request.target,
-        flow,
-        catalog,
-        request.fuse && fuse,
-        pick,
-    )?)
 }
 
 /// A run that cannot be made, because its flow or a function changed or went away since it was asked for.
@@ -210,8 +241,9 @@ fn refused(request: &RunRequest, problem: &Problem, now_ms: i64) -> DeadLetter {
 }
 
 /// The value of a record, when it fits into one.
-fn encode<T: serde::Serialize>(value: &T) -> Result<Vec<u8>, Problem> {
-    let encoded = serde_json::to_vec(value).map_err(|e| Problem::new(ErrorCode::Internal, e.to_string()))?;
+fn encode<T: serde::Serialize>(value: &T) -> Result<Bytes, Problem> {
+    let mut encoded = Vec::with_capacity(USUAL_BYTES);
+    serde_json::to_writer(&mut encoded, value).map_err(|e| Problem::new(ErrorCode::Internal, e.to_string()))?;
     let most = MAX_RECORD_BYTES - KEY_ROOM;
     if encoded.len() > most {
         let detail = format!(
@@ -220,7 +252,7 @@ fn encode<T: serde::Serialize>(value: &T) -> Result<Vec<u8>, Problem> {
         );
         return Err(Problem::new(ErrorCode::TooLarge, detail));
     }
-    Ok(encoded)
+    Ok(encoded.into())
 }
 
 /// The failure of a stage whose result its run cannot hold.

@@ -215,7 +215,7 @@ impl Router {
             return Ok(());
         }
         batch.delete(&oldest);
-        match producer.commit(self.transaction(&batch, Vec::new())).await {
+        match producer.commit(self.transaction(&mut batch, Vec::new())).await {
             Ok(_) => runs.forget(&oldest),
             Err(error) if error.is_retryable() => tracing::warn!(%error, "no room can be made yet"),
             Err(error) => return Err(error.into()),
@@ -223,9 +223,9 @@ impl Router {
         Ok(())
     }
 
-    fn transaction(&self, batch: &Batch, offsets: Vec<OffsetCommit>) -> Transaction {
+    fn transaction(&self, batch: &mut Batch, offsets: Vec<OffsetCommit>) -> Transaction {
         Transaction {
-            records: batch.records(),
+            records: batch.take_records(),
             offsets,
             group: topics::GROUP_ROUTER.to_owned(),
             member: self.config.member.clone(),
@@ -243,22 +243,24 @@ impl Router {
     ) -> Result<bool, RouterError> {
         loop {
             match self.work_out(runs, records).await {
-                Ok((batch, surplus)) => match producer.commit(self.transaction(&batch, offsets.clone())).await {
-                    Ok(_) => {
-                        batch.apply(runs);
-                        runs.forget(&surplus);
-                        metrics::gauge!("imageflow_flow_runs_live").set(runs.live_count() as f64);
-                        return Ok(true);
+                Ok((mut batch, surplus)) => {
+                    match producer.commit(self.transaction(&mut batch, offsets.clone())).await {
+                        Ok(_) => {
+                            batch.apply(runs);
+                            runs.forget(&surplus);
+                            metrics::gauge!("imageflow_flow_runs_live").set(runs.live_count() as f64);
+                            return Ok(true);
+                        }
+                        Err(error @ LogError::Full { .. }) => {
+                            tracing::warn!(%error, "a batch waits for room");
+                            self.make_room(runs, producer).await?;
+                        }
+                        Err(error) if error.is_retryable() => {
+                            tracing::warn!(%error, "a batch cannot be written yet");
+                        }
+                        Err(error) => return Err(error.into()),
                     }
-                    Err(error @ LogError::Full { .. }) => {
-                        tracing::warn!(%error, "a batch waits for room");
-                        self.make_room(runs, producer).await?;
-                    }
-                    Err(error) if error.is_retryable() => {
-                        tracing::warn!(%error, "a batch cannot be written yet");
-                    }
-                    Err(error) => return Err(error.into()),
-                },
+                }
                 Err(error) => tracing::warn!(%error, "a batch cannot be worked out yet"),
             }
             tokio::select! {

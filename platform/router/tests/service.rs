@@ -456,6 +456,50 @@ async fn a_run_whose_flow_is_gone_is_a_dead_letter_that_can_be_sent_again() {
 }
 
 #[tokio::test]
+async fn runs_that_begin_in_one_batch_get_each_its_own_parameters_and_its_own_share_of_the_traffic() {
+    let world = World::new().await;
+    let revision = async |command: &str, traffic: serde_json::Value| {
+        let spec = json!({"command": [command], "traffic": traffic});
+        world.apply("Function", "outline", spec).await;
+    };
+    let request = |cause: usize, function: &str, params: serde_json::Value| {
+        let request = json!({"run": RunId::derive(&["batch", function, &cause.to_string()]), "requestedMs": NOW_MS,
+            "target": {"function": function}, "params": params, "input": {"event": {"id": cause}}});
+        RunEvent::Requested(serde_json::from_value(request).unwrap())
+    };
+    revision("/bin/false", json!([])).await;
+    let halves = json!([{"revision": "outline-00001", "percent": 50}, {"revision": "outline-00002", "percent": 50}]);
+    revision("/bin/false", halves).await;
+    // All of it is there before the router begins, so one batch takes what is in a partition.
+    for cause in 0..60 {
+        world.report(&request(cause, "outline", json!({}))).await;
+        world
+            .report(&request(cause, "soften", json!({"sigma": cause % 2})))
+            .await;
+    }
+    let running = world.route();
+    world.log.settled().await;
+    let soften = world.log.work("soften").await;
+    assert_eq!(soften.len(), 60);
+    for step in soften {
+        let Input::Event(event) = &step.input else { panic!() };
+        let sigma = event["id"].as_u64().unwrap() % 2;
+        assert_eq!(step.steps[0].params["sigma"], sigma);
+    }
+    let outline = world.log.work("outline").await;
+    let first = outline
+        .iter()
+        .filter(|s| s.revision.as_str() == "outline-00001")
+        .count();
+    assert!(
+        (10..=50).contains(&first) && outline.len() == 60,
+        "{first} of {}",
+        outline.len()
+    );
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn a_second_router_of_the_name_takes_over_and_the_first_ends() {
     let world = World::new().await;
     world.objects.add("cat.png", "e1");
