@@ -301,10 +301,10 @@ mod tests {
                 status: ended,
                 ..all.clone()
             }),
-            [a.clone()]
+            std::slice::from_ref(&a)
         );
         let flow = Some("function/resize".to_owned());
-        assert_eq!(found(RunQuery { flow, ..all.clone() }), [b.clone()]);
+        assert_eq!(found(RunQuery { flow, ..all.clone() }), std::slice::from_ref(&b));
         let after = Some(runs.by_id[&b].head.cursor());
         assert_eq!(found(RunQuery { after, ..all }), [a]);
     }

@@ -10,7 +10,7 @@ use super::{RoleServer, Shell, peer};
 use crate::args::serve::AutoscalerArgs;
 use crate::error::CliError;
 use crate::up::platform::scaling_settings;
-use crate::up::{failed, pods, scaling};
+use crate::up::{failed, platform, pods, scaling};
 
 fn allowed(_: &str) -> &'static [ServiceRole] {
     &[ServiceRole::Gateway, ServiceRole::Dispatcher]
@@ -20,7 +20,7 @@ pub async fn run(args: AutoscalerArgs) -> Result<(), CliError> {
     let shell = Shell::open("autoscaler", Some(args.admin_listen), &args.common).await?;
     let server = RoleServer::open(args.listen, args.door.role_keys.as_deref(), allowed).await?;
     let log = shell.log();
-    let log_failed = |e: imageflow_eventlog::LogError| failed("the event log")(e.to_string());
+    let log_failed = |e: imageflow_eventlog::LogError| failed("the event log")(platform::chain(&e));
     log.ensure_topics(&[scaling::topic()]).await.map_err(log_failed)?;
     let resources = shell.resources().await?;
     let host = RemoteHost::start(RemoteConfig::new(peer(&args.pods)), &shell.tasks, &shell.rest);
@@ -40,7 +40,7 @@ pub async fn run(args: AutoscalerArgs) -> Result<(), CliError> {
     let stop = shell.stop.gentle.clone();
     let role = async {
         server.serve(Routes::new(reports.service()), stop).await?;
-        task.await.map_err(|e| failed("the autoscaler")(e.to_string()))
+        task.await.map_err(|e| failed("the autoscaler")(platform::chain(&e)))
     };
     shell.run(&at, role).await
 }

@@ -10,7 +10,7 @@ use super::{Shell, objects, peer};
 use crate::args::serve::{DispatcherArgs, PeerArgs};
 use crate::error::CliError;
 use crate::up::failed;
-use crate::up::platform::now_ms;
+use crate::up::platform::{chain, now_ms};
 
 /// The way to the pods of another process, whose use is told to the autoscaler of a third.
 pub fn delivery(
@@ -62,6 +62,6 @@ pub async fn run(args: DispatcherArgs) -> Result<(), CliError> {
         clock: now_ms,
     };
     let role = dispatcher.run(shell.stop.gentle.clone());
-    let role = async { role.await.map_err(|e| failed("the dispatcher")(e.to_string())) };
+    let role = async { role.await.map_err(|e| failed("the dispatcher")(chain(&e))) };
     shell.run("", role).await
 }

@@ -12,14 +12,14 @@ use super::{Shell, listen, objects};
 use crate::args::serve::GatewayArgs;
 use crate::error::CliError;
 use crate::up::platform::{RECONCILE_EXTERNAL, auth, buckets, gateway_config, now_ms};
-use crate::up::{failed, scaling};
+use crate::up::{failed, platform, scaling};
 
 pub async fn run(args: GatewayArgs) -> Result<(), CliError> {
     let auth = auth(args.listen, args.api_keys.as_deref())?;
     let name = format!("gateway {}", args.member);
     let shell = Shell::open(&name, None, &args.common).await?;
     let log = shell.log();
-    let log_failed = |e: imageflow_eventlog::LogError| failed("the event log")(e.to_string());
+    let log_failed = |e: imageflow_eventlog::LogError| failed("the event log")(platform::chain(&e));
     let mut needed = Router::topics();
     needed.extend([scaling::topic(), Notifications::topic()]);
     log.ensure_topics(&needed).await.map_err(log_failed)?;
@@ -39,7 +39,7 @@ pub async fn run(args: GatewayArgs) -> Result<(), CliError> {
         delivery,
         pods: host.clone(),
         scaling: Arc::new(Explained {
-            decisions: decisions.map_err(|e| failed("the scaling decisions")(e.to_string()))?,
+            decisions: decisions.map_err(|e| failed("the scaling decisions")(platform::chain(&e)))?,
             host,
         }),
         backlog: lags,
@@ -50,7 +50,7 @@ pub async fn run(args: GatewayArgs) -> Result<(), CliError> {
     let config = gateway_config(auth, &url, &objects.url, now_ms(), RECONCILE_EXTERNAL);
     let door = shell.stop.gentle.clone();
     let gateway = Gateway::open(deps, config, &shell.tasks, &door).await;
-    let gateway = gateway.map_err(|e| failed("the API")(e.to_string()))?;
+    let gateway = gateway.map_err(|e| failed("the API")(platform::chain(&e)))?;
     let notifications = Notifications {
         log: log.clone(),
         objects: objects.store,
@@ -60,11 +60,11 @@ pub async fn run(args: GatewayArgs) -> Result<(), CliError> {
     let role = async {
         let notified = async {
             let run = notifications.run(door.clone()).await;
-            run.map_err(|e| failed("the consumer of notifications")(e.to_string()))
+            run.map_err(|e| failed("the consumer of notifications")(platform::chain(&e)))
         };
         let served = async {
             let served = imageflow_gateway::serve(listener, gateway).await;
-            served.map_err(|e| failed("the API")(e.to_string()))
+            served.map_err(|e| failed("the API")(platform::chain(&e)))
         };
         tokio::try_join!(notified, served).map(drop)
     };

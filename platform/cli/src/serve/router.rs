@@ -5,7 +5,7 @@ use super::{Shell, objects};
 use crate::args::serve::RouterArgs;
 use crate::error::CliError;
 use crate::up::failed;
-use crate::up::platform::now_ms;
+use crate::up::platform::{chain, now_ms};
 
 pub async fn run(args: RouterArgs) -> Result<(), CliError> {
     let shell = Shell::open(
@@ -27,6 +27,6 @@ pub async fn run(args: RouterArgs) -> Result<(), CliError> {
         clock: now_ms,
     };
     let role = router.run(shell.stop.gentle.clone());
-    let role = async { role.await.map_err(|e| failed("the router")(e.to_string())) };
+    let role = async { role.await.map_err(|e| failed("the router")(chain(&e))) };
     shell.run("", role).await
 }
