@@ -79,6 +79,7 @@ fn servers() -> Outcome {
         "notifications",
         "faults",
         "external",
+        "roles",
         "connect",
     ] {
         tests.args(["--test", name]);

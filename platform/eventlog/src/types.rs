@@ -325,14 +325,15 @@ pub struct ConsumerConfig {
 }
 
 impl ConsumerConfig {
-    /// A member that starts at the earliest record and has 45 s (Kafka's default) to give up a partition.
+    /// A member that starts at the earliest record and has 15 s to give up a partition: who is silent for so long is taken for
+    /// dead, and while its work waits for another, people wait (Kafka's default is 45 s).
     pub fn new(group: impl Into<String>, member: impl Into<String>, topics: Topics) -> Self {
         Self {
             group: group.into(),
             member: member.into(),
             topics,
             start: Start::Earliest,
-            session_timeout: Duration::from_secs(45),
+            session_timeout: Duration::from_secs(15),
         }
     }
 }

@@ -69,8 +69,6 @@ pub enum RouterError {
     Log(#[from] LogError),
 }
 
-/// A router that is silent for so long is taken for dead, and its runs go to the others: while they wait, people wait.
-const SESSION: Duration = Duration::from_secs(15);
 /// So often a router joins its group anew after it was displaced there; then somebody else must have its name.
 const MOST_DISPLACED: u32 = 10;
 /// Pause before a batch that could not be written is written again.
@@ -121,8 +119,7 @@ impl Router {
         let mut displaced = 0;
         loop {
             let names = vec![topics::EVENTS.to_owned(), topics::RUN_EVENTS.to_owned()];
-            let mut group = ConsumerConfig::new(topics::GROUP_ROUTER, self.config.member.clone(), Topics::Names(names));
-            group.session_timeout = SESSION;
+            let group = ConsumerConfig::new(topics::GROUP_ROUTER, self.config.member.clone(), Topics::Names(names));
             let mut consumer = self.log.consumer(group).await?;
             let ended = self.session(consumer.as_mut(), producer.as_mut(), &stop).await;
             // In order, also after an error: a member that just vanishes holds its partitions, and those it was to give back.
