@@ -10,7 +10,7 @@ use imageflow_types::{ErrorCode, Problem};
 pub enum Role {
     /// Reads.
     Viewer,
-    /// Reads, runs, invokes, sends events, replays.
+    /// Reads, runs, invokes, sends events, replays, reconciles.
     FlowOperator,
     /// All that, and applies and deletes resources.
     FlowCreator,
@@ -128,7 +128,7 @@ pub fn needed(method: &Method, path: &str) -> Role {
     }
     // Actions are posted. By any other method the last part is a name, and a flow may well be called "runs".
     let runs = method == Method::POST
-        && ["/invoke", "/runs", "/cancel", "/replay"]
+        && ["/invoke", "/runs", "/cancel", "/replay", "/reconcile"]
             .iter()
             .any(|end| path.ends_with(end));
     if runs || path.starts_with("/v1/events") || path.starts_with("/v1/images") {

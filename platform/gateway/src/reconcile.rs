@@ -3,6 +3,9 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
+use axum::Json;
+use axum::extract::{Path, RawQuery, State};
+use axum::response::IntoResponse;
 use imageflow_eventlog::{EventLog, FollowEvent, LogError, NewRecord, Start, TopicSpec};
 use imageflow_events::object::object_event;
 use imageflow_events::{AttributesReader, Event, attributes};
@@ -13,7 +16,8 @@ use serde_json::json;
 
 use crate::events::to_record;
 use crate::listener::{INTERNAL, METADATA_RUN};
-use crate::problem::object_problem;
+use crate::problem::{Answer, object_problem};
+use crate::read::flag;
 use crate::state::{Gateway, log_problem};
 
 /// Objects of one page.
@@ -61,20 +65,32 @@ impl Reconciler {
         })
     }
 
+    /// The one that is open, else one that is opened now.
+    ///
+    /// # Errors
+    /// When the log fails.
+    pub(crate) async fn opened<'a>(
+        slot: &'a mut Option<Self>,
+        log: &Arc<dyn EventLog>,
+    ) -> Result<&'a mut Self, LogError> {
+        match slot {
+            Some(open) => Ok(open),
+            None => Ok(slot.insert(Self::open(log).await?)),
+        }
+    }
+
     /// Raises the events of the objects that a trigger wants and no run knows. Returns how many.
     ///
     /// # Errors
     /// When the object store or the log fails; the next pass goes on.
     pub async fn run(&mut self, gateway: &Gateway) -> Result<usize, Problem> {
         let catalog = gateway.deps.resources.snapshot();
-        let buckets: BTreeSet<&String> = catalog.triggers.values().flat_map(|t| &t.spec.buckets).collect();
         let (mut raised, mut told) = (0, HashSet::new());
-        for bucket in buckets {
+        for bucket in watched(&catalog) {
             let begun_ms = gateway.now_ms();
-            let mark = self.marks.get(bucket).copied().unwrap_or(gateway.config.started_ms);
-            raised += self
-                .bucket(gateway, &catalog, bucket, mark - SLACK_MS, &mut told)
-                .await?;
+            let found = self.bucket(gateway, &catalog, bucket, false).await?;
+            raised += found.raised;
+            told.extend(found.told);
             let value = json!(Mark {
                 schema: 1,
                 told_ms: begun_ms
@@ -93,28 +109,34 @@ impl Reconciler {
         Ok(raised)
     }
 
-    async fn bucket(
-        &self,
-        gateway: &Gateway,
-        catalog: &Catalog,
-        bucket: &str,
-        since_ms: i64,
-        told: &mut HashSet<String>,
-    ) -> Result<usize, Problem> {
-        let mut raised = 0;
+    /// One bucket, when somebody asks for it. The mark stays where it is: it is for the passes over all buckets to move.
+    async fn asked(&mut self, gateway: &Gateway, bucket: &str, all: bool) -> Result<Found, Problem> {
+        let catalog = gateway.deps.resources.snapshot();
+        let found = self.bucket(gateway, &catalog, bucket, all).await?;
+        self.told.extend(found.told.iter().cloned());
+        Ok(found)
+    }
+
+    /// With `all`, objects older than the mark, too, and those whose event was raised without a run.
+    async fn bucket(&self, gateway: &Gateway, catalog: &Catalog, bucket: &str, all: bool) -> Result<Found, Problem> {
+        let mark = self.marks.get(bucket).copied().unwrap_or(gateway.config.started_ms);
+        let since_ms = mark - SLACK_MS;
+        let mut found = Found::default();
         let mut after: Option<String> = None;
         loop {
             let page = gateway.deps.objects.list(bucket, "", after.as_deref(), PAGE).await;
             let page = page.map_err(|e| object_problem(&e))?;
             let Some(last) = page.last() else {
-                return Ok(raised);
+                return Ok(found);
             };
             after = Some(last.key.clone());
             for info in page {
                 let internal = INTERNAL.iter().any(|prefix| info.key.starts_with(prefix));
-                if internal || info.last_modified_ms < since_ms {
+                let recent = info.last_modified_ms >= since_ms;
+                if internal || !(recent || all) {
                     continue;
                 }
+                found.looked_at += 1;
                 let object = ObjectRef {
                     bucket: info.bucket,
                     key: info.key,
@@ -126,13 +148,56 @@ impl Reconciler {
                 if !wanted(gateway, catalog, &object, &event) {
                     continue;
                 }
-                if self.told.contains(event.id()) || raise(gateway, object).await? {
-                    raised += usize::from(!self.told.contains(event.id()));
-                    told.insert(event.id().to_owned());
+                let known = !all && self.told.contains(event.id());
+                let raised = !known && raise(gateway, object).await?;
+                found.raised += usize::from(raised);
+                // Of older ones the next pass over all buckets does not ask again.
+                if recent && (known || raised) {
+                    found.told.insert(event.id().to_owned());
                 }
             }
         }
     }
+}
+
+/// What a pass over a bucket came to.
+#[derive(Default)]
+struct Found {
+    looked_at: usize,
+    raised: usize,
+    told: HashSet<String>,
+}
+
+/// The buckets from which triggers may read.
+fn watched(catalog: &Catalog) -> BTreeSet<&String> {
+    catalog.triggers.values().flat_map(|t| &t.spec.buckets).collect()
+}
+
+/// `POST /v1/buckets/{bucket}/reconcile`: now, and with `?all=true` from the first object on. One pass is under way at a time.
+pub async fn post(State(gateway): State<Arc<Gateway>>, Path(bucket): Path<String>, RawQuery(raw): RawQuery) -> Answer {
+    let catalog = gateway.deps.resources.snapshot();
+    let watched = watched(&catalog);
+    if !watched.contains(&bucket) {
+        let mut problem = Problem::not_found("bucket", &bucket, watched.iter().map(|b| b.as_str()));
+        let names: Vec<&str> = watched.iter().map(|b| b.as_str()).collect();
+        problem.detail.push_str(&match names.is_empty() {
+            true => "; no trigger is there that reads any".to_owned(),
+            false => format!(
+                "; triggers read {}, and spec.buckets of a trigger adds others",
+                names.join(", ")
+            ),
+        });
+        return Err(problem.into());
+    }
+    let all = flag(raw.as_deref(), "all", false);
+    let mut reconciler = gateway.reconciler.lock().await;
+    let found = Reconciler::opened(&mut reconciler, &gateway.deps.log)
+        .await
+        .map_err(|e| log_problem(&e))?
+        .asked(&gateway, &bucket, all)
+        .await?;
+    let answer = json!({"bucket": bucket, "lookedAt": found.looked_at, "raised": found.raised});
+    Ok(Json(answer).into_response())
 }
 
 fn event_of(object: &ObjectRef) -> Result<Event, Problem> {

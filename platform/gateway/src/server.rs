@@ -21,7 +21,9 @@ use crate::problem::Refused;
 use crate::read::header;
 use crate::reconcile::Reconciler;
 use crate::state::Gateway;
-use crate::{apply, dead_letters, events, functions, images, invoke, logs, runs, scaling, start_run, status};
+use crate::{
+    apply, dead_letters, events, functions, images, invoke, logs, reconcile, runs, scaling, start_run, status,
+};
 
 /// Why the gateway could not serve.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +71,7 @@ fn router(gateway: &Arc<Gateway>) -> Router {
         .route("/v1/runs/{id}/output/{step}", get(runs::step_output))
         .route("/v1/images", get(images::list).post(images::upload))
         .route("/v1/images/{bucket}/{*key}", get(images::get).delete(images::delete))
+        .route("/v1/buckets/{bucket}/reconcile", post(reconcile::post))
         .route("/v1/events", post(events::post))
         .route("/v1/dead-letters", get(dead_letters::list))
         .route("/v1/dead-letters/replay", post(dead_letters::replay_all))
@@ -210,21 +213,18 @@ async fn keep_reconciled(gateway: Arc<Gateway>) {
     }
     let mut every = tokio::time::interval(gateway.config.reconcile_every);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut reconciler: Option<Reconciler> = None;
     loop {
         tokio::select! {
             () = gateway.stop.cancelled() => return,
             _ = every.tick() => {}
         }
-        let open = match &mut reconciler {
-            Some(open) => open,
-            None => match Reconciler::open(&gateway.deps.log).await {
-                Ok(opened) => reconciler.insert(opened),
-                Err(error) => {
-                    tracing::warn!(%error, "buckets and events were not reconciled, it is tried again");
-                    continue;
-                }
-            },
+        let mut reconciler = gateway.reconciler.lock().await;
+        let open = match Reconciler::opened(&mut reconciler, &gateway.deps.log).await {
+            Ok(open) => open,
+            Err(error) => {
+                tracing::warn!(%error, "buckets and events were not reconciled, it is tried again");
+                continue;
+            }
         };
         match open.run(&gateway).await {
             Ok(0) => {}

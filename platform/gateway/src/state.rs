@@ -9,11 +9,13 @@ use imageflow_pods::PodHost;
 use imageflow_resources::{ResourceStore, ViewError};
 use imageflow_types::scaling::DecisionRecord;
 use imageflow_types::{ErrorCode, FunctionName, Problem};
+use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::auth::Auth;
 use crate::letters_view::LettersView;
+use crate::reconcile::Reconciler;
 use crate::runs_view::RunsView;
 
 /// What the autoscaler says of a function.
@@ -91,6 +93,8 @@ pub struct Gateway {
     pub(crate) config: GatewayConfig,
     pub(crate) runs: RunsView,
     pub(crate) letters: LettersView,
+    /// Opened by whoever needs it first.
+    pub(crate) reconciler: Mutex<Option<Reconciler>>,
     pub(crate) stop: CancellationToken,
 }
 
@@ -112,6 +116,7 @@ impl Gateway {
             config,
             runs,
             letters,
+            reconciler: Mutex::new(None),
             stop: stop.clone(),
         }))
     }

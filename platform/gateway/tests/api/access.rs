@@ -35,6 +35,7 @@ async fn each_role_may_do_what_it_says_and_no_more() {
         (Method::POST, "/v1/runs/run-1/cancel", "flow_operator"),
         (Method::POST, "/v1/dead-letters/replay", "flow_operator"),
         (Method::POST, "/v1/events", "flow_operator"),
+        (Method::POST, "/v1/buckets/raw-images/reconcile", "flow_operator"),
         (Method::POST, "/v1/apply?dryRun=true", "flow_creator"),
         (Method::POST, "/v1/functions/resize/rollback", "flow_creator"),
     ];

@@ -8,6 +8,7 @@ mod dead_letters;
 mod events;
 mod invoke;
 mod objects;
+mod reconcile;
 mod resources;
 mod runs;
 mod store;
