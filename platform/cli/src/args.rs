@@ -121,6 +121,9 @@ pub enum Command {
     /// Images in the object store
     #[command(alias = "image")]
     Images(work::ImagesArgs),
+    /// Objects whose event is missing
+    #[command(alias = "object")]
+    Objects(work::ObjectsArgs),
     /// Send CloudEvents
     #[command(alias = "event")]
     Events(work::EventsArgs),
@@ -168,6 +171,7 @@ impl Command {
             Self::Runs(a) => a.out.output,
             Self::Run(a) => a.format.output,
             Self::Images(a) => a.format(),
+            Self::Objects(a) => a.out.output,
             Self::DeadLetters(a) => a.out.output,
             Self::Scaling(a) => a.out.output,
             Self::Operations(a) => a.out.output,

@@ -6,6 +6,7 @@ pub mod functions;
 pub mod images;
 pub mod logs;
 pub mod named;
+pub mod objects;
 pub mod platform;
 pub mod progress;
 pub mod results;
@@ -33,6 +34,7 @@ pub async fn run(cx: &mut Context, command: Command) -> Result<(), CliError> {
         Command::Run(args) => run::run(cx, args).await,
         Command::Invoke(args) => images::invoke(cx, args).await,
         Command::Images(args) => images::images(cx, args).await,
+        Command::Objects(args) => objects::objects(cx, args).await,
         Command::Events(args) => events::events(cx, args).await,
         Command::DeadLetters(args) => events::dead_letters(cx, args).await,
         Command::Scaling(args) => scaling::scaling(cx, args).await,

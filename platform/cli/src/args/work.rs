@@ -186,6 +186,36 @@ pub enum ImagesCommand {
     },
 }
 
+/// `imageflow objects`
+#[derive(Debug, Args)]
+pub struct ObjectsArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: ObjectsCommand,
+    /// How results are printed.
+    #[command(flatten)]
+    pub out: OutputArgs,
+}
+
+/// What to do with objects.
+#[derive(Debug, Subcommand)]
+pub enum ObjectsCommand {
+    /// Find objects whose event is missing, and raise it now
+    #[command(
+        after_help = "Examples:\n  imageflow objects reconcile raw-images\n  imageflow objects reconcile raw-images --all -o json\n\nThe platform does this by itself each minute, for what is newer than its last look. An object has one run a\ntrigger, whatever is raised twice.\n\n--all costs a listing of the whole bucket, and a request, an event and a run for each object that a trigger wants\nand of which no run is known: those from before the trigger, those whose notification was lost long ago, and those\nwhose run ended so long ago that it was forgotten (results that are still there are found, not made again)."
+    )]
+    Reconcile {
+        /// A bucket from which a trigger may read
+        bucket: String,
+        /// Look at every object, not only at those since the last look
+        #[arg(long)]
+        all: bool,
+        /// Longest time to wait for the answer
+        #[arg(long, default_value = "10m")]
+        timeout: HumanDuration,
+    },
+}
+
 /// `imageflow events`
 #[derive(Debug, Args)]
 pub struct EventsArgs {

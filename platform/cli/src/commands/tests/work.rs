@@ -175,3 +175,40 @@ async fn a_program_that_is_not_there_is_told_before_it_is_deployed() {
     assert!(error.text().contains("nothing-here"), "{}", error.text());
     assert!(fake.requests().is_empty());
 }
+
+#[tokio::test]
+async fn a_reconcile_says_what_it_came_to() {
+    let found = || json!({"bucket": "raw-images", "lookedAt": 12, "raised": 3});
+    let fake = Fake::json([found(), found(), found()]).await;
+    let (result, out, _) = imageflow(&fake.base, &["objects", "reconcile", "raw-images"]).await;
+    result.unwrap();
+    assert_eq!(out, " BUCKET      LOOKED AT  RAISED\n raw-images  12         3\n");
+    let args = ["object", "reconcile", "raw-images", "--all", "-o", "json"];
+    let (result, out, _) = imageflow(&fake.base, &args).await;
+    result.unwrap();
+    assert_eq!(serde_json::from_str::<Value>(&out).unwrap(), found());
+    let (result, out, _) = imageflow(&fake.base, &["objects", "reconcile", "a/b", "-o", "name"]).await;
+    result.unwrap();
+    assert_eq!(out, "raw-images\n");
+    let expected = [
+        "POST /v1/buckets/raw-images/reconcile",
+        "POST /v1/buckets/raw-images/reconcile?all=true",
+        "POST /v1/buckets/a%2Fb/reconcile",
+    ];
+    assert_eq!(fake.requests(), expected);
+}
+
+#[tokio::test]
+async fn a_reconcile_of_a_bucket_that_no_trigger_reads_names_those() {
+    let mut problem = Problem::not_found("bucket", "raw", []);
+    problem.detail.push_str("; triggers read raw-images");
+    let text = serde_json::to_string(&problem).unwrap();
+    let fake = Fake::new([(404, "application/problem+json", text)]).await;
+    let (result, out, _) = imageflow(&fake.base, &["objects", "reconcile", "raw"]).await;
+    let said = result.unwrap_err().text();
+    assert!(
+        said.contains("\"raw\"") && said.contains("triggers read raw-images"),
+        "{said}"
+    );
+    assert_eq!(out, "");
+}
