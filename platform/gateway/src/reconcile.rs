@@ -178,16 +178,15 @@ pub async fn post(State(gateway): State<Arc<Gateway>>, Path(bucket): Path<String
     let catalog = gateway.deps.resources.snapshot();
     let watched = watched(&catalog);
     if !watched.contains(&bucket) {
-        let mut problem = Problem::not_found("bucket", &bucket, watched.iter().map(|b| b.as_str()));
         let names: Vec<&str> = watched.iter().map(|b| b.as_str()).collect();
-        problem.detail.push_str(&match names.is_empty() {
-            true => "; no trigger is there that reads any".to_owned(),
+        let detail = match names.is_empty() {
+            true => format!("no trigger reads bucket \"{bucket}\", because there is no trigger"),
             false => format!(
-                "; triggers read {}, and spec.buckets of a trigger adds others",
+                "no trigger reads bucket \"{bucket}\", only {}; add it to spec.buckets of the trigger that is to read it",
                 names.join(", ")
             ),
-        });
-        return Err(problem.into());
+        };
+        return Err(Problem::new(ErrorCode::NotFound, detail).into());
     }
     let all = flag(raw.as_deref(), "all", false);
     let mut reconciler = gateway.reconciler.lock().await;
