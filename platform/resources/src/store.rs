@@ -1,5 +1,6 @@
 //! Applying, deleting and watching resources.
 use std::sync::Arc;
+use std::time::Duration;
 
 use imageflow_eventlog::{EventLog, FollowEvent, LogError, NewRecord, Record, Start, TopicSpec};
 use imageflow_types::function::{FunctionSpec, TrafficTarget};
@@ -20,6 +21,8 @@ const SCHEMA: u32 = 1;
 /// Revisions kept of a function beside those that have traffic: enough to roll back, small enough for one record.
 const KEPT_REVISIONS: usize = 20;
 
+/// How long done work is kept. The embedded log keeps what is not done at any age; a full one drops what is done at once.
+const WORK_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 /// So often others may come first before a change is given up.
 const MOST_FENCED: u32 = 20;
 
@@ -251,6 +254,7 @@ impl ResourceStore {
             // Before anybody who has work for it can see the function; one that is refused makes no topic.
             self.check(&resource, &now)?;
             let topic = TopicSpec::new(topics::work(&document.metadata.name), topics::WORK_PARTITIONS);
+            let topic = topic.retention(WORK_KEPT);
             self.log.ensure_topics(&[topic]).await.map_err(log_problem)?;
         }
         self.change(change).await
