@@ -89,8 +89,13 @@ impl World {
 
     /// Starts the platform, with more arguments.
     pub fn platform(&self, more: &[&str]) -> Platform {
-        let (bootstrap, url) = (self.cluster.bootstrap(), self.server.url());
-        let args = [&["--kafka", &bootstrap, "--s3", &url], more].concat();
+        self.platform_via(&self.server.url(), more)
+    }
+
+    /// The same, which finds the S3 server at this URL.
+    pub fn platform_via(&self, s3: &str, more: &[&str]) -> Platform {
+        let bootstrap = self.cluster.bootstrap();
+        let args = [&["--kafka", &bootstrap, "--s3", s3], more].concat();
         let env = [
             ("IMAGEFLOW_S3_ACCESS_KEY", self.server.access_key()),
             ("IMAGEFLOW_S3_SECRET_KEY", self.server.secret_key()),

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use http::Method;
 use imageflow_objects::ObjectStore;
+use imageflow_servers::proxy::{Fault, Proxy};
 use imageflow_tests::external::{RESOURCES, RESULT_WIDTH, World, photo, put, until};
 use imageflow_tests::{Api, Platform};
 use rand::seq::IndexedRandom;
@@ -116,9 +117,63 @@ impl Feed {
     }
 }
 
+/// What goes wrong. `IMAGEFLOW_FAULTS` names those that are played, by words of their names, parted by commas; else all are.
+#[derive(Debug, Clone, Copy)]
+enum Scene {
+    BrokerKilled,
+    ControllerKilled,
+    TwoBrokersKilled,
+    BrokersRestartedInTurn,
+    BrokerStandsStill,
+    S3ServerKilled,
+    S3ServerUnwell,
+    PlatformKilled,
+    PlatformStandsStill,
+}
+
+impl Scene {
+    const ALL: [Self; 9] = [
+        Self::BrokerKilled,
+        Self::ControllerKilled,
+        Self::TwoBrokersKilled,
+        Self::BrokersRestartedInTurn,
+        Self::BrokerStandsStill,
+        Self::S3ServerKilled,
+        Self::S3ServerUnwell,
+        Self::PlatformKilled,
+        Self::PlatformStandsStill,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::BrokerKilled => "a broker is killed",
+            Self::ControllerKilled => "the controller is killed",
+            Self::TwoBrokersKilled => "two brokers are killed",
+            Self::BrokersRestartedInTurn => "the brokers are restarted in turn",
+            Self::BrokerStandsStill => "a broker stands still",
+            Self::S3ServerKilled => "the S3 server is killed",
+            Self::S3ServerUnwell => "the S3 server refuses and is slow",
+            Self::PlatformKilled => "the platform is killed",
+            Self::PlatformStandsStill => "the platform stands still",
+        }
+    }
+
+    fn chosen() -> Vec<Self> {
+        let Ok(words) = std::env::var("IMAGEFLOW_FAULTS") else {
+            return Self::ALL.to_vec();
+        };
+        let wanted = |scene: &Self| words.split(',').any(|word| scene.name().contains(word.trim()));
+        let chosen: Vec<Self> = Self::ALL.into_iter().filter(wanted).collect();
+        assert!(!chosen.is_empty(), "IMAGEFLOW_FAULTS={words}: no fault has such a name");
+        chosen
+    }
+}
+
 /// Where a scene plays.
 struct Stage {
     world: World,
+    /// Between the platform and the S3 server; other clients go to the server itself.
+    proxy: Proxy,
     platform: Option<Platform>,
     scene: &'static str,
     begun: Instant,
@@ -157,8 +212,7 @@ impl Stage {
     }
 
     /// The first part of the photos comes, and some of it is done.
-    async fn begin(&mut self, scene: &'static str, client: &Client) {
-        (self.scene, self.begun) = (scene, Instant::now());
+    async fn begin(&mut self, client: &Client) {
         self.feed = Feed::start(client, self.before..self.before + 3 * PART);
         self.more();
         self.worked(WARM).await;
@@ -210,8 +264,23 @@ impl Stage {
         (0..3).filter(|node| *node != controller).collect()
     }
 
+    async fn play(&mut self, scene: Scene) {
+        (self.scene, self.begun) = (scene.name(), Instant::now());
+        match scene {
+            Scene::BrokerKilled => self.a_broker_is_killed().await,
+            Scene::ControllerKilled => self.the_controller_is_killed().await,
+            Scene::TwoBrokersKilled => self.two_brokers_are_killed().await,
+            Scene::BrokersRestartedInTurn => self.the_brokers_are_restarted_in_turn().await,
+            Scene::BrokerStandsStill => self.a_broker_stands_still().await,
+            Scene::S3ServerKilled => self.the_s3_server_is_killed().await,
+            Scene::S3ServerUnwell => self.the_s3_server_is_unwell().await,
+            Scene::PlatformKilled => self.the_platform_is_killed().await,
+            Scene::PlatformStandsStill => self.the_platform_stands_still().await,
+        }
+    }
+
     async fn a_broker_is_killed(&mut self) {
-        self.begin("a broker is killed", &self.runs()).await;
+        self.begin(&self.runs()).await;
         let node = *self.followers().choose(&mut rand::rng()).unwrap();
         self.more();
         self.world.cluster.kill(node).unwrap();
@@ -223,7 +292,7 @@ impl Stage {
     }
 
     async fn the_controller_is_killed(&mut self) {
-        self.begin("the controller is killed", &self.puts()).await;
+        self.begin(&self.puts()).await;
         let node = self.world.controller();
         self.more();
         self.world.cluster.kill(node).unwrap();
@@ -235,7 +304,7 @@ impl Stage {
     }
 
     async fn two_brokers_are_killed(&mut self) {
-        self.begin("two brokers are killed", &self.runs()).await;
+        self.begin(&self.runs()).await;
         until("the first part", PATIENCE, async || self.feed.arrived() == PART).await;
         let nodes: Vec<usize> = (0..3)
             .collect::<Vec<_>>()
@@ -260,8 +329,20 @@ impl Stage {
         self.end().await;
     }
 
+    async fn the_brokers_are_restarted_in_turn(&mut self) {
+        self.begin(&self.runs()).await;
+        for node in 0..3 {
+            self.feed.may.add_permits(PART / 2);
+            self.world.cluster.stop(node).await.unwrap();
+            self.tell(&format!("broker {node} has ended"));
+            self.world.cluster.restart(node).await.unwrap();
+            self.tell(&format!("broker {node} is back"));
+        }
+        self.end().await;
+    }
+
     async fn a_broker_stands_still(&mut self) {
-        self.begin("a broker stands still", &self.runs()).await;
+        self.begin(&self.runs()).await;
         let node = *self.followers().choose(&mut rand::rng()).unwrap();
         let fenced = format!("Fencing broker {}", node + 1);
         let before = self.world.told(&fenced);
@@ -280,7 +361,7 @@ impl Stage {
     }
 
     async fn the_s3_server_is_killed(&mut self) {
-        self.begin("the S3 server is killed", &self.puts()).await;
+        self.begin(&self.puts()).await;
         self.more();
         self.world.server.kill();
         until("a put fails", PATIENCE, async || self.feed.refused() > 0).await;
@@ -289,17 +370,35 @@ impl Stage {
         self.end().await;
     }
 
+    async fn the_s3_server_is_unwell(&mut self) {
+        self.begin(&self.puts()).await;
+        let before = self.proxy.seen("/");
+        self.proxy.fail("/", usize::MAX, Fault::Unavailable);
+        self.more();
+        until("it refuses", PATIENCE, async || self.proxy.seen("/") >= before + 60).await;
+        self.tell("it has refused 60 requests");
+        self.proxy.heal();
+        let before = self.proxy.seen("/");
+        self.proxy.fail("/", usize::MAX, Fault::Delay(Duration::from_secs(2)));
+        until("it is slow", PATIENCE, async || self.proxy.seen("/") >= before + 40).await;
+        self.tell("it has answered 15 requests late");
+        self.proxy.heal();
+        self.end().await;
+    }
+
     async fn the_platform_is_killed(&mut self) {
-        self.begin("the platform is killed", &self.puts()).await;
+        self.begin(&self.puts()).await;
         self.more();
         self.platform.take().unwrap().kill();
-        self.platform = Some(self.world.platform(&["--kafka-set", SESSION]));
+        self.platform = Some(self.world.platform_via(&self.proxy.url, &["--kafka-set", SESSION]));
         self.tell("it is back");
         self.end().await;
     }
 
     async fn the_platform_stands_still(&mut self) {
-        self.begin("the platform stands still", &self.puts()).await;
+        self.platform.take().unwrap().stop();
+        self.platform = Some(self.world.platform_via(&self.proxy.url, &["--kafka-set", SESSION]));
+        self.begin(&self.puts()).await;
         let gone = |group: &str| self.world.told(&format!("in group {group} has failed"));
         let before = GROUPS.map(gone);
         self.more();
@@ -338,24 +437,22 @@ impl Stage {
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_dies_or_stands_still_each_photo_has_one_run_and_one_result() {
     let Some(world) = World::start().await else { return };
-    let platform = world.platform(&[]);
+    let proxy = Proxy::start(&world.server.url()).await;
+    let platform = world.platform_via(&proxy.url, &[]);
     platform.api.apply(RESOURCES).await;
     let nothing = Feed::start(&Client::Puts(world.objects.clone()), 0..0);
     let mut stage = Stage {
         world,
+        proxy,
         platform: Some(platform),
         scene: "",
         begun: Instant::now(),
         before: 0,
         feed: nothing,
     };
-    stage.a_broker_is_killed().await;
-    stage.the_controller_is_killed().await;
-    stage.two_brokers_are_killed().await;
-    stage.a_broker_stands_still().await;
-    stage.the_s3_server_is_killed().await;
-    stage.the_platform_is_killed().await;
-    stage.the_platform_stands_still().await;
+    for scene in Scene::chosen() {
+        stage.play(scene).await;
+    }
     stage.results_are_right().await;
     stage.platform.take().unwrap().stop();
 }

@@ -77,7 +77,7 @@ impl Transfer {
             .map_err(|error| match error {
                 ReadError::TooLarge => too_large("the input object", self.max_bytes),
                 ReadError::Broken(error) => Problem::new(
-                    ErrorCode::Unavailable,
+                    ErrorCode::StorageUnavailable,
                     format!("the input object could not be read whole: {error}"),
                 ),
             })?;
@@ -131,7 +131,7 @@ impl Transfer {
                 text.push_str(&format!(": {cause}"));
                 source = cause.source();
             }
-            Problem::new(ErrorCode::Unavailable, text)
+            Problem::new(ErrorCode::StorageUnavailable, text)
         })
     }
 }
@@ -191,10 +191,16 @@ fn request(
     Ok(request)
 }
 
-/// Statuses that say nothing about the work itself: a new attempt gets a new signature.
+/// Statuses that say nothing about the work itself. Either the store cannot now, which is nobody's attempt, or it refuses
+/// the request: a new attempt gets a new signature.
 fn store_problem(what: &str, status: StatusCode) -> Problem {
+    let cannot_now = status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS;
     Problem::new(
-        ErrorCode::Unavailable,
+        if cannot_now {
+            ErrorCode::StorageUnavailable
+        } else {
+            ErrorCode::Unavailable
+        },
         format!("the object store answered {status} to the request for the {what}"),
     )
 }

@@ -20,10 +20,30 @@ pub fn wait(policy: &Delivery, attempt: u32, retry_after: Option<Duration>, jitt
     retry_after.map_or(spread, |asked| spread.max(asked.min(LONGEST)))
 }
 
+/// The wait when a pod does not get at the object store that we do get at, after `times` such waits in a row: from half a
+/// second, doubling, at most 30 s. None after some five minutes: it is an attempt then, for what a foreign function says of
+/// the store need not be true.
+#[must_use]
+pub fn for_storage(times: u32) -> Option<Duration> {
+    const TIMES: u32 = 15;
+    let grown = Duration::from_millis(500).saturating_mul(1_u32.checked_shl(times).unwrap_or(u32::MAX));
+    (times < TIMES).then(|| grown.min(Duration::from_secs(30)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use imageflow_types::HumanDuration;
+
+    #[test]
+    fn a_pod_without_the_store_waits_five_minutes_before_that_is_an_attempt() {
+        let waits: Vec<Duration> = (0..).map_while(for_storage).collect();
+        assert_eq!(waits[..3], [500, 1000, 2000].map(Duration::from_millis));
+        assert!(waits.is_sorted() && waits[14] == Duration::from_secs(30));
+        let all: Duration = waits.iter().sum();
+        assert!((300..320).contains(&all.as_secs()), "{all:?}");
+        assert_eq!(for_storage(u32::MAX), None);
+    }
 
     #[test]
     fn waits_double_within_their_spread_up_to_the_longest() {

@@ -26,6 +26,11 @@ pub enum Outcome {
         /// Its media type.
         content_type: String,
     },
+    /// The pod did not get at the object store: no fault of the function.
+    NoStorage {
+        /// Why.
+        error: StepError,
+    },
     /// It failed.
     Failed {
         /// Why.
@@ -130,13 +135,17 @@ fn failure(response: &Response<Bytes>) -> Outcome {
         Some((at, _)) => format!("{}...", &message[..at]),
         None => message,
     };
+    let error = StepError {
+        code,
+        message,
+        status: Some(status),
+        step,
+    };
+    if matches!(code, ErrorCode::StorageUnavailable | ErrorCode::StorageFull) {
+        return Outcome::NoStorage { error };
+    }
     Outcome::Failed {
-        error: StepError {
-            code,
-            message,
-            status: Some(status),
-            step,
-        },
+        error,
         retry: http_status_retries(status),
         retry_after: retry_after(response),
     }

@@ -8,7 +8,7 @@ use imageflow_objects::{ObjectError, PutOptions, SignedUrl};
 use imageflow_types::StepRequest;
 use imageflow_types::error::ErrorCode;
 use imageflow_types::names::StepName;
-use imageflow_types::work::{Input, ObjectRef, OutputRef, StepResult};
+use imageflow_types::work::{Input, ObjectRef, OutputRef, StepError, StepResult};
 use serde_json::Value;
 
 use crate::intake;
@@ -38,6 +38,7 @@ pub(crate) async fn finish(
                 retry_after,
             });
         }
+        Outcome::NoStorage { error } => return Err(unreached(context, step, error).await),
         Outcome::Replied(reply) => reply,
         Outcome::Data(data) => StepReply {
             data,
@@ -161,6 +162,18 @@ async fn put_sidecar(context: &Context, step: &StepRequest, data: &Value) -> Res
     {
         Ok(_) | Err(ObjectError::AlreadyExists { .. }) => Ok(()),
         Err(error) => Err(storage(&error)),
+    }
+}
+
+/// What it means that a pod did not get at the object store: nothing about the step when we do not get at it either.
+async fn unreached(context: &Context, step: &StepRequest, error: StepError) -> Undelivered {
+    match context.objects.head(&step.output.bucket, &step.output.key).await {
+        Err(ours) if ours.is_retryable() => storage(&ours),
+        // That one is full does not show by a look.
+        _ => {
+            tracing::warn!(run = %step.run, error = error.message, "a pod does not get at the object store, the step waits");
+            Undelivered::NoStorageForPod(error)
+        }
     }
 }
 

@@ -38,7 +38,6 @@ const SLOT_PATIENCE: Duration = Duration::from_secs(60);
 const DELAY_FROM: Duration = Duration::from_secs(5);
 /// Pause before the log or the object store is asked again.
 const STORAGE_PAUSE: Duration = Duration::from_millis(500);
-
 /// Most reports are not larger: a buffer that grows is copied again and again.
 const USUAL_BYTES: usize = 512;
 
@@ -67,6 +66,7 @@ async fn attempts(context: &Context, step: &StepRequest) -> End {
     let mut attempts: Vec<Attempt> = step.attempts.clone();
     let mut demand = Demand::One;
     let mut gone = false;
+    let mut turned_away = 0;
     loop {
         let Some((entry, timeout)) = function_of(context, step) else {
             let message = format!(
@@ -108,6 +108,15 @@ async fn attempts(context: &Context, step: &StepRequest) -> End {
                 // Our storage, not the function: no attempt, and the work stays.
                 tokio::time::sleep(STORAGE_PAUSE).await;
                 continue;
+            }
+            Err(Undelivered::NoStorageForPod(error)) => {
+                if let Some(wait) = backoff::for_storage(turned_away) {
+                    turned_away += 1;
+                    tokio::time::sleep(wait).await;
+                    continue;
+                }
+                turned_away = 0;
+                (error, true, None)
             }
         };
         metrics::counter!("imageflow_function_attempts_failed_total", "function" => step.function.to_string(), "code" => error.code.slug()).increment(1);
@@ -166,6 +175,8 @@ pub(crate) enum Undelivered {
     NoAttempt { alone: bool },
     /// The object store is not to be had.
     Storage,
+    /// It is for us, but not for the pod, or has no space.
+    NoStorageForPod(StepError),
     /// The result that the pod found there is not there: it was removed meanwhile, or, the second time, the pod is wrong.
     Gone(StepError),
     /// What is asked of the object store can never be.

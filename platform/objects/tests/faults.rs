@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use imageflow_objects::{ObjectError, ObjectStore, PutOptions, RetryBudget, S3Config, S3Store};
-use support::proxy::{Fault, Proxy};
+use imageflow_servers::proxy::{Fault, Proxy};
 use support::{BUCKET, PART, Target, body, bytes, read, until};
 use tokio::sync::Semaphore;
 

@@ -7,8 +7,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use imageflow_objects::{CaBundle, ObjectError, ObjectStore, PutOptions, S3Config, S3Store, conformance};
+use imageflow_servers::proxy::{Fault, Proxy};
 use imageflow_servers::s3::{S3Options, S3Server};
-use support::proxy::{Fault, Proxy};
 use support::{BUCKET, PART, body, bytes, read, until};
 use tokio::sync::Semaphore;
 

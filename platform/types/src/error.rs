@@ -62,6 +62,8 @@ codes! {
     StartFailed, "start-failed", 503, 14, true;
     /// Not available now, for example while shutting down.
     Unavailable, "unavailable", 503, 14, true;
+    /// The object store does not answer, or answers that it cannot now.
+    StorageUnavailable, "storage-unavailable", 503, 14, true;
     /// It took longer than its timeout.
     Timeout, "timeout", 504, 4, true;
     /// No space is left for the event log or the object store.

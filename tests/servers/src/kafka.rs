@@ -8,7 +8,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use tempfile::TempDir;
 
 mod install;
@@ -241,6 +241,25 @@ impl Cluster {
         self.wait_for(node).await
     }
 
+    /// Shuts a node down as an operator does (SIGTERM): it hands its partitions over first. Waits until it is gone.
+    ///
+    /// # Errors
+    /// `NoNode`; `Start` when it does not run or does not end.
+    pub async fn stop(&self, node: usize) -> Result<()> {
+        let pid = self.process_id(node)?;
+        self.signal(node, Signal::TERM)?;
+        let deadline = Instant::now() + READY;
+        // Left unreaped: as long as it is there nobody else gets its id, which the guard still knows.
+        let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        while matches!(waitid(WaitId::Pid(pid), look), Ok(None)) {
+            if Instant::now() > deadline {
+                return Err(KafkaServerError::Start(format!("node {node} does not end")));
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        self.kill(node)
+    }
+
     /// Stops a node where it is (SIGSTOP): its connections stay open and nothing answers.
     ///
     /// # Errors
@@ -273,10 +292,13 @@ impl Cluster {
         self.guard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn process_id(&self, node: usize) -> Result<Pid> {
+        let pid = self.pid(node).and_then(|pid| i32::try_from(pid).ok());
+        pid.and_then(Pid::from_raw).ok_or(KafkaServerError::NoNode(node))
+    }
+
     fn signal(&self, node: usize, signal: Signal) -> Result<()> {
-        let pid = self.pid(node).ok_or(KafkaServerError::NoNode(node))?;
-        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
-        let pid = pid.ok_or(KafkaServerError::NoNode(node))?;
+        let pid = self.process_id(node)?;
         kill_process(pid, signal).map_err(|e| KafkaServerError::Start(format!("the signal {signal:?} failed: {e}")))
     }
 

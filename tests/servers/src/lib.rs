@@ -3,4 +3,5 @@
 pub mod connect;
 pub mod kafka;
 mod process;
+pub mod proxy;
 pub mod s3;

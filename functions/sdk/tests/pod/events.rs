@@ -80,7 +80,8 @@ async fn a_store_that_is_full_or_away_is_said_without_its_signed_url() {
     // Port 1 of loopback: nobody listens.
     event.set_extension(ext::DATAREF, "http://127.0.0.1:1/in/photo?signature=secret");
     let answer = pod.event(&event).await;
-    assert_eq!(answer.problem().0, 503);
+    let (status, code, _) = answer.problem();
+    assert_eq!((status, code.as_str()), (503, "storage-unavailable"));
     assert_eq!(answer.header("imageflow-refused"), "", "the attempt was made");
     assert!(!String::from_utf8_lossy(&answer.body).contains("secret"));
 }

@@ -10,7 +10,7 @@ use imageflow_types::{ErrorCode, RunEvent, StepRequest};
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::support::{FUNCTION, World, body, broken, function, replied, status, step, within, work};
+use crate::support::{FUNCTION, World, body, broken, function, problem, replied, status, step, within, work};
 
 #[tokio::test]
 async fn a_503_is_tried_again_after_a_growing_wait_and_each_failure_is_reported() {
@@ -143,6 +143,32 @@ async fn a_refusal_is_no_attempt() {
         answer.headers_mut().insert("imageflow-refused", refused);
         call.answer(answer);
     }
+    let call = world.pod.call().await;
+    assert_eq!(call.attempt, 1);
+    call.answer(status(202, ""));
+    world.completed(&step).await;
+    assert_eq!(world.log.reports(&step.run).len(), 1);
+    running.stop().await;
+    world.assert_idle();
+}
+
+#[tokio::test]
+async fn that_a_pod_does_not_get_at_the_store_is_no_attempt() {
+    let world = World::with(json!({"retry": 0})).await;
+    let step = step("a");
+    let running = world.dispatch();
+    world.give(&step, 0).await;
+    for code in [ErrorCode::StorageUnavailable, ErrorCode::StorageFull] {
+        let call = world.pod.call().await;
+        assert_eq!(call.attempt, 1);
+        call.answer(problem(code));
+    }
+    // Neither is it when nobody gets at it: then it is not even counted how often.
+    let call = world.pod.call().await;
+    world.store.down(true);
+    call.answer(problem(ErrorCode::StorageUnavailable));
+    world.store.refused(1).await;
+    world.store.down(false);
     let call = world.pod.call().await;
     assert_eq!(call.attempt, 1);
     call.answer(status(202, ""));

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use self::log::{Entry, Spy, commits};
-pub use self::pod::{Call, PodServer, body, broken, replied, send, status};
+pub use self::pod::{Call, PodServer, body, broken, problem, replied, send, status};
 pub use self::store::Switch;
 
 /// The function of the tests.

@@ -12,7 +12,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use imageflow_events::invocation::{InputTarget, OutputTarget, SignedRequest, StepReply, unpack};
 use imageflow_events::{Event, EventBuilder, EventBuilderV10, ext};
-use imageflow_types::RunId;
+use imageflow_types::{ErrorCode, Problem, RunId};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -134,6 +134,15 @@ async fn take(State(calls): State<mpsc::Sender<Call>>, headers: HeaderMap, body:
 pub fn status(status: u16, text: &str) -> Answer {
     let answer = Response::builder().status(status).header("content-type", "text/plain");
     answer.body(Body::from(text.to_owned())).unwrap()
+}
+
+/// An answer of our own SDK that says what went wrong.
+pub fn problem(code: ErrorCode) -> Answer {
+    let problem = Problem::new(code, "by the test");
+    let answer = Response::builder()
+        .status(problem.status)
+        .header("content-type", "application/problem+json");
+    answer.body(Body::from(serde_json::to_vec(&problem).unwrap())).unwrap()
 }
 
 /// The connection breaks in the middle of the answer, as when the pod dies.

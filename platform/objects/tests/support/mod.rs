@@ -1,7 +1,5 @@
-//! Servers to test against, and a proxy before them that fails on demand.
+//! Servers to test against.
 #![allow(dead_code, reason = "each of the test files uses its part of this")]
-
-pub mod proxy;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

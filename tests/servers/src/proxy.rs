@@ -1,4 +1,9 @@
 //! An HTTP proxy that fails as it is told to.
+#![allow(
+    clippy::unwrap_used,
+    clippy::missing_panics_doc,
+    reason = "a test fails by panicking, its helpers too"
+)]
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
@@ -54,6 +59,7 @@ struct Shared {
 /// A running proxy; it ends with the drop.
 pub struct Proxy {
     shared: Arc<Shared>,
+    /// Where it listens.
     pub url: String,
     task: JoinHandle<()>,
 }
@@ -73,6 +79,7 @@ fn split(words: &str) -> Vec<String> {
 }
 
 impl Proxy {
+    /// Starts one before the server at this URL.
     pub async fn start(upstream: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
