@@ -7,8 +7,8 @@ use std::time::Duration;
 use futures::FutureExt;
 use imageflow_delivery::Delivery;
 use imageflow_eventlog::{
-    Assignment, Consumer, ConsumerConfig, ConsumerEvent, EventLog, LogError, OffsetCommit, Record, TopicPartition,
-    Topics,
+    Assignment, Consumer, ConsumerConfig, ConsumerEvent, EventLog, LogError, OffsetCommit, Record, Rejoin,
+    TopicPartition, Topics,
 };
 use imageflow_objects::ObjectStore;
 use imageflow_resources::ResourceStore;
@@ -73,8 +73,6 @@ pub enum DispatcherError {
     Log(#[from] LogError),
 }
 
-/// So often a dispatcher joins its groups anew after it was displaced there; then somebody else must have its name.
-const MOST_DISPLACED: u32 = 10;
 /// Before it joins anew.
 const DISPLACED_PAUSE: Duration = Duration::from_millis(500);
 
@@ -126,13 +124,11 @@ impl Dispatcher {
             clock: self.clock,
         };
         let context = Arc::new(context);
-        let mut displaced = 0;
+        let mut rejoin = Rejoin::default();
         loop {
             match Self::session(&context, &self.config, &stop).await {
-                // Another dispatcher of the name, or its own earlier wish to join, when brokers died meanwhile.
-                Err(DispatcherError::Log(error @ LogError::Fenced { .. })) if displaced < MOST_DISPLACED => {
+                Err(DispatcherError::Log(error)) if rejoin.may(&error, Instant::now().into_std()) => {
                     tracing::warn!(%error, "the dispatcher was displaced in its group; it joins anew");
-                    displaced += 1;
                 }
                 result => return result,
             }

@@ -12,6 +12,7 @@ mod error;
 mod kafka;
 mod log;
 mod partition;
+mod rejoin;
 mod types;
 
 pub use embedded::{Clock, Embedded, EmbeddedConfig, RetentionReport, system_clock};
@@ -20,6 +21,7 @@ pub use error::{LogError, Result};
 pub use kafka::{Kafka, KafkaConfig, KafkaOpenError, KafkaSasl, KafkaTls, SaslMechanism};
 pub use log::{Consumer, EventLog, Follower, TransactionalProducer};
 pub use partition::{murmur2, partition_for_key};
+pub use rejoin::Rejoin;
 pub use types::{
     Assignment, Cleanup, ConsumerConfig, ConsumerEvent, FollowEvent, NewRecord, OffsetCommit, Position, Record, Start,
     TopicPartition, TopicSpec, Topics, Transaction, Usage, Watermarks, validate_topic_name,

@@ -1,10 +1,10 @@
 //! Notifications of an external S3 server: `imageflow.object-notifications` holds them as the server sent them, and each becomes
 //! the event that the embedded server would have raised.
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use imageflow_eventlog::{
-    Consumer, ConsumerConfig, ConsumerEvent, EventLog, LogError, OffsetCommit, Record, TopicSpec, Topics,
+    Consumer, ConsumerConfig, ConsumerEvent, EventLog, LogError, OffsetCommit, Record, Rejoin, TopicSpec, Topics,
 };
 use imageflow_objects::notifications::{Notification, parse};
 use imageflow_objects::{ChangeKind, ObjectListener, ObjectStore};
@@ -40,6 +40,23 @@ impl Notifications {
     /// When the log fails for good.
     pub async fn run(self, stop: CancellationToken) -> Result<(), LogError> {
         self.log.ensure_topics(&[Self::topic()]).await?;
+        let mut rejoin = Rejoin::default();
+        loop {
+            match self.session(&stop).await {
+                Err(error) if rejoin.may(&error, Instant::now()) => {
+                    tracing::warn!(%error, "displaced in the group of those who read notifications; it joins anew");
+                }
+                ended => return ended,
+            }
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                () = tokio::time::sleep(PAUSE) => {}
+            }
+        }
+    }
+
+    /// As a member of the group, until `stop` or until it is no member any more.
+    async fn session(&self, stop: &CancellationToken) -> Result<(), LogError> {
         let names = Topics::Names(vec![topics::OBJECT_NOTIFICATIONS.to_owned()]);
         let group = ConsumerConfig::new(topics::GROUP_NOTIFICATIONS, self.member.clone(), names);
         let mut consumer = self.log.consumer(group).await?;
@@ -54,7 +71,7 @@ impl Notifications {
                     continue;
                 };
                 for record in &records {
-                    if !self.take(record, &stop).await {
+                    if !self.take(record, stop).await {
                         return consumer.close().await;
                     }
                 }

@@ -1,13 +1,13 @@
 //! The loop: poll, work out, one transaction, go on.
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use imageflow_eventlog::{
-    Consumer, ConsumerConfig, ConsumerEvent, EventLog, LogError, OffsetCommit, Record, TopicPartition, TopicSpec,
-    Topics, Transaction, TransactionalProducer,
+    Consumer, ConsumerConfig, ConsumerEvent, EventLog, LogError, OffsetCommit, Record, Rejoin, TopicPartition,
+    TopicSpec, Topics, Transaction, TransactionalProducer,
 };
 use imageflow_events::EventError;
 use imageflow_objects::ObjectStore;
@@ -69,8 +69,6 @@ pub enum RouterError {
     Log(#[from] LogError),
 }
 
-/// So often a router joins its group anew after it was displaced there; then somebody else must have its name.
-const MOST_DISPLACED: u32 = 10;
 /// Pause before a batch that could not be written is written again.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -116,7 +114,7 @@ impl Router {
         self.log.ensure_topics(&Self::topics()).await?;
         // Taking the id over first ends an older router's transactions before any state is read.
         let mut producer = self.log.transactional(&self.config.member).await?;
-        let mut displaced = 0;
+        let mut rejoin = Rejoin::default();
         loop {
             let names = vec![topics::EVENTS.to_owned(), topics::RUN_EVENTS.to_owned()];
             let group = ConsumerConfig::new(topics::GROUP_ROUTER, self.config.member.clone(), Topics::Names(names));
@@ -130,11 +128,9 @@ impl Router {
                 Err(SessionError::Router(RouterError::Log(LogError::NotAssigned { .. }))) => {
                     tracing::warn!("the group of routers went on without this one; it joins anew");
                 }
-                // Only its transactions prove that a newer router has the name. As a member it can also be displaced by
-                // its own earlier wish to join, when brokers die meanwhile.
-                Err(SessionError::Displaced(error)) if displaced < MOST_DISPLACED => {
+                // Only its transactions prove that a newer router has the name.
+                Err(SessionError::Displaced(error)) if rejoin.may(&error, Instant::now()) => {
                     tracing::warn!(%error, "the router was displaced in its group; it joins anew");
-                    displaced += 1;
                 }
                 Err(SessionError::Displaced(error)) => return Err(error.into()),
                 Err(SessionError::Router(error)) => return Err(error),

@@ -1,23 +1,25 @@
 //! Records and offsets together: one transactional producer for each id.
 
+mod worker;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use rdkafka::consumer::{Consumer, ConsumerGroupMetadata};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::error::KafkaError;
 use rdkafka::producer::Producer as _;
 use rdkafka::topic_partition_list::TopicPartitionList;
 use tokio::sync::Mutex;
 
+use self::worker::Worker;
 use super::Handle;
 use super::failure::{code, failed, is_fenced, is_not_member, is_unknown_topic, storage};
 use super::group::{check_metadata, commit_list, not_assigned};
-use super::produce::{Batch, Producer, send_blocking};
+use super::produce::{Batch, Producer};
 use crate::error::{LogError, Result};
 use crate::log::TransactionalProducer;
-use crate::types::{NewRecord, Position, Transaction};
+use crate::types::{Position, Transaction};
 
 /// Longest that the end of a transaction is asked for again before its outcome is left open.
 const COMMIT_FOR: Duration = Duration::from_secs(60);
@@ -30,8 +32,8 @@ pub struct KafkaTransactions {
 
 struct Inner {
     /// None after a transaction whose outcome was left open: a new one ends it.
-    producer: Option<Arc<Producer>>,
-    fenced: AtomicBool,
+    worker: Option<Worker>,
+    fenced: bool,
 }
 
 /// Offsets in the name of a group.
@@ -52,13 +54,13 @@ enum Failure {
 
 impl KafkaTransactions {
     pub async fn take_over(handle: Arc<Handle>, id: &str) -> Result<Self> {
-        let producer = init(&handle, id).await?;
+        let worker = init(&handle, id).await?;
         Ok(Self {
             handle,
             id: id.to_owned(),
             inner: Arc::new(Mutex::new(Inner {
-                producer: Some(producer),
-                fenced: AtomicBool::new(false),
+                worker: Some(worker),
+                fenced: false,
             })),
         })
     }
@@ -125,7 +127,7 @@ impl KafkaTransactions {
 }
 
 /// A new producer for the id, with whatever an older one left open ended.
-async fn init(handle: &Arc<Handle>, id: &str) -> Result<Arc<Producer>> {
+async fn init(handle: &Arc<Handle>, id: &str) -> Result<Worker> {
     let made = handle.config.producer(Some(id)).create_with_context(handle.context());
     let made: Producer = made.map_err(|e| storage("making a producer", e, None))?;
     let (producer, timeout) = (Arc::new(made), handle.config.request_timeout);
@@ -140,53 +142,7 @@ async fn init(handle: &Arc<Handle>, id: &str) -> Result<Arc<Producer>> {
         }
     })
     .await?;
-    Ok(producer)
-}
-
-fn run(
-    producer: &Producer,
-    records: &[NewRecord],
-    offsets: Option<&Offsets>,
-    batch: &Arc<Batch>,
-) -> Result<(), Failure> {
-    let step = Duration::from_secs(30);
-    producer.begin_transaction().map_err(Failure::Aborted)?;
-    let sent = send_blocking(producer, records, batch).map_err(Failure::Aborted);
-    let sent = sent.and_then(|()| match offsets {
-        Some(offsets) => producer
-            .send_offsets_to_transaction(&offsets.list, &offsets.group, step)
-            .map_err(Failure::Offsets),
-        None => Ok(()),
-    });
-    let deadline = Instant::now() + COMMIT_FOR;
-    let ended = sent.and_then(|()| {
-        loop {
-            match producer.commit_transaction(step) {
-                Ok(()) => return Ok(()),
-                Err(KafkaError::Transaction(error)) if error.txn_requires_abort() || error.is_fatal() => {
-                    return Err(Failure::Aborted(KafkaError::Transaction(error)));
-                }
-                // The same call goes on where it was.
-                Err(error) if Instant::now() > deadline => return Err(Failure::Open(error)),
-                Err(_) => {}
-            }
-        }
-    });
-    match ended {
-        Err(failure @ (Failure::Aborted(_) | Failure::Offsets(_))) => match producer.abort_transaction(step) {
-            Ok(()) => Err(failure),
-            // Fenced, most likely, which the caller sees; else the next transaction begins with a new producer.
-            Err(error) => {
-                tracing::debug!(%error, "a transaction could not be aborted");
-                match failure {
-                    Failure::Aborted(error) | Failure::Offsets(error) | Failure::Open(error) => {
-                        Err(Failure::Open(error))
-                    }
-                }
-            }
-        },
-        other => other,
-    }
+    Worker::start(producer)
 }
 
 #[async_trait]
@@ -195,7 +151,7 @@ impl TransactionalProducer for KafkaTransactions {
         self.handle.check_open()?;
         // A dropped call goes on by itself; the next one waits for it.
         let mut inner = self.inner.clone().lock_owned().await;
-        if inner.fenced.load(Ordering::Acquire) {
+        if inner.fenced {
             return Err(self.fenced());
         }
         self.handle.check_records(&transaction.records).await?;
@@ -203,31 +159,30 @@ impl TransactionalProducer for KafkaTransactions {
         if transaction.records.is_empty() && offsets.is_none() {
             return Ok(Vec::new());
         }
-        let producer = match &inner.producer {
-            Some(producer) => producer.clone(),
-            None => {
-                let producer = init(&self.handle, &self.id).await?;
-                inner.producer.insert(producer).clone()
-            }
-        };
+        if inner.worker.is_none() {
+            inner.worker = Some(init(&self.handle, &self.id).await?);
+        }
         let batch = Batch::new(transaction.records.len());
-        let (filled, records) = (batch.clone(), transaction.records.clone());
-        let done = tokio::task::spawn_blocking(move || {
-            let result = run(&producer, &records, offsets.as_ref(), &filled);
-            let fatal = producer.client().fatal_error().map(|(code, _)| code);
-            let is_fenced = |code: &RDKafkaErrorCode| is_fenced(*code);
+        let (handle, filled, records) = (self.handle.clone(), batch.clone(), transaction.records.clone());
+        let done = tokio::spawn(async move {
+            let result = match &inner.worker {
+                Some(worker) => worker.transact(records, offsets, filled).await,
+                None => Err(Failure::Open(KafkaError::Canceled)),
+            };
+            let fatal = inner.worker.as_ref().and_then(Worker::fatal_error);
             let first = match &result {
                 Err(Failure::Open(error)) => code(error),
                 _ => None,
             };
-            if result.is_err() && (fatal.as_ref().is_some_and(is_fenced) || first.as_ref().is_some_and(is_fenced)) {
-                inner.fenced.store(true, Ordering::Release);
+            if result.is_err() && (fatal.is_some_and(is_fenced) || first.is_some_and(is_fenced)) {
+                inner.fenced = true;
             }
-            let fenced = inner.fenced.load(Ordering::Acquire);
-            if fenced || fatal.is_some() || matches!(result, Err(Failure::Open(_))) {
-                inner.producer = None;
+            if (inner.fenced || fatal.is_some() || matches!(result, Err(Failure::Open(_))))
+                && let Some(worker) = inner.worker.take()
+            {
+                handle.retire(move || drop(worker));
             }
-            (result, fenced)
+            (result, inner.fenced)
         });
         let (result, fenced) = done
             .await
