@@ -8,6 +8,7 @@ mod group;
 mod offsets;
 mod produce;
 mod reading;
+mod retention;
 mod topics;
 mod transactions;
 
@@ -41,6 +42,8 @@ use crate::types::{ConsumerConfig, NewRecord, OffsetCommit, Position, Record, St
 const RETIRING: usize = 256;
 /// How often clients that nobody uses are looked at.
 const KEEP_EVERY: Duration = Duration::from_secs(1);
+/// Between two runs of retention.
+const RETENTION_EVERY: Duration = Duration::from_secs(300);
 
 type Ending = Box<dyn FnOnce() + Send>;
 
@@ -115,7 +118,8 @@ impl Handle {
 /// The event log on a Kafka cluster.
 ///
 /// Where Kafka differs from the embedded log:
-/// - Retention is by age and size alone; it passes work that was not done. Alerts on the age of the backlog guard it.
+/// - Retention is [run](Self::keep_retention) by a role of the platform, not by the brokers; a topic that no group has
+///   committed on keeps everything. A bound in bytes is the brokers' own and passes what was not read.
 /// - `produce` of several records is not one write: some may be there when another failed.
 /// - [`Watermarks::high`] is past the last record that can be read, so records of an open transaction are not in it.
 /// - [`usage`](EventLog::usage) knows no bytes and no limit; brokers are watched by their own metrics.
@@ -196,6 +200,34 @@ impl Kafka {
             handle,
             tasks: Mutex::new(Some(Tasks { keeper, endings: ender })),
         }))
+    }
+
+    /// Deletes what is older than its topic's retention and below the commits of every group. Returns how many partitions
+    /// were shortened. `now_ms` is the time, ms since 1970.
+    ///
+    /// # Errors
+    /// `Storage`, `Closed`.
+    pub async fn run_retention(&self, now_ms: i64) -> Result<usize> {
+        self.handle.check_open()?;
+        self.handle.run_retention(now_ms).await
+    }
+
+    /// Does so again and again, until it is dropped or the log is closed. One process of a cluster is enough; several do
+    /// no harm.
+    pub async fn keep_retention(&self, clock: fn() -> i64) {
+        let mut ticks = tokio::time::interval(RETENTION_EVERY);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        // The first one is at once.
+        ticks.tick().await;
+        loop {
+            ticks.tick().await;
+            match self.run_retention(clock()).await {
+                Ok(0) => {}
+                Ok(partitions) => tracing::debug!(partitions, "old records were deleted"),
+                Err(LogError::Closed) => return,
+                Err(error) => tracing::warn!(%error, "old records are not deleted yet"),
+            }
+        }
     }
 
     /// Ends all clients; those of consumers and followers end when they are dropped. All later calls fail with

@@ -14,6 +14,7 @@ pub async fn run(args: RouterArgs) -> Result<(), CliError> {
         &args.common,
     )
     .await?;
+    shell.log.keep_retention(&shell.tasks, &shell.rest);
     let objects = objects(&args.s3, &shell.log())?;
     let router = Router {
         config: RouterConfig {

@@ -186,6 +186,7 @@ impl Platform {
             CancellationToken::new(),
             CancellationToken::new(),
         );
+        log.keep_retention(&tasks, &rest);
         let resources = resources(&events, &tasks, &rest).await?;
         let (host, exe) = local_host(data)?;
         let pod_host: Arc<dyn PodHost> = Arc::new(host.clone());

@@ -11,9 +11,11 @@ use imageflow_objects::{
     ChangeKind, EmbeddedS3, EmbeddedS3Config, ObjectBody, ObjectChange, ObjectError, ObjectInfo, ObjectListener,
     ObjectStore, PutOptions, S3Config, S3Store, SignedUrl,
 };
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::failed;
-use super::platform::{chain, limit};
+use super::platform::{chain, limit, now_ms};
 use crate::args::stores::{KafkaArgs, S3Args};
 use crate::args::up::UpArgs;
 use crate::error::CliError;
@@ -73,6 +75,14 @@ impl Log {
         match self {
             Self::Embedded(log) => log.clone(),
             Self::Kafka(log) => log.clone(),
+        }
+    }
+
+    /// Deletes from Kafka what is old and was read by all, until `stop`. The embedded log does so by itself.
+    pub fn keep_retention(&self, tasks: &TaskTracker, stop: &CancellationToken) {
+        if let Self::Kafka(log) = self {
+            let (log, stop) = (log.clone(), stop.clone());
+            tasks.spawn(async move { stop.run_until_cancelled(log.keep_retention(now_ms)).await });
         }
     }
 

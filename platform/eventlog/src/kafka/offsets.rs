@@ -48,19 +48,46 @@ pub fn ends(
     end: End,
     timeout: Duration,
 ) -> Result<Vec<Option<i64>>, KafkaError> {
-    if partitions.is_empty() {
-        return Ok(Vec::new());
-    }
-    let deadline = Instant::now() + timeout;
     let which = match end {
         End::First => Offset::Beginning,
         End::Next => Offset::End,
     };
+    found(client, partitions, which, timeout)
+}
+
+/// The first offsets whose records are no older than a time (ms since 1970), in the order of the partitions; the ends of
+/// those that have no such record; `None` for one that does not exist (any more).
+pub fn at_time(
+    client: &BaseConsumer<Context>,
+    partitions: &[TopicPartition],
+    ms: i64,
+    timeout: Duration,
+) -> Result<Vec<Option<i64>>, KafkaError> {
+    // Before the question: what comes meanwhile is young.
+    let nexts = ends(client, partitions, End::Next, timeout)?;
+    let firsts = found(client, partitions, Offset::Offset(ms), timeout)?;
+    let both = firsts.into_iter().zip(nexts);
+    Ok(both
+        .map(|(first, next)| Some(first.unwrap_or(i64::MAX).min(next?)))
+        .collect())
+}
+
+/// What a question for offsets finds.
+fn found(
+    client: &BaseConsumer<Context>,
+    partitions: &[TopicPartition],
+    which: Offset,
+    timeout: Duration,
+) -> Result<Vec<Option<i64>>, KafkaError> {
+    if partitions.is_empty() {
+        return Ok(Vec::new());
+    }
+    let deadline = Instant::now() + timeout;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let failure = match client.offsets_for_times(list(partitions, which)?, left) {
             Ok(answer) => match read(&answer, partitions) {
-                Ok(found) => return Ok(found),
+                Ok(offsets) => return Ok(offsets),
                 Err(error) => error,
             },
             // One topic that is gone fails the whole question.
@@ -71,9 +98,9 @@ pub fn ends(
                     return Ok(vec![None; partitions.len()]);
                 }
                 // They come by topic, so their order stays.
-                let mut found = ends(client, &first, end, left)?;
-                found.extend(ends(client, &rest, end, left)?);
-                return Ok(found);
+                let mut all = found(client, &first, which, left)?;
+                all.extend(found(client, &rest, which, left)?);
+                return Ok(all);
             }
             Err(error) => error,
         };

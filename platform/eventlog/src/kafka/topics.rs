@@ -32,6 +32,9 @@ pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// A changelog is read whole at each start: its segments are closed, and so compacted, by the hour.
 const COMPACTED_SEGMENT_MS: u64 = 3_600_000;
 
+/// Where the age is kept after which records may go.
+const AGE: &str = "delete.retention.ms";
+
 /// What the calls on a topic need to know of it.
 #[derive(Debug, Clone, Copy)]
 pub struct Topic {
@@ -55,7 +58,7 @@ impl Topic {
 #[derive(Debug, Default)]
 pub struct Catalog(HashMap<String, (Topic, Instant)>);
 
-fn millis(duration: Duration) -> u64 {
+pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -78,7 +81,9 @@ fn settings(spec: &TopicSpec, config: &KafkaConfig) -> Vec<(&'static str, String
     settings
 }
 
-/// The settings of a topic that follow its retention; -1 is none.
+/// The settings of a topic that follow its retention; -1 is none. Kafka would delete by age what nobody has read, so it is
+/// told not to, and [we do](super::retention). The age stands in a setting that has no meaning of its own for a topic that
+/// is not compacted.
 fn retention(cleanup: &Cleanup) -> Vec<(&'static str, String)> {
     let Cleanup::Delete {
         retention,
@@ -89,7 +94,8 @@ fn retention(cleanup: &Cleanup) -> Vec<(&'static str, String)> {
     };
     let text = |value: Option<u64>| value.map_or_else(|| "-1".to_owned(), |v| v.to_string());
     vec![
-        ("retention.ms", text(retention.map(millis))),
+        ("retention.ms", text(None)),
+        (AGE, millis(retention.unwrap_or(Duration::ZERO)).to_string()),
         ("retention.bytes", text(*retention_bytes)),
     ]
 }
@@ -102,8 +108,13 @@ fn cleanup(resource: &ConfigResource) -> Cleanup {
     }
     // -1 and what is not there are no bound.
     let number = |name: &str| value(name).and_then(|v| v.parse::<u64>().ok());
+    let ours = resource
+        .get(AGE)
+        .filter(|e| e.source == ConfigSource::DynamicTopic)
+        .and_then(|e| e.value.as_deref()?.parse::<u64>().ok())
+        .filter(|ms| *ms > 0);
     Cleanup::Delete {
-        retention: number("retention.ms").map(Duration::from_millis),
+        retention: number("retention.ms").or(ours).map(Duration::from_millis),
         retention_bytes: number("retention.bytes"),
     }
 }
@@ -113,7 +124,7 @@ fn is_there(topic: &MetadataTopic) -> bool {
 }
 
 impl Handle {
-    fn admin_options(&self) -> AdminOptions {
+    pub(super) fn admin_options(&self) -> AdminOptions {
         AdminOptions::new()
             .request_timeout(Some(self.config.request_timeout))
             .operation_timeout(Some(self.config.request_timeout))
@@ -252,7 +263,11 @@ impl Handle {
                     topic: spec.name.clone(),
                 });
             }
-            if found.cleanup != spec.cleanup {
+            let value = |name: &str| resource.get(name).and_then(|e| e.value.as_deref());
+            if retention(&spec.cleanup)
+                .iter()
+                .any(|(name, wanted)| value(name) != Some(wanted))
+            {
                 changed.push((spec, resource));
             }
             self.compare_copies(&spec.name, resource);

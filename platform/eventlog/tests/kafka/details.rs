@@ -160,6 +160,43 @@ async fn a_follower_ends_with_its_topic() {
 }
 
 #[tokio::test]
+async fn retention_deletes_what_is_old_and_read_by_all_and_nothing_else() {
+    const HOUR: Duration = Duration::from_secs(3600);
+    let Some(log) = open().await else { return };
+    let spec = |name: &str| TopicSpec::new(name, 1).retention(HOUR);
+    let (topic, unread) = (spec("kept-until-read"), spec("never-read"));
+    log.ensure_topics(&[topic.clone(), unread.clone()]).await.unwrap();
+    for spec in [&topic, &unread] {
+        let records = (0..10).map(|i| NewRecord::new(&spec.name).partition(0).value(format!("{i}")));
+        log.produce(records.collect()).await.unwrap();
+    }
+    let names = Topics::Names(vec![topic.name.clone()]);
+    let mut fast = join(&log, "retention-fast", "m", names.clone()).await;
+    let mut slow = join(&log, "retention-slow", "m", names).await;
+    let commit = async |reader: &mut Box<dyn Consumer>, offset: i64| {
+        reader
+            .commit(vec![OffsetCommit::new(&topic.name, 0, offset)])
+            .await
+            .unwrap();
+    };
+    for (reader, offset) in [(&mut fast, 10), (&mut slow, 4)] {
+        assert_eq!(assigned(reader).await, 1);
+        commit(reader, offset).await;
+    }
+    let low = async |name: &str| log.watermarks(name).await.unwrap()[0].low;
+    let now_ms = imageflow_eventlog::system_clock()();
+    log.run_retention(now_ms).await.unwrap();
+    assert_eq!(low(&topic.name).await, 0, "all are young");
+    let later = now_ms + 2 * i64::try_from(HOUR.as_millis()).unwrap();
+    log.run_retention(later).await.unwrap();
+    assert_eq!(low(&topic.name).await, 4, "the slow group has not read the fifth");
+    assert_eq!(low(&unread.name).await, 0, "its reader may not have begun");
+    commit(&mut slow, 10).await;
+    log.run_retention(later).await.unwrap();
+    assert_eq!(low(&topic.name).await, 10);
+}
+
+#[tokio::test]
 async fn a_changed_retention_is_applied() {
     let Some(log) = open().await else { return };
     let spec = TopicSpec::new("retained", 1);
