@@ -52,7 +52,7 @@ struct Handle {
     config: KafkaConfig,
     admin: Arc<AdminClient<Context>>,
     /// Asks for offsets; in no group.
-    meta: Asker,
+    meta: Mutex<Asker>,
     told: Arc<Told>,
     catalog: Mutex<Catalog>,
     /// When topics were last made or checked by us.
@@ -108,7 +108,7 @@ impl Handle {
     /// Serves what clients are told while nobody uses them, so that it does not pile up.
     fn keep(&self) {
         let drain = |client: &Asker| while client.poll(Duration::ZERO).is_some() {};
-        drain(&self.meta);
+        drain(&self.meta());
         let askers: Vec<Asker> = lock(&self.askers).iter().map(|(_, client)| client.clone()).collect();
         askers.iter().for_each(drain);
         lock(&self.readers).iter().for_each(Reader::idle);
@@ -175,7 +175,7 @@ impl Kafka {
         let handle = Arc::new(Handle {
             config,
             admin,
-            meta: Arc::new(meta),
+            meta: Mutex::new(Arc::new(meta)),
             told,
             catalog: Mutex::default(),
             ensured: Mutex::default(),

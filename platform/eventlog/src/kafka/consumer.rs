@@ -60,6 +60,14 @@ struct Begin {
 
 type Resolving = JoinHandle<Result<Vec<Begin>, KafkaError>>;
 
+/// New partitions, and the question where they are.
+struct Assigning {
+    partitions: Vec<TopicPartition>,
+    asked: Option<Resolving>,
+    /// Whether it was asked in vain.
+    again: bool,
+}
+
 pub struct KafkaConsumer {
     handle: Arc<Handle>,
     start: Start,
@@ -70,8 +78,7 @@ pub struct KafkaConsumer {
     ready: Ready,
     /// Partitions that were paused a short while ago, the first one first.
     pausing: VecDeque<(Instant, u64)>,
-    /// New partitions, and the question where they are.
-    assigning: Option<(Vec<TopicPartition>, Option<Resolving>)>,
+    assigning: Option<Assigning>,
     closed: bool,
 }
 
@@ -168,7 +175,13 @@ impl KafkaConsumer {
             }
             match self.member.told.next_rebalance() {
                 None => return Ok(None),
-                Some(Rebalance::Assign(partitions)) => self.assigning = Some((partitions, None)),
+                Some(Rebalance::Assign(partitions)) => {
+                    self.assigning = Some(Assigning {
+                        partitions,
+                        asked: None,
+                        again: false,
+                    });
+                }
                 Some(Rebalance::Revoke { partitions, lost }) => {
                     let known: Vec<_> = partitions
                         .iter()
@@ -188,16 +201,29 @@ impl KafkaConsumer {
     /// Finds out where the new partitions are, and takes them over.
     async fn take_over(&mut self) -> Result<ConsumerEvent> {
         loop {
-            let Some((partitions, resolving)) = &mut self.assigning else {
+            let Some(assigning) = &mut self.assigning else {
                 return Err(LogError::Closed);
             };
-            let asked = resolving.get_or_insert_with(|| {
-                let (member, start, timeout) = (self.member.clone(), self.start, self.handle.config.request_timeout);
-                let (partitions, asker) = (partitions.clone(), self.handle.meta.clone());
-                tokio::task::spawn_blocking(move || begin(&member, &asker, partitions, start, timeout))
-            });
+            let asked = match &mut assigning.asked {
+                Some(asked) => asked,
+                none => {
+                    // The first question is the member's own: it has its coordinator. One that got no answer may wait for
+                    // brokers that are gone; then a new client asks.
+                    let (reads, ends) = if assigning.again {
+                        let new = self.handle.make_asker(&self.member.group)?;
+                        (new.clone(), new)
+                    } else {
+                        (self.member.consumer.clone(), self.handle.meta())
+                    };
+                    let (start, timeout) = (self.start, self.handle.config.request_timeout / 3);
+                    let partitions = assigning.partitions.clone();
+                    none.insert(tokio::task::spawn_blocking(move || {
+                        begin(&reads, &ends, partitions, start, timeout)
+                    }))
+                }
+            };
             let answer = asked.await;
-            *resolving = None;
+            (assigning.asked, assigning.again) = (None, true);
             match answer {
                 Ok(Ok(begins)) => {
                     self.assigning = None;
@@ -337,13 +363,13 @@ impl KafkaConsumer {
 
 /// Where reading of partitions begins: at the commit, or else at the end that is asked for.
 fn begin(
-    member: &Membership,
+    reads: &Asker,
     asker: &Asker,
     partitions: Vec<TopicPartition>,
     start: Start,
     timeout: Duration,
 ) -> Result<Vec<Begin>, KafkaError> {
-    let committed = commits(&member.consumer, &partitions, timeout)?;
+    let committed = commits(reads, &partitions, timeout)?;
     let fresh: Vec<TopicPartition> = partitions
         .iter()
         .zip(&committed)
@@ -443,7 +469,7 @@ impl KafkaConsumer {
         let places = std::mem::take(&mut self.places);
         let (member, resolving) = (self.member.clone(), self.assigning.take());
         move || {
-            if let Some((partitions, _)) = resolving {
+            if let Some(Assigning { partitions, .. }) = resolving {
                 // Asked for and not answered yet: librdkafka waits for that before it leaves.
                 member.assign_none(&partitions);
             }

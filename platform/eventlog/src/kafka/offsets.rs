@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::Handle;
 use super::context::{Context, lock};
 use super::failure::{code, failed, is_unknown_topic, storage};
 use super::topics::LOOK_AGAIN;
-use crate::error::Result;
+use crate::error::{LogError, Result};
 use crate::types::{OffsetCommit, TopicPartition, Watermarks};
 
 /// Clients kept to ask for the commits of a group: making one costs a connection to its coordinator.
@@ -181,7 +181,7 @@ impl Handle {
         Ok(made)
     }
 
-    fn make_asker(&self, group: &str) -> Result<Asker> {
+    pub fn make_asker(&self, group: &str) -> Result<Asker> {
         let made = self.config.consumer(group).create_with_context(self.context());
         let made: BaseConsumer<Context> = made.map_err(|e| storage("making a client", e, None))?;
         Ok(Arc::new(made))
@@ -223,18 +223,69 @@ impl Handle {
         client: Asker,
         partitions: Vec<TopicPartition>,
     ) -> Result<(Vec<Option<i64>>, Vec<Option<i64>>)> {
-        let timeout = self.config.request_timeout;
-        super::blocking("asking for offsets", move || {
-            let lows = ends(&client, &partitions, End::First, timeout)?;
-            Ok((lows, ends(&client, &partitions, End::Next, timeout)?))
+        self.ask("asking for offsets", client, move |client, timeout| {
+            let lows = ends(client, &partitions, End::First, timeout)?;
+            Ok((lows, ends(client, &partitions, End::Next, timeout)?))
         })
         .await
     }
 
+    /// The client that asks, and is in no group.
+    pub fn meta(&self) -> Asker {
+        lock(&self.meta).clone()
+    }
+
+    /// Puts a question by a client, and, when that gets no answer in a third of the time, by a new one: librdkafka forgets
+    /// brokers that were away, and a client may wait for one of them that it does not find again.
+    pub async fn ask<T: Send + 'static>(
+        &self,
+        context: &'static str,
+        client: Asker,
+        question: impl Fn(&Asker, Duration) -> Result<T, KafkaError> + Send + Sync + 'static,
+    ) -> Result<T> {
+        let question = Arc::new(question);
+        let put = |client: Asker, timeout: Duration| {
+            let question = question.clone();
+            tokio::task::spawn_blocking(move || question(&client, timeout))
+        };
+        let third = self.config.request_timeout / 3;
+        let answer = put(client.clone(), third).await;
+        let error = match answer.map_err(|e| LogError::storage(context, e))? {
+            Ok(answer) => return Ok(answer),
+            Err(error) => error,
+        };
+        if code(&error) != Some(RDKafkaErrorCode::OperationTimedOut) {
+            return Err(storage(context, error, self.told.last_error()));
+        }
+        tracing::warn!(context, "no answer; a new client asks");
+        let new = self.renew(&client)?;
+        let answer = put(new, third * 2).await;
+        let answer = answer.map_err(|e| LogError::storage(context, e))?;
+        answer.map_err(|e| storage(context, e, self.told.last_error()))
+    }
+
+    /// A new client in the place of one that got no answer.
+    fn renew(&self, old: &Asker) -> Result<Asker> {
+        let mut askers = lock(&self.askers);
+        let known = askers.iter_mut().find(|(_, asker)| Arc::ptr_eq(asker, old));
+        let (new, gone) = if let Some((group, asker)) = known {
+            let new = self.make_asker(group)?;
+            (new.clone(), std::mem::replace(asker, new))
+        } else {
+            let made = self.config.asking().create_with_context(self.context());
+            let new: Asker = Arc::new(made.map_err(|e| storage("making a client", e, None))?);
+            // The common one even when it was another that got no answer: all that are as old know the same brokers.
+            (new.clone(), std::mem::replace(&mut *lock(&self.meta), new))
+        };
+        drop(askers);
+        self.retire(move || drop(gone));
+        Ok(new)
+    }
+
     pub async fn commits_of(&self, group: &str, topic: &str) -> Result<Vec<(u32, Option<OffsetCommit>)>> {
         let partitions = self.partitions(topic).await?;
-        let (client, timeout) = (self.asker(group)?, self.config.request_timeout);
-        let found = super::blocking("asking for commits", move || commits(&client, &partitions, timeout)).await?;
+        let question = move |client: &Asker, timeout| commits(client, &partitions, timeout);
+        let found = self.ask("asking for commits", self.asker(group)?, question).await?;
         Ok((0..).zip(found).collect())
     }
 
@@ -264,7 +315,7 @@ impl Doubt {
     fn new(handle: &Handle) -> Self {
         Self {
             begun: Instant::now(),
-            client: handle.meta.clone(),
+            client: handle.meta(),
             believed_until: Instant::now() + BELIEVED,
         }
     }

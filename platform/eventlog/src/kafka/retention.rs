@@ -9,7 +9,7 @@ use rdkafka::topic_partition_list::Offset;
 
 use super::Handle;
 use super::failure::{failed, storage};
-use super::offsets::{End, at_time, commits, ends, list};
+use super::offsets::{Asker, End, at_time, commits, ends, list};
 use super::topics::millis;
 use crate::error::Result;
 use crate::types::{Cleanup, TopicPartition, TopicSpec};
@@ -82,17 +82,15 @@ impl Handle {
                 continue;
             }
             for chunk in partitions.chunks(AT_ONCE) {
-                let (client, timeout, chunk) = (self.meta.clone(), self.config.request_timeout, chunk.to_vec());
-                let (lows, olds) = super::blocking("asking for offsets", {
-                    let chunk = chunk.clone();
-                    move || {
-                        let lows = ends(&client, &chunk, End::First, timeout)?;
-                        Ok((lows, at_time(&client, &chunk, before, timeout)?))
-                    }
-                })
-                .await?;
+                let asked = chunk.to_vec();
+                let (lows, olds) = self
+                    .ask("asking for offsets", self.meta(), move |client, timeout| {
+                        let lows = ends(client, &asked, End::First, timeout)?;
+                        Ok((lows, at_time(client, &asked, before, timeout)?))
+                    })
+                    .await?;
                 // One that has just gone is left out.
-                let known = chunk.into_iter().zip(lows).zip(olds);
+                let known = chunk.iter().cloned().zip(lows).zip(olds);
                 found.extend(known.filter_map(|((at, low), old)| {
                     Some(Candidate {
                         at,
@@ -107,19 +105,20 @@ impl Handle {
 
     /// What each group that has committed on a topic has committed on its partitions.
     async fn read_by_groups(&self, candidates: &[Candidate]) -> Result<BTreeMap<TopicPartition, Vec<Option<i64>>>> {
-        let (client, timeout) = (self.meta.clone(), self.config.request_timeout);
-        let groups = super::blocking("asking for the groups", move || {
-            let groups = client.client().fetch_group_list(None, timeout)?;
-            Ok(groups.groups().iter().map(|g| g.name().to_owned()).collect::<Vec<_>>())
-        })
-        .await?;
+        let groups = self
+            .ask("asking for the groups", self.meta(), |client, timeout| {
+                let groups = client.client().fetch_group_list(None, timeout)?;
+                Ok(groups.groups().iter().map(|g| g.name().to_owned()).collect::<Vec<_>>())
+            })
+            .await?;
         let partitions: Vec<TopicPartition> = candidates.iter().map(|c| c.at.clone()).collect();
         let mut all: BTreeMap<TopicPartition, Vec<Option<i64>>> = BTreeMap::new();
         for group in groups {
             let mut found = Vec::with_capacity(partitions.len());
             for chunk in partitions.chunks(AT_ONCE) {
-                let (client, timeout, chunk) = (self.asker(&group)?, self.config.request_timeout, chunk.to_vec());
-                let read = super::blocking("asking for commits", move || commits(&client, &chunk, timeout)).await?;
+                let chunk = chunk.to_vec();
+                let question = move |client: &Asker, timeout| commits(client, &chunk, timeout);
+                let read = self.ask("asking for commits", self.asker(&group)?, question).await?;
                 found.extend(read.into_iter().map(|commit| commit.map(|c| c.offset)));
             }
             let mut reads: Vec<&str> = Vec::new();
