@@ -425,9 +425,11 @@ fn standing(table: &PodTable, revision: &RevisionName, start_failures: u32) -> (
             PodState::Starting => coming += 1,
             PodState::Ready => (coming, ready) = (coming + 1, true),
             PodState::Failed { reason } => failure = Some(reason),
-            PodState::BackOff { reason, restarts, .. } => {
+            PodState::BackOff {
+                reason, failed_starts, ..
+            } => {
                 coming += 1;
-                if *restarts >= start_failures {
+                if *failed_starts >= start_failures {
                     failure = Some(reason);
                 }
             }

@@ -44,8 +44,8 @@ pub enum PodState {
     BackOff {
         /// When, ms since 1970.
         until_ms: i64,
-        /// How often in a row.
-        restarts: u32,
+        /// How many starts in a row it did not get ready. None when it died of its work: that says nothing about the others'.
+        failed_starts: u32,
         /// Why.
         reason: String,
     },

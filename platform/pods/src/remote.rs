@@ -47,10 +47,10 @@ fn pod_to_message(pod: &Pod) -> v1::PodInfo {
         PodState::Draining => v1::PodPhase::Draining,
         PodState::BackOff {
             until_ms,
-            restarts,
+            failed_starts,
             reason,
         } => {
-            (info.back_off_until_ms, info.back_off_restarts) = (*until_ms, *restarts);
+            (info.back_off_until_ms, info.failed_starts) = (*until_ms, *failed_starts);
             info.reason.clone_from(reason);
             v1::PodPhase::BackOff
         }
@@ -87,7 +87,7 @@ fn pod_from_message(info: v1::PodInfo) -> Option<Pod> {
         v1::PodPhase::Draining => PodState::Draining,
         v1::PodPhase::BackOff => PodState::BackOff {
             until_ms: info.back_off_until_ms,
-            restarts: info.back_off_restarts,
+            failed_starts: info.failed_starts,
             reason: info.reason,
         },
         v1::PodPhase::Failed => PodState::Failed { reason: info.reason },

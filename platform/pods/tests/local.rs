@@ -203,9 +203,13 @@ async fn a_pod_that_dies_is_seen_and_started_again() {
         .expect("within a second")
         .unwrap()
         .clone();
-    let PodState::BackOff { reason, .. } = &seen.pods[&first.id].state else {
+    let PodState::BackOff {
+        reason, failed_starts, ..
+    } = &seen.pods[&first.id].state
+    else {
         unreachable!()
     };
+    assert_eq!(*failed_starts, 0, "it started, and died of its work");
     assert!(
         reason.contains("exit code 3") && reason.contains("last words"),
         "{reason}"
@@ -213,6 +217,13 @@ async fn a_pod_that_dies_is_seen_and_started_again() {
     ended(child).await;
     let again = ready(&*until(&host, |t| ready(t).len() == 1).await)[0].clone();
     assert_ne!(again.pid, first.pid);
+    let mut last = again;
+    for _ in 0..3 {
+        get(&last, "/die").await;
+        let restarts = last.restarts;
+        let table = until(&host, |t| ready(t).first().is_some_and(|p| p.restarts > restarts)).await;
+        last = ready(&table)[0].clone();
+    }
     host.shutdown().await;
 }
 
@@ -240,6 +251,8 @@ async fn a_program_that_is_not_there_gives_the_reason() {
         reason.contains("no-such-program") && reason.contains("No such file"),
         "{reason}"
     );
+    let failed = |p: &Pod| matches!(p.state, PodState::BackOff { failed_starts, .. } if failed_starts >= 3);
+    until(&host, |t| t.pods.values().any(failed)).await;
     host.remove(&spec.revision).await.unwrap();
     until(&host, |t| t.pods.is_empty()).await;
     assert!(host.scale(&spec.revision, 1).await.is_err(), "it is forgotten");

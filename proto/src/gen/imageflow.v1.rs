@@ -544,7 +544,7 @@ pub struct PodInfo {
     pub back_off_until_ms: i64,
     /// BACK_OFF: failed starts in a row.
     #[prost(uint32, tag = "8")]
-    pub back_off_restarts: u32,
+    pub failed_starts: u32,
     /// BACK_OFF and FAILED: why.
     #[prost(string, tag = "9")]
     pub reason: ::prost::alloc::string::String,

@@ -157,7 +157,7 @@ async fn pods_that_never_start_fail_the_waiting_with_the_reason() {
     }
     let state = PodState::BackOff {
         until_ms: 0,
-        restarts: 3,
+        failed_starts: 3,
         reason: "no such program".into(),
     };
     world.pods([pod("a", NOWHERE, 1, state)]);

@@ -263,7 +263,7 @@ async fn a_step_waits_for_a_pod_to_start_and_is_marked_as_cold() {
 fn fail_pods(world: &World) {
     let failed = PodState::BackOff {
         until_ms: i64::MAX,
-        restarts: 3,
+        failed_starts: 3,
         reason: "no such program".to_owned(),
     };
     world.host.add(&function(), world.pod.addr, failed);

@@ -20,6 +20,8 @@ use crate::pod::{PodId, PodState};
 /// Waits before a start is tried again: doubled from the first to the longest.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
+/// The longest for one that got ready: most likely it died of its work, and what others wait for shall not wait long.
+const LONGEST_WAIT_READY: Duration = Duration::from_secs(1);
 /// After this long without trouble a pod has a clean slate.
 const HEALTHY: Duration = Duration::from_secs(30);
 /// Between two questions whether a ready pod is alive, and how many unanswered ones end it.
@@ -50,7 +52,7 @@ enum End {
 
 /// Keeps one replica running until `stop`, then drains it.
 pub async fn replica(host: &Arc<LocalHost>, spec: &Arc<PodSpec>, id: &PodId, stop: &CancellationToken) {
-    let mut restarts = 0_u32;
+    let (mut restarts, mut failed_starts) = (0_u32, 0_u32);
     loop {
         let begun = Instant::now();
         let end = once(host, spec, id, stop).await;
@@ -63,15 +65,19 @@ pub async fn replica(host: &Arc<LocalHost>, spec: &Arc<PodSpec>, id: &PodId, sto
         } else {
             restarts.saturating_add(1)
         };
+        let mut was_ready = false;
+        set(host, id, |pod| was_ready = matches!(pod.state, PodState::Ready));
+        failed_starts = if was_ready { 0 } else { failed_starts.saturating_add(1) };
         metrics::counter!("imageflow_function_pod_restarts_total", "function" => spec.function.to_string())
             .increment(1);
         tracing::warn!(pod = %id, restarts, reason, "pod ended, it is started again");
-        let wait = FIRST_WAIT.saturating_mul(1 << (restarts - 1).min(16)).min(LONGEST_WAIT);
+        let longest = if was_ready { LONGEST_WAIT_READY } else { LONGEST_WAIT };
+        let wait = FIRST_WAIT.saturating_mul(1 << (restarts - 1).min(16)).min(longest);
         let until_ms = now_ms().saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX));
         set(host, id, |pod| {
             pod.state = PodState::BackOff {
                 until_ms,
-                restarts,
+                failed_starts,
                 reason,
             };
             pod.restarts = restarts;
