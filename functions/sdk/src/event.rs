@@ -7,7 +7,9 @@ use http::{HeaderMap, Response, StatusCode};
 use imageflow_events::http::{attribute, binary_headers, binary_type};
 use imageflow_events::invocation::{InputTarget, OutputTarget, StepData, StepReply, WrittenOutput, unpack};
 use imageflow_events::trace::TraceParent;
-use imageflow_events::{AttributesReader, Data, Event, EventError, MAX_EVENT_BYTES, data_bytes, ext, json_data};
+use imageflow_events::{
+    AttributesReader, Data, Event, EventError, MAX_EVENT_BYTES, data_bytes, ext, json_data, json_event,
+};
 use imageflow_types::{ErrorCode, Problem};
 use tracing::Instrument;
 
@@ -224,7 +226,7 @@ async fn foreign(app: &App, event: &Event, permit: &Permit) -> Result<Response<B
     };
     let value = match &input {
         Some(_) => None,
-        None => Some(as_json(event)?),
+        None => Some(json_event(event).map_err(|e| internal(&e))?),
     };
     let call = Call {
         params: app.with_defaults(serde_json::Map::new()),
@@ -243,15 +245,6 @@ async fn foreign(app: &App, event: &Event, permit: &Permit) -> Result<Response<B
 }
 
 /// The event in the JSON format. The SDK writes the JSON of a binary-mode body as base64; a function wants to read it.
-fn as_json(event: &Event) -> Result<serde_json::Value, Problem> {
-    let mut value = serde_json::to_value(event).map_err(|e| internal(&e))?;
-    if let (Some(fields), Some(data)) = (value.as_object_mut(), json_data(event)) {
-        fields.remove("data_base64");
-        fields.insert("data".to_owned(), data);
-    }
-    Ok(value)
-}
-
 fn respond(app: &App, to: &Attributes<'_>, content_type: &str, body: Bytes) -> Result<Response<Body>, Problem> {
     let (id, source) = (
         format!("{}/reply", to.id()),

@@ -67,6 +67,32 @@ pub fn json_data(event: &Event) -> Option<serde_json::Value> {
     }
 }
 
+/// An event in the JSON format. Data that came as bytes (in binary mode it always does) stands under `data` when it is JSON
+/// or text, as its media type says; without one it is JSON. All else stays base64.
+///
+/// # Errors
+/// When the event cannot be written as JSON.
+pub fn json_event(event: &Event) -> Result<serde_json::Value, serde_json::Error> {
+    let mut value = serde_json::to_value(event)?;
+    let Some(Data::Binary(bytes)) = event.data() else {
+        return Ok(value);
+    };
+    let media = event.datacontenttype().unwrap_or("application/json");
+    let media = media.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let data = if media.starts_with("text/") {
+        String::from_utf8(bytes.clone()).ok().map(serde_json::Value::String)
+    } else if media.ends_with("/json") || media.ends_with("+json") {
+        serde_json::from_slice(bytes).ok()
+    } else {
+        None
+    };
+    if let (Some(fields), Some(data)) = (value.as_object_mut(), data) {
+        fields.remove("data_base64");
+        fields.insert("data".to_owned(), data);
+    }
+    Ok(value)
+}
+
 /// The data of an event as bytes; JSON is written out.
 #[must_use]
 pub fn data_bytes(event: &Event) -> Vec<u8> {
@@ -75,5 +101,30 @@ pub fn data_bytes(event: &Event) -> Vec<u8> {
         Some(Data::Binary(bytes)) => bytes.clone(),
         Some(Data::String(text)) => text.clone().into_bytes(),
         Some(Data::Json(value)) => value.to_string().into_bytes(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn data_of_binary_mode_is_json_or_text_by_its_media_type_and_all_else_stays_as_it_came() {
+        let of = |media: Option<&str>, bytes: &[u8]| {
+            let mut event = EventBuilderV10::new().id("1").source("/s").ty("t").build().unwrap();
+            event.set_data_unchecked(bytes.to_vec());
+            event.set_datacontenttype(media.map(str::to_owned));
+            let value = json_event(&event).unwrap();
+            (value["data"].clone(), value["data_base64"].clone())
+        };
+        use serde_json::{Value::Null, json};
+        assert_eq!(of(None, b"{\"n\":1}"), (json!({"n": 1}), Null));
+        assert_eq!(
+            of(Some("application/ld+json; charset=utf-8"), b"[1]"),
+            (json!([1]), Null)
+        );
+        assert_eq!(of(Some("text/plain"), b"5"), (json!("5"), Null));
+        assert_eq!(of(Some("image/png"), b"5"), (Null, json!("NQ==")));
+        assert_eq!(of(Some("application/json"), b"{"), (Null, json!("ew==")));
     }
 }

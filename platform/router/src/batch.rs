@@ -33,6 +33,8 @@ pub struct Batch {
     /// How many runs ended in this batch, by status.
     ended: HashMap<RunStatus, u64>,
     letters: HashMap<&'static str, u64>,
+    /// Reports of the end of what had ended already.
+    repeated: u64,
     /// Plans made for this batch, for requests that want the same.
     plans: Vec<(Wish, Plan)>,
 }
@@ -90,6 +92,7 @@ impl Batch {
         let run = event.run();
         let Some(state) = self.states.get(run).map(|(state, _)| state).or_else(|| runs.live(run)) else {
             // Ended or deleted: late news, or a repeat after a crash.
+            self.repeated += u64::from(is_end(event));
             return;
         };
         let span = tracing::info_span!("advance", otel.kind = "consumer", run = %run, event = event.name());
@@ -97,6 +100,7 @@ impl Batch {
         let _entered = span.enter();
         let (next, effects) = imageflow_flow::advance(state, event, now_ms);
         if next.version == state.version {
+            self.repeated += u64::from(is_end(event));
             return;
         }
         let problem = match encode(&next) {
@@ -151,6 +155,7 @@ impl Batch {
     /// Makes the changes known, once they are durable.
     pub fn apply(self, runs: &mut Runs) {
         metrics::counter!("imageflow_flow_runs_started_total").increment(self.started);
+        metrics::counter!("imageflow_flow_repeated_reports_total").increment(self.repeated);
         for (status, count) in self.ended {
             metrics::counter!("imageflow_flow_runs_total", "status" => status.as_str()).increment(count);
         }
@@ -272,6 +277,11 @@ fn failed_instead(event: &RunEvent, problem: &Problem) -> Option<RunEvent> {
         attempts: Vec::new(),
         at_ms: *at_ms,
     })
+}
+
+/// Whether it tells that a stage's work is over. For one that was over already the work, or its report, was done twice.
+const fn is_end(event: &RunEvent) -> bool {
+    matches!(event, RunEvent::StageCompleted { .. } | RunEvent::StageFailed { .. })
 }
 
 /// The value of a run event's record.

@@ -1,5 +1,5 @@
 //! Which runs an event asks for.
-use imageflow_events::{AttributesReader, Event, attributes, ext, object};
+use imageflow_events::{AttributesReader, Event, attributes, ext, json_event, object};
 use imageflow_objects::ObjectStore;
 use imageflow_resources::Catalog;
 use imageflow_types::RunId;
@@ -89,7 +89,7 @@ async fn make(
         .map(|o| (o.bucket.clone(), o.key.clone(), Some(o.etag.clone())));
     let Some((bucket, key, etag)) = referred.or_else(|| object::referred_object(event).filter(|_| !removed)) else {
         let run = RunId::derive(&["trigger", name.as_str(), &event.source().to_string(), event.id()]);
-        let input = Input::Event(serde_json::to_value(event).unwrap_or_default());
+        let input = Input::Event(json_event(event).unwrap_or_default());
         return Ok(Match::Run(Box::new(request(
             run, target, name, spec, input, event, now_ms,
         ))));

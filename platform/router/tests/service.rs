@@ -8,6 +8,7 @@ use imageflow_events::{AttributesReader, AttributesWriter, Event, ext, json_data
 use imageflow_router::RouterError;
 use imageflow_types::work::{Attempt, DeadLetter, Input, ObjectRef, RunRequest, StepError};
 use imageflow_types::{ErrorCode, RunEvent, RunId, RunState, RunStatus, StepRequest, StepStatus, topics};
+use metrics_exporter_prometheus::PrometheusBuilder;
 use serde_json::json;
 use support::{NOW_MS, World, completed, run_of, uploaded, uploaded_data, written};
 
@@ -122,6 +123,9 @@ async fn an_event_without_an_object_is_itself_the_input_of_one_run() {
 
 #[tokio::test]
 async fn a_completed_stage_moves_the_run_on_once() {
+    // All of this test runs on its thread.
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let _here = metrics::set_default_local_recorder(&recorder);
     let world = World::new().await;
     world.objects.add("cat.png", "e1");
     let running = world.route();
@@ -154,6 +158,8 @@ async fn a_completed_stage_moves_the_run_on_once() {
     assert_eq!(results, ["smooth.png"]);
     assert_eq!(world.log.work("outline").await.len(), 1);
     assert_eq!(world.log.work("soften").await.len(), 1);
+    let told = recorder.handle().render();
+    assert!(told.contains("imageflow_flow_repeated_reports_total 2"), "{told}");
     running.stop().await;
 }
 
