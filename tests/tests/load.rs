@@ -1,0 +1,174 @@
+//! Load on three Kafka brokers: a function is scaled up and down under 20,000 events, and events that kill their pod come
+//! among others.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use http::Method;
+use imageflow_tests::external::World;
+use imageflow_tests::http::json;
+use imageflow_tests::platform::binary;
+use imageflow_tests::{Api, Platform};
+use imageflow_types::topics;
+use serde_json::{Value, json};
+
+const PATIENCE: Duration = Duration::from_secs(300);
+/// Events of one request.
+const AT_ONCE: usize = 250;
+const REBALANCES: &str = "imageflow_eventlog_kafka_rebalances_total";
+const ENDED: &str = "imageflow_flow_runs_total";
+
+/// The function `slow`, which notes its calls in a folder, and the trigger that gives it every event of the tests.
+fn resources(calls: &Path, spec: &str) -> String {
+    let program = binary().with_file_name("slow-function");
+    format!(
+        r"
+apiVersion: imageflow.dev/v1alpha1
+kind: Function
+metadata: {{ name: slow }}
+spec:
+  command: [ {} ]
+  env: [ {{ name: SLOW_CALLS, value: {} }} ]
+{spec}
+---
+apiVersion: imageflow.dev/v1alpha1
+kind: Trigger
+metadata: {{ name: on-test }}
+spec:
+  filters: [ {{ exact: {{ type: test.event }} }} ]
+  function: slow
+",
+        program.display(),
+        calls.display()
+    )
+}
+
+fn event(id: &str, data: &Value) -> Value {
+    json!({"specversion": "1.0", "id": id, "source": "/test", "type": "test.event", "data": data})
+}
+
+/// Gives events to the API; a full one is asked again, as it says.
+async fn send(api: &Api, events: &[Value]) {
+    let headers = [("content-type", "application/cloudevents-batch+json")];
+    let mut ticks = tokio::time::interval(Duration::from_millis(200));
+    for batch in events.chunks(AT_ONCE) {
+        loop {
+            let body = serde_json::to_vec(batch).unwrap();
+            let answer = api.send(Method::POST, "/v1/events", &headers, body).await;
+            match answer.status().as_u16() {
+                202 => break,
+                429 => ticks.tick().await,
+                _ => panic!("{}", json(&answer)),
+            };
+        }
+    }
+}
+
+/// How often each event was called.
+fn calls(folder: &Path) -> BTreeMap<String, usize> {
+    let mut all = BTreeMap::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
+        for id in text.lines() {
+            *all.entry(id.to_owned()).or_default() += 1;
+        }
+    }
+    all
+}
+
+/// Waits until the member has partitions of the function's topic, so that what comes later is told apart from it.
+async fn settled(platform: &Platform) {
+    let lag = |scaling: &Value| scaling["ready"] == 1;
+    platform.api.until_within(PATIENCE, "/v1/scaling/slow", lag).await;
+    let warm: Vec<Value> = (0..60).map(|i| event(&format!("warm-{i}"), &json!({}))).collect();
+    send(&platform.api, &warm).await;
+    ended(platform, "succeeded", 60.0).await;
+}
+
+async fn ended(platform: &Platform, status: &str, count: f64) {
+    let label = format!("status=\"{status}\"");
+    imageflow_tests::external::until(&format!("{count} runs {status}"), PATIENCE, async || {
+        platform.api.metric(ENDED, &[&label]).await >= count
+    })
+    .await;
+    let told = platform.api.metric(ENDED, &[&label]).await;
+    assert!((told - count).abs() < 0.5, "{told} runs {status}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_function_scales_from_1_to_20_and_back_under_20_000_events_without_a_rebalance() {
+    const EVENTS: usize = 20_000;
+    let Some(world) = World::start().await else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let platform = world.platform(&[]);
+    // Five calls at once: 20 pods may do 500 a second, which is more than this machine has to give them.
+    let spec = "  concurrency: { limit: 5, target: 5 }\n  scale: { min: 1, max: 20, keepWarm: { min: 1s, max: 1s } }";
+    platform.api.apply(&resources(folder.path(), spec)).await;
+    settled(&platform).await;
+    let before = platform.api.metric(REBALANCES, &[]).await;
+    let begun = Instant::now();
+    let events: Vec<Value> = (0..EVENTS).map(|i| event(&format!("event-{i}"), &json!({}))).collect();
+    let api = platform.api.clone();
+    let feed = tokio::spawn(async move { send(&api, &events).await });
+    let all_up = |scaling: &Value| scaling["ready"] == 20;
+    platform.api.until_within(PATIENCE, "/v1/scaling/slow", all_up).await;
+    println!("20 pods after {:?}", begun.elapsed());
+    feed.await.unwrap();
+    ended(&platform, "succeeded", (60 + EVENTS) as f64).await;
+    println!("all done after {:?}", begun.elapsed());
+    let one = |scaling: &Value| scaling["ready"] == 1 && scaling["desired"] == 1;
+    platform.api.until_within(PATIENCE, "/v1/scaling/slow", one).await;
+    println!("one pod after {:?}", begun.elapsed());
+
+    let after = platform.api.metric(REBALANCES, &[]).await;
+    assert!(
+        (after - before).abs() < 0.5,
+        "{before} rebalances before, {after} after"
+    );
+    let calls = calls(folder.path());
+    assert_eq!(calls.len(), 60 + EVENTS, "each event was called");
+    let twice: usize = calls.values().map(|n| n - 1).sum();
+    println!("calls done twice: {twice}");
+    assert!(twice * 1000 < EVENTS, "{twice} calls were done twice");
+    assert_eq!(platform.api.get("/v1/dead-letters").await["items"], json!([]));
+    platform.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_kills_its_pod_in_every_partition_holds_nobody_else_up() {
+    const GOOD: usize = 300;
+    let Some(world) = World::start().await else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let platform = world.platform(&[]);
+    let spec = "  scale: { max: 2 }\n  delivery: { retry: 1, backoffDelay: 100ms }";
+    platform.api.apply(&resources(folder.path(), spec)).await;
+    // Of so many one falls into each partition, whichever these are: work goes by the run, whose id is made of the event's.
+    let mut events: Vec<Value> = (0..24)
+        .map(|i| event(&format!("poison-{i}"), &json!({"poison": true})))
+        .collect();
+    let poison = events.len();
+    events.extend((0..GOOD).map(|i| event(&format!("good-{i}"), &json!({}))));
+    send(&platform.api, &events).await;
+    ended(&platform, "succeeded", GOOD as f64).await;
+    ended(&platform, "failed", poison as f64).await;
+
+    let path = format!("/v1/runs?limit={}", 2 * (GOOD + poison));
+    let runs = platform.api.get(&path).await;
+    let mut hit = [0; topics::WORK_PARTITIONS as usize];
+    for run in runs["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|run| run["status"] == "failed")
+    {
+        let key = run["run"].as_str().unwrap().as_bytes();
+        hit[imageflow_eventlog::partition_for_key(key, topics::WORK_PARTITIONS) as usize] += 1;
+    }
+    assert!(hit.iter().all(|n| *n > 0), "a partition was spared: {hit:?}");
+    let letters = platform.api.get("/v1/dead-letters?limit=1000").await;
+    assert_eq!(letters["items"].as_array().unwrap().len(), poison, "each is kept once");
+    let calls = calls(folder.path());
+    assert_eq!(calls.len(), GOOD + poison, "each event was called");
+    platform.stop();
+}
