@@ -6,7 +6,7 @@ use serde_json::Value;
 use crate::tool::{self, Outcome};
 
 /// Layer of each crate.
-const LAYERS: [(&str, u8); 22] = [
+const LAYERS: [(&str, u8); 23] = [
     ("imageflow-proto", 0),
     ("imageflow-types", 0),
     ("imageflow-ops", 1),
@@ -26,6 +26,7 @@ const LAYERS: [(&str, u8); 22] = [
     ("imageflow-autoscaler", 4),
     ("imageflow-cpu", 4),
     ("imageflow-cli", 5),
+    ("imageflow-cluster", 0),
     ("imageflow-servers", 0),
     ("imageflow-tests", 5),
     ("xtask", 5),

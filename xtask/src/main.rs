@@ -1,4 +1,5 @@
 //! `cargo xtask`: see `HELP`.
+mod cluster;
 mod layers;
 mod map;
 mod setup;
@@ -13,7 +14,13 @@ const HELP: &str = "\
 cargo xtask COMMAND
 
   up [--once] [ARGS]   build in release, start the platform, process the sample photos; stays up (not with --once)
-  test [TIER...]       everything that CI checks; tiers: lint unit docs servers peers (default: all)
+  test [TIER...]       everything that CI checks; tiers: lint unit docs servers peers cluster (default: all)
+  cluster up           a Kubernetes cluster of three nodes on this machine, for tests; the first time takes about 10 minutes
+  cluster down         stops it, with all that runs in it
+  cluster status       its nodes and its kubeconfig; -o json
+  cluster exec CMD...  runs on its network, with KUBECONFIG set and kubectl at hand
+  cluster node NODE CMD... | import ARCHIVE
+                       runs in a node; puts an image on all nodes
   layers               no crate depends on a layer above it or beside it
   map                  the README's question-to-file table is true
   sizes                no file is over 600 lines before its tests, no main.rs over 60
@@ -29,6 +36,7 @@ fn main() -> ExitCode {
         Some("bench") => up::bench(rest),
         Some("soak") => up::soak(rest),
         Some("test") => test::run(rest),
+        Some("cluster") => cluster::run(rest),
         Some("layers") => layers::check(),
         Some("map") => map::check(),
         Some("sizes") => sizes::check(),

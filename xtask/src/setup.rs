@@ -72,6 +72,32 @@ const SERVER_PROGRAMS: [(&str, &str); 4] = [
 /// What Kafka and the S3 server of the tests need. An error is the reason why they cannot be had.
 pub fn servers() -> Outcome {
     install(&SERVER_PROGRAMS)?;
+    recent_go("the S3 server")
+}
+
+/// Programs that the cluster of tests runs or is built by, and their Debian packages.
+const CLUSTER_PROGRAMS: [(&str, &str); 9] = [
+    ("containerd", "containerd"),
+    ("runc", "runc"),
+    // The one of the network plugins that the pods' network uses.
+    ("/usr/lib/cni/bridge", "containernetworking-plugins"),
+    ("nft", "nftables"),
+    // The kubelet calls it, whatever kube-proxy uses.
+    ("iptables", "iptables"),
+    ("ip", "iproute2"),
+    ("unshare", "util-linux"),
+    ("cc", "build-essential"),
+    ("go", "golang-go"),
+];
+
+/// What the cluster of tests needs. An error is the reason why it cannot be had.
+pub fn cluster() -> Outcome {
+    install(&CLUSTER_PROGRAMS)?;
+    recent_go("the cluster")
+}
+
+/// Fails when the Go that is installed is older than the newest that a module of ours asks for.
+fn recent_go(what: &str) -> Outcome {
     let version = tool::output(Command::new("go").arg("version"))?;
     let minor = version.split("go1.").nth(1).and_then(|rest| {
         let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
@@ -80,13 +106,13 @@ pub fn servers() -> Outcome {
     match minor {
         Some(minor) if minor >= OLDEST_GO => Ok(()),
         _ => Err(format!(
-            "the S3 server needs Go 1.{OLDEST_GO} or later, found: {}",
+            "{what} needs Go 1.{OLDEST_GO} or later, found: {}",
             version.trim()
         )),
     }
 }
 
-/// The Go that versitygw is written for.
+/// The Go that versitygw and the cluster's modules are written for.
 const OLDEST_GO: u32 = 25;
 
 /// The Go program with the CloudEvents SDK for Kafka, built into the cache. An error is the reason why it cannot be had.

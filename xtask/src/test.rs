@@ -1,8 +1,8 @@
 //! Everything that CI checks, in tiers.
 use crate::tool::{self, Outcome, cargo, run as step};
-use crate::{layers, map, setup, sizes};
+use crate::{cluster, layers, map, setup, sizes};
 
-const TIERS: [&str; 5] = ["lint", "unit", "docs", "servers", "peers"];
+const TIERS: [&str; 6] = ["lint", "unit", "docs", "servers", "peers", "cluster"];
 
 /// Runs the tiers named, else all.
 pub fn run_tiers(tiers: &[&str]) -> Outcome {
@@ -13,7 +13,8 @@ pub fn run_tiers(tiers: &[&str]) -> Outcome {
             "unit" => unit()?,
             "docs" => docs()?,
             "servers" => servers()?,
-            _ => peers()?,
+            "peers" => peers()?,
+            _ => cluster::test()?,
         }
     }
     Ok(())

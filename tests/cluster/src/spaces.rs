@@ -1,0 +1,201 @@
+//! A node's namespaces, which one process holds: with its end all else in them ends.
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::node::{NODES, Node};
+use crate::process::{self, Servers, run_with};
+use crate::{ClusterError, Result, cgroups, file};
+
+/// What a node has for itself. Elsewhere it sees the machine's files.
+const OWN: [&str; 7] = [
+    "/etc/cni/net.d",
+    "/run/containerd",
+    "/var/lib/cni",
+    "/var/lib/containerd",
+    "/var/lib/kubelet",
+    "/var/log/containers",
+    "/var/log/pods",
+];
+const SCRIPT: &str = include_str!("../node/space.sh");
+/// Longest until a node's namespaces are there. Measured 0.1 s.
+const READY: Duration = Duration::from_secs(30);
+/// Longest until all that was in them is gone. Measured 1 to 3 s.
+const GONE: Duration = Duration::from_secs(60);
+
+/// Makes the namespaces of a node, whose folder is `dir`. Ready when [`holder`] finds their holder.
+pub fn make(servers: &mut Servers, node: &Node, dir: &Path, hold: &Path) -> Result<()> {
+    for path in OWN {
+        fs::create_dir_all(path).map_err(file(Path::new(path)))?;
+        let own = PathBuf::from(format!("{}/own{path}", dir.display()));
+        fs::create_dir_all(&own).map_err(file(&own))?;
+    }
+    let mut unshare = Command::new("unshare");
+    unshare
+        .args(["--net", "--mount", "--uts", "--ipc", "--pid", "--fork"])
+        .args([
+            "--kill-child=KILL",
+            "--propagation",
+            "private",
+            "sh",
+            "-c",
+            SCRIPT,
+            "sh",
+        ])
+        .arg(node.name)
+        .arg(dir)
+        .arg(hold)
+        .args(OWN);
+    servers.start(&format!("{}-space", node.name), &unshare)
+}
+
+/// Waits until the namespaces of a node are there.
+pub fn wait(servers: &mut Servers, node: &Node, dir: &Path, hold: &Path) -> Result<()> {
+    servers.wait(&format!("the namespaces of {}", node.name), READY, || {
+        holder(dir, hold).is_some()
+    })
+}
+
+/// The process that holds a node's namespaces, while it lives. The number alone could be another's by now.
+pub fn holder(dir: &Path, hold: &Path) -> Option<u32> {
+    let id: u32 = fs::read_to_string(dir.join("holder")).ok()?.trim().parse().ok()?;
+    let program = fs::read_link(format!("/proc/{id}/exe")).ok()?;
+    let program = program.to_string_lossy();
+    // What is replaced on disk while it runs has that added.
+    let program = program.strip_suffix(" (deleted)").unwrap_or(&program);
+    (Path::new(program) == hold).then_some(id)
+}
+
+/// Runs in a node's network only: it sees the machine's files and processes.
+pub fn network(holder: u32) -> Command {
+    let mut command = Command::new("nsenter");
+    command.args(["--target", &holder.to_string(), "--net", "--"]);
+    command
+}
+
+/// Runs in all of a node's namespaces.
+pub fn enter(holder: u32) -> Command {
+    let mut command = Command::new("nsenter");
+    command.args(["--target", &holder.to_string()]);
+    command.args(["--net", "--mount", "--pid", "--uts", "--ipc", "--"]);
+    command
+}
+
+/// A bridge on the first node joins all; each knows the way to the others' pods.
+pub fn connect(holders: &[u32]) -> Result<()> {
+    let mut first = String::from("link add lan0 type bridge\nlink set lan0 up\n");
+    let mut others = Vec::new();
+    for (node, holder) in NODES.iter().zip(holders) {
+        let name = node.name;
+        let routes: String = NODES
+            .iter()
+            .filter(|to| to.name != name)
+            .map(|to| format!("route add {} via {}\n", to.pods(), to.address()))
+            .collect();
+        if others.is_empty() && Some(holder) == holders.first() {
+            // Without a default way the addresses of services would be refused before a rule sees them.
+            first.push_str(&format!(
+                "addr add {}/24 dev lan0\nroute add default dev lan0\n{routes}",
+                node.address()
+            ));
+            others.push(String::new());
+        } else {
+            first.push_str(&format!(
+                "link add to-{name} type veth peer name eth0 netns {holder}\nlink set to-{name} master lan0 up\n"
+            ));
+            let gateway = NODES[0].address();
+            others.push(format!(
+                "addr add {}/24 dev eth0\nlink set eth0 up\nroute add default via {gateway}\n{routes}",
+                node.address()
+            ));
+        }
+    }
+    others[0] = first;
+    for ((node, holder), commands) in NODES.iter().zip(holders).zip(&others) {
+        let mut ip = network(*holder);
+        ip.args(["ip", "-batch", "-"]);
+        run_with(&format!("the network of {}", node.name), &mut ip, commands)?;
+    }
+    Ok(())
+}
+
+/// Ends all nodes with everything in them, and what else was started on their networks, and waits until it is gone.
+pub fn end(holders: &[u32]) -> Result<()> {
+    let networks: BTreeSet<PathBuf> = holders.iter().filter_map(|id| network_of(*id)).collect();
+    for id in holders {
+        kill(*id);
+    }
+    let gone = process::until(GONE, || {
+        let left = on(&networks);
+        left.iter().for_each(|id| kill(*id));
+        let cgroups = NODES.iter().map(|node| cgroups::remove(node.name));
+        // All of them each time, not only up to the first that is still in use.
+        cgroups.fold(left.is_empty(), |all, one| all & one)
+    });
+    if gone {
+        return Ok(());
+    }
+    Err(ClusterError::Failed {
+        what: "the end of the nodes".to_owned(),
+        said: format!("there are processes or cgroups left: {:?}", on(&networks)),
+    })
+}
+
+fn kill(id: u32) {
+    // One that has just ended is as good.
+    let _sent = i32::try_from(id)
+        .ok()
+        .and_then(Pid::from_raw)
+        .map(|pid| kill_process(pid, Signal::KILL));
+}
+
+fn network_of(id: u32) -> Option<PathBuf> {
+    fs::read_link(format!("/proc/{id}/ns/net")).ok()
+}
+
+/// The processes on these networks, without us and those that wait for us: whoever takes a cluster down may sit in it.
+fn on(networks: &BTreeSet<PathBuf>) -> Vec<u32> {
+    let ours = ourselves();
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|id| !ours.contains(id) && network_of(*id).is_some_and(|network| networks.contains(&network)))
+        .collect()
+}
+
+fn ourselves() -> BTreeSet<u32> {
+    let mut all = BTreeSet::new();
+    let mut next = Some(std::process::id());
+    while let Some(id) = next.filter(|id| all.insert(*id)) {
+        let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+        next = parent.and_then(|id| id.trim().parse().ok());
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_that_is_another_programs_is_no_holder() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("holder");
+        assert_eq!(holder(dir.path(), Path::new("/nowhere")), None);
+        fs::write(&path, std::process::id().to_string()).unwrap();
+        assert_eq!(holder(dir.path(), Path::new("/nowhere")), None);
+        let us = std::env::current_exe().unwrap();
+        assert_eq!(holder(dir.path(), &us), Some(std::process::id()));
+    }
+
+    #[test]
+    fn those_who_wait_for_us_are_spared() {
+        let ours = ourselves();
+        assert!(ours.contains(&std::process::id()) && ours.contains(&std::os::unix::process::parent_id()));
+    }
+}

@@ -1,0 +1,105 @@
+//! The Kubernetes cluster of tests: `tests/cluster` does the work, this calls it.
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, ChildStdin, Command, Stdio};
+
+use crate::setup;
+use crate::tool::{self, Outcome, cargo, run as step};
+
+/// `cargo xtask cluster up|down|status|exec|node|import ...`.
+pub fn run(args: &[String]) -> Outcome {
+    if args.first().is_some_and(|word| word == "up") {
+        setup::cluster()?;
+    }
+    let mut cluster = program()?;
+    // In our place, so that its signals and its exit code are those of what it runs.
+    Err(format!(
+        "the cluster's program cannot be run: {}",
+        cluster.args(args).exec()
+    ))
+}
+
+/// The tier: a cluster, the tests that need one, and no cluster any more.
+pub fn test() -> Outcome {
+    if let Err(reason) = setup::cluster() {
+        println!("cluster: skipped, {reason}");
+        return Ok(());
+    }
+    if let Some(reason) = obstacle()? {
+        println!("cluster: skipped, {reason}");
+        return Ok(());
+    }
+    let tests = ["test", "-p", "imageflow-cluster", "--locked", "--test", "cluster"];
+    // While the machine's network is there.
+    step("build", &mut cargo(&[&tests[..], &["--no-run"]].concat()))?;
+    let keeper = Keeper::new().map_err(|e| format!("who takes the cluster down cannot be started: {e}"))?;
+    let tested = step("cluster", program()?.arg("up")).and_then(|()| {
+        let mut exec = program()?;
+        exec.arg("exec").arg(cargo(&[]).get_program());
+        exec.args(tests).args(["--offline", "--", "--nocapture"]);
+        step("tests on the cluster", &mut exec)
+    });
+    tested.and(keeper.end())
+}
+
+/// Why this machine cannot run the cluster, if so.
+fn obstacle() -> Result<Option<String>, String> {
+    let checked = program()?.arg("check").output();
+    let checked = checked.map_err(|e| format!("the cluster's program cannot be run: {e}"))?;
+    let reason = String::from_utf8_lossy(&checked.stderr).trim().to_owned();
+    Ok((!checked.status.success()).then_some(reason))
+}
+
+/// The program, built.
+fn program() -> Result<Command, String> {
+    let mut build = cargo(&[
+        "build",
+        "--quiet",
+        "--locked",
+        "-p",
+        "imageflow-cluster",
+        "--bin",
+        "imageflow-cluster",
+    ]);
+    let built = build.status().map_err(|e| format!("cargo cannot be started: {e}"))?;
+    if !built.success() {
+        return Err("the build of imageflow-cluster failed".to_owned());
+    }
+    let mut program = Command::new(tool::target().join("debug/imageflow-cluster"));
+    program
+        .current_dir(tool::root())
+        .env("CARGO_TARGET_DIR", tool::target());
+    Ok(program)
+}
+
+/// A shell that takes the cluster down when we end, however we end: it notices that its input is closed.
+struct Keeper {
+    shell: Child,
+    input: Option<ChildStdin>,
+}
+
+impl Keeper {
+    fn new() -> io::Result<Self> {
+        let program = program().map_err(io::Error::other)?;
+        let mut shell = Command::new("sh")
+            .args(["-c", "read -r _; exec \"$1\" down", "sh"])
+            .arg(program.get_program())
+            .current_dir("/")
+            // Ctrl-C at the terminal is not for it.
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .spawn()?;
+        let input = shell.stdin.take();
+        Ok(Self { shell, input })
+    }
+
+    /// Waits until the cluster is down.
+    fn end(mut self) -> Outcome {
+        self.input = None;
+        let ended = self.shell.wait().map_err(|e| e.to_string())?;
+        if ended.success() {
+            return Ok(());
+        }
+        Err("the cluster was not taken down".to_owned())
+    }
+}
