@@ -12,10 +12,15 @@ const PROGRAMS: [(&str, &str); 4] = [
 ];
 
 fn there(program: &str) -> bool {
+    // Java 17 and the network plugins take the option that all others have.
+    let version = match program {
+        "go" => "version",
+        "ip" => "-V",
+        _ => "--version",
+    };
     let mut probe = Command::new(program);
-    // Go alone has a word of its own for it, and Java 17 takes the option that all others have.
     probe
-        .arg(if program == "go" { "version" } else { "--version" })
+        .arg(version)
         .stdout(Stdio::null())
         .stderr(Stdio::null());
     probe.status().is_ok_and(|status| status.success())

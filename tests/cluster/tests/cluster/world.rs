@@ -36,8 +36,9 @@ pub async fn in_namespace<F: Future<Output = ()> + Send + 'static>(test: impl Fn
     }
     let cluster = Cluster::find().unwrap();
     let kubeconfig = Kubeconfig::read_from(cluster.kubeconfig()).unwrap();
-    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default());
-    let client = Client::try_from(config.await.unwrap()).unwrap();
+    let options = KubeConfigOptions::default();
+    let config = Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap();
+    let client = Client::try_from(config).unwrap();
     let namespaces: Api<Namespace> = Api::all(client.clone());
     let ours: Namespace = from(json!({ "metadata": { "generateName": "test-" } }));
     let namespace = namespaces.create(&PostParams::default(), &ours).await.unwrap();
@@ -89,10 +90,8 @@ impl World {
 
     /// The pods of an app, in order of their names.
     pub async fn pods(&self, app: &str) -> Vec<Pod> {
-        let list = self
-            .api::<Pod>()
-            .list(&ListParams::default().labels(&format!("app={app}")));
-        let mut pods = list.await.unwrap().items;
+        let of_app = ListParams::default().labels(&format!("app={app}"));
+        let mut pods = self.api::<Pod>().list(&of_app).await.unwrap().items;
         pods.sort_by_key(name_of);
         pods
     }
