@@ -40,7 +40,7 @@ pub fn start_api(servers: &mut Servers, run: &Path, enter: impl Fn(&str) -> Comm
         ("--tls-private-key-file", "kube-apiserver.key"),
         ("--kubelet-client-certificate", "admin.crt"),
         ("--kubelet-client-key", "admin.key"),
-        ("--service-account-key-file", "service-accounts.key"),
+        ("--service-account-key-file", "service-accounts.pub"),
         ("--service-account-signing-key-file", "service-accounts.key"),
         ("--requestheader-client-ca-file", "ca.crt"),
         ("--proxy-client-cert-file", "aggregator.crt"),

@@ -45,7 +45,9 @@ pub fn make(dir: &Path) -> Result<()> {
         kubeconfig(dir, name)?;
     }
     // What signs the tokens of service accounts has no certificate.
-    write(dir, "service-accounts.key", &KeyPair::generate()?.serialize_pem())
+    let tokens = KeyPair::generate()?;
+    write(dir, "service-accounts.pub", &tokens.public_key_pem())?;
+    write(dir, "service-accounts.key", &tokens.serialize_pem())
 }
 
 fn authority(dir: &Path) -> Result<Issuer<'static, KeyPair>> {
