@@ -19,10 +19,7 @@ fn there(program: &str) -> bool {
         _ => "--version",
     };
     let mut probe = Command::new(program);
-    probe
-        .arg(version)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
+    probe.arg(version).stdout(Stdio::null()).stderr(Stdio::null());
     probe.status().is_ok_and(|status| status.success())
 }
 

@@ -11,17 +11,13 @@ pub fn name(node: &str) -> String {
     format!("imageflow-cluster-{node}")
 }
 
-/// The folders that hold cgroups with controllers: one of version 2, or one for each controller of version 1.
+/// The folders that hold cgroups: one of version 2; or one for each controller of version 1, and one of version 2 beside them.
 fn trees() -> Vec<PathBuf> {
     if Path::new(ROOT).join("cgroup.controllers").exists() {
         return vec![PathBuf::from(ROOT)];
     }
     let entries = fs::read_dir(ROOT).into_iter().flatten().flatten();
-    entries
-        .map(|entry| entry.path())
-        // The version 2 tree beside those of version 1 has no controller of use.
-        .filter(|path| path.is_dir() && !path.ends_with("unified"))
-        .collect()
+    entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
 }
 
 /// Why pods cannot be given limits here.

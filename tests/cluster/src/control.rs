@@ -84,6 +84,8 @@ pub fn start_controllers(servers: &mut Servers, run: &Path, enter: impl Fn(&str)
             server.arg("--root-ca-file").arg(pki("ca.crt"));
             server.args(["--use-service-account-credentials", "--cluster-cidr", PODS]);
             server.args(["--service-cluster-ip-range", SERVICES]);
+            // It makes this folder: not on the machine, where its default is.
+            server.args(["--flex-volume-plugin-dir", "/var/lib/kubelet/volume-plugins"]);
             // Longer than three of the kubelets' reports.
             server.args(["--node-monitor-grace-period", "16s"]);
         }

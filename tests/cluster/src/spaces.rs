@@ -132,9 +132,11 @@ pub fn end(holders: &[u32]) -> Result<()> {
     let gone = process::until(GONE, || {
         let left = on(&networks);
         left.iter().for_each(|id| kill(*id));
+        // A holder ends after all others in its node; while it does, neither it nor they have a network any more.
+        let held = holders.iter().any(|id| is_there(*id));
         let cgroups = NODES.iter().map(|node| cgroups::remove(node.name));
         // All of them each time, not only up to the first that is still in use.
-        cgroups.fold(left.is_empty(), |all, one| all & one)
+        cgroups.fold(left.is_empty() && !held, |all, one| all & one)
     });
     if gone {
         return Ok(());
@@ -151,6 +153,13 @@ fn kill(id: u32) {
         .ok()
         .and_then(Pid::from_raw)
         .map(|pid| kill_process(pid, Signal::KILL));
+}
+
+/// Whether there is such a process, other than one that has ended and is not yet missed by its parent.
+fn is_there(id: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
+    let state = status.lines().find_map(|line| line.strip_prefix("State:"));
+    state.is_some_and(|state| !state.trim().starts_with('Z'))
 }
 
 fn network_of(id: u32) -> Option<PathBuf> {
@@ -191,6 +200,15 @@ mod tests {
         assert_eq!(holder(dir.path(), Path::new("/nowhere")), None);
         let us = std::env::current_exe().unwrap();
         assert_eq!(holder(dir.path(), &us), Some(std::process::id()));
+    }
+
+    #[test]
+    fn a_process_that_has_ended_is_not_there() {
+        let mut child = Command::new("true").spawn().unwrap();
+        assert!(process::until(READY, || !is_there(child.id())));
+        assert!(is_there(std::process::id()));
+        child.wait().unwrap();
+        assert!(!is_there(child.id()));
     }
 
     #[test]
