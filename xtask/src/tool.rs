@@ -30,7 +30,19 @@ pub fn target() -> PathBuf {
 pub fn cargo(args: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(args).current_dir(root()).env("CARGO_TARGET_DIR", target());
+    forget_our_package(&mut command);
     command
+}
+
+/// Takes away what the cargo that runs us has said of our package. The build script of ring looks at that: with it ring, and all
+/// that uses it, would be built anew whenever cargo is called by xtask after it was called without, and the other way round.
+pub fn forget_our_package(command: &mut Command) {
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&name);
+        }
+    }
 }
 
 /// Runs a command and says what it is and how long it took.
