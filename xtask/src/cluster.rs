@@ -21,6 +21,8 @@ pub fn run(args: &[String]) -> Outcome {
 
 /// The tier: a cluster, the tests that need one, and no cluster any more.
 pub fn test() -> Outcome {
+    let crate_alone = ["test", "-p", "imageflow-cluster", "--locked", "--lib"];
+    step("tests of imageflow-cluster", &mut cargo(&crate_alone))?;
     if let Err(reason) = setup::cluster() {
         println!("cluster: skipped, {reason}");
         return Ok(());
