@@ -37,6 +37,7 @@ pub fn test() -> Outcome {
     let keeper = Keeper::new().map_err(|e| format!("who takes the cluster down cannot be started: {e}"))?;
     let tested = step("cluster", program()?.arg("up")).and_then(|()| {
         let mut exec = program()?;
+        exec.current_dir(tool::root());
         exec.arg("exec").arg(cargo(&[]).get_program());
         exec.args(tests).args(["--offline", "--", "--nocapture"]);
         step("tests on the cluster", &mut exec)
@@ -68,9 +69,8 @@ fn program() -> Result<Command, String> {
         return Err("the build of imageflow-cluster failed".to_owned());
     }
     let mut program = Command::new(tool::target().join("debug/imageflow-cluster"));
-    program
-        .current_dir(tool::root())
-        .env("CARGO_TARGET_DIR", tool::target());
+    program.env("CARGO_TARGET_DIR", tool::target());
+    tool::forget_our_package(&mut program);
     Ok(program)
 }
 
