@@ -2,9 +2,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::{Result, file};
+use crate::{ClusterError, Result, file};
 
 const ROOT: &str = "/sys/fs/cgroup";
+/// Made and removed to see whether it can be.
+const TRIAL: &str = "trial";
 
 /// What a node's cgroup is called.
 pub fn name(node: &str) -> String {
@@ -32,7 +34,12 @@ pub fn obstacle() -> Option<String> {
             return Some(format!("{ROOT} has no controller \"{controller}\""));
         }
     }
-    None
+    let refused = make(TRIAL).err();
+    remove(TRIAL);
+    let ClusterError::File { path, source } = refused? else {
+        return None;
+    };
+    Some(format!("{} cannot be made: {source}", path.display()))
 }
 
 /// Makes a node's: the kubelet wants it to exist.
