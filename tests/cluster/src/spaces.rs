@@ -85,40 +85,33 @@ pub fn enter(holder: u32) -> Command {
     command
 }
 
-/// A bridge on the first node joins all; each knows the way to the others' pods.
+/// A bridge on the first node joins all; each knows the way to the others' pods. The holders are those of [`NODES`].
 pub fn connect(holders: &[u32]) -> Result<()> {
-    let mut first = String::from("link add lan0 type bridge\nlink set lan0 up\n");
-    let mut others = Vec::new();
-    for (node, holder) in NODES.iter().zip(holders) {
-        let name = node.name;
-        let routes: String = NODES
-            .iter()
-            .filter(|to| to.name != name)
-            .map(|to| format!("route add {} via {}\n", to.pods(), to.address()))
-            .collect();
-        if others.is_empty() && Some(holder) == holders.first() {
-            // Without a default way the addresses of services would be refused before a rule sees them.
-            first.push_str(&format!(
-                "addr add {}/24 dev lan0\nroute add default dev lan0\n{routes}",
-                node.address()
-            ));
-            others.push(String::new());
-        } else {
-            first.push_str(&format!(
-                "link add to-{name} type veth peer name eth0 netns {holder}\nlink set to-{name} master lan0 up\n"
-            ));
-            let gateway = NODES[0].address();
-            others.push(format!(
-                "addr add {}/24 dev eth0\nlink set eth0 up\nroute add default via {gateway}\n{routes}",
-                node.address()
-            ));
-        }
+    let [first, others @ ..] = &NODES;
+    let mut bridge = format!(
+        "link add lan0 type bridge\naddr add {}/24 dev lan0\nlink set lan0 up\n",
+        first.address()
+    );
+    // Without a default way the addresses of services would be refused before a rule sees them.
+    bridge.push_str("route add default dev lan0\n");
+    for (node, holder) in others.iter().zip(holders.iter().skip(1)) {
+        let card = format!("to-{}", node.name);
+        bridge.push_str(&format!("link add {card} type veth peer name eth0 netns {holder}\n"));
+        bridge.push_str(&format!("link set {card} master lan0 up\n"));
     }
-    others[0] = first;
-    for ((node, holder), commands) in NODES.iter().zip(holders).zip(&others) {
+    for (node, holder) in NODES.iter().zip(holders) {
+        let commands = if node.name == first.name {
+            bridge.clone()
+        } else {
+            let (own, gateway) = (node.address(), first.address());
+            format!("addr add {own}/24 dev eth0\nlink set eth0 up\nroute add default via {gateway}\n")
+        };
+        let others = NODES.iter().filter(|to| to.name != node.name);
+        let routes = others.map(|to| format!("route add {} via {}\n", to.pods(), to.address()));
         let mut ip = network(*holder);
         ip.args(["ip", "-batch", "-"]);
-        run_with(&format!("the network of {}", node.name), &mut ip, commands)?;
+        let commands = routes.fold(commands, |commands, route| commands + &route);
+        run_with(&format!("the network of {}", node.name), &mut ip, &commands)?;
     }
     Ok(())
 }
