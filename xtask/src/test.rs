@@ -78,7 +78,6 @@ fn servers() -> Outcome {
     step("build", &mut cargo(&["build", "--workspace", "--bins", "--locked"]))?;
     let mut tests = cargo(&PLATFORM);
     tests.args(["--locked", "--no-fail-fast"]);
-    // The faults of brokers and servers take minutes each and run in `cargo xtask soak external`.
     for name in [
         "kafka",
         "versitygw",
@@ -86,6 +85,8 @@ fn servers() -> Outcome {
         "notifications",
         "faults",
         "external",
+        "external_faults",
+        "load",
         "roles",
         "connect",
     ] {
