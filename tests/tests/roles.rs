@@ -156,6 +156,7 @@ async fn the_main_job_is_done_by_roles_of_their_own_and_a_death_of_each_loses_no
     // waits for it.
     let gone = || world.told("in group imageflow-dispatcher has failed");
     let before = gone();
+    let joined_before = rebalances(&dispatcher_1.admin).await;
     dispatcher_1.pause();
     router_1.kill();
     gateway_1.kill();
@@ -170,7 +171,6 @@ async fn the_main_job_is_done_by_roles_of_their_own_and_a_death_of_each_loses_no
     }
     until("the group goes on without it", PATIENCE, async || gone() > before).await;
     // It comes back with all that it held, and is a member again; then the other one dies.
-    let joined_before = rebalances(&dispatcher_1.admin).await;
     dispatcher_1.resume();
     until("it is a member again", PATIENCE, async || {
         rebalances(&dispatcher_1.admin).await > joined_before
