@@ -22,14 +22,14 @@ const TIME_MS: i64 = 1_795_514_400_123;
 struct Sdk {
     language: &'static str,
     program: OsString,
-    script: Option<&'static str>,
+    script: Option<String>,
     bootstrap: String,
 }
 
 impl Sdk {
     fn run(&self, verb: &str, topic: &str, count: Option<usize>) -> String {
         let output = Command::new(&self.program)
-            .args(self.script)
+            .args(&self.script)
             .args([verb, &self.bootstrap, topic])
             .args(count.map(|c| c.to_string()))
             .output()
@@ -50,7 +50,7 @@ impl Sdk {
 }
 
 fn manifest(python: &str) -> String {
-    let echo = concat!(env!("CARGO_MANIFEST_DIR"), "/peers/echo.py");
+    let echo = format!("{}/peers/echo.py", std::env::var("CARGO_MANIFEST_DIR").unwrap());
     format!(
         r#"
 apiVersion: imageflow.dev/v1alpha1
@@ -107,7 +107,7 @@ async fn the_sdks_of_python_and_go_read_and_write_what_the_platform_does() {
     let dir = tempfile::tempdir().unwrap();
     let platform = Platform::start(dir.path(), &["--kafka", &bootstrap, "--kafka-replication", "1"]);
     platform.api.apply(&manifest(&python.to_string_lossy())).await;
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/peers/sdk_kafka.py");
+    let script = format!("{}/peers/sdk_kafka.py", std::env::var("CARGO_MANIFEST_DIR").unwrap());
     let sdks = [("python", python, Some(script)), ("go", go, None)].map(|(language, program, script)| Sdk {
         language,
         program,

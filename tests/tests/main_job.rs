@@ -402,7 +402,10 @@ async fn a_changed_function_makes_a_revision_and_rollback_goes_back() {
 async fn any_program_is_a_function() {
     let world = world().await;
     let api = &world.platform.api;
-    let program = concat!(env!("CARGO_MANIFEST_DIR"), "/../functions/examples/python/describe.py");
+    let program = format!(
+        "{}/../functions/examples/python/describe.py",
+        std::env::var("CARGO_MANIFEST_DIR").unwrap()
+    );
     let python = if std::process::Command::new("python3").arg("--version").output().is_ok() {
         "python3"
     } else {

@@ -26,7 +26,10 @@ async fn python_clients_work_against_the_platform() {
     platform.api.apply(RESOURCES).await;
     let text = |name: &str| platform.endpoints[name].as_str().unwrap().to_owned();
     let output = Command::new(python)
-        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/peers/clients.py"))
+        .arg(format!(
+            "{}/peers/clients.py",
+            std::env::var("CARGO_MANIFEST_DIR").unwrap()
+        ))
         .env("API", text("api"))
         .env("S3", text("s3"))
         .env("ACCESS_KEY", text("accessKey"))

@@ -8,8 +8,10 @@ pub type Outcome = Result<(), String>;
 
 /// The repository's root: the folder above this crate.
 pub fn root() -> PathBuf {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.parent().unwrap_or(here).to_path_buf()
+    // Cargo says which checkout it runs for; the program may have been built for another one that shares the folder.
+    let here = std::env::var_os("CARGO_MANIFEST_DIR");
+    let here = here.map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    here.parent().unwrap_or(&here).to_path_buf()
 }
 
 /// Where heavy things are kept between checkouts.

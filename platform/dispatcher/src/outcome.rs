@@ -141,7 +141,7 @@ fn failure(response: &Response<Bytes>) -> Outcome {
         status: Some(status),
         step,
     };
-    if matches!(code, ErrorCode::StorageUnavailable | ErrorCode::StorageFull) {
+    if code == ErrorCode::StorageUnavailable {
         return Outcome::NoStorage { error };
     }
     Outcome::Failed {

@@ -169,7 +169,6 @@ async fn put_sidecar(context: &Context, step: &StepRequest, data: &Value) -> Res
 async fn unreached(context: &Context, step: &StepRequest, error: StepError) -> Undelivered {
     match context.objects.head(&step.output.bucket, &step.output.key).await {
         Err(ours) if ours.is_retryable() => storage(&ours),
-        // That one is full does not show by a look.
         _ => {
             tracing::warn!(run = %step.run, error = error.message, "a pod does not get at the object store, the step waits");
             Undelivered::NoStorageForPod(error)

@@ -175,7 +175,7 @@ pub(crate) enum Undelivered {
     NoAttempt { alone: bool },
     /// The object store is not to be had.
     Storage,
-    /// It is for us, but not for the pod, or has no space.
+    /// It is for us, but not for the pod.
     NoStorageForPod(StepError),
     /// The result that the pod found there is not there: it was removed meanwhile, or, the second time, the pod is wrong.
     Gone(StepError),

@@ -22,7 +22,7 @@ const PAGE: usize = 1000;
 const HOUR_MS: i64 = 3_600_000;
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+    Path::new(&std::env::var("CARGO_MANIFEST_DIR").unwrap()).join("..")
 }
 
 /// The sources of the sink that stands in for the published one.

@@ -19,7 +19,10 @@ struct Python {
 
 impl Python {
     async fn start() -> Option<Self> {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/python/describe.py");
+        let script = format!(
+            "{}/../examples/python/describe.py",
+            std::env::var("CARGO_MANIFEST_DIR").unwrap()
+        );
         let spawned = Command::new("python3")
             .arg(script)
             .envs([("PORT", "0"), ("IMAGEFLOW_BIND", "127.0.0.1")])
