@@ -1,5 +1,5 @@
 //! Running other programs, from the repository's root.
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Instant;
 
