@@ -6,6 +6,7 @@ mod context;
 mod failure;
 mod group;
 mod offsets;
+mod pace;
 mod produce;
 mod reading;
 mod retention;
@@ -30,6 +31,7 @@ use self::context::{Context, Told, lock};
 use self::failure::storage;
 use self::group::Members;
 use self::offsets::Asker;
+use self::pace::Pace;
 use self::produce::Producer;
 use self::reading::Reader;
 use self::topics::Catalog;
@@ -58,6 +60,7 @@ struct Handle {
     /// When topics were last made or checked by us.
     ensured: Mutex<HashMap<String, std::time::Instant>>,
     producer: Mutex<Option<Arc<Producer>>>,
+    pace: Pace,
     askers: Mutex<Vec<(String, Asker)>>,
     readers: Mutex<Vec<Reader>>,
     members: Mutex<Members>,
@@ -180,6 +183,7 @@ impl Kafka {
             catalog: Mutex::default(),
             ensured: Mutex::default(),
             producer: Mutex::new(Some(Arc::new(producer))),
+            pace: Pace::new(std::time::Instant::now()),
             askers: Mutex::default(),
             readers: Mutex::default(),
             members: Mutex::default(),
