@@ -7,6 +7,7 @@ pub mod http;
 pub mod pictures;
 pub mod platform;
 pub mod role;
+pub mod roles;
 
 pub use http::Api;
 pub use platform::Platform;

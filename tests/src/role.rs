@@ -1,5 +1,6 @@
 //! Single roles of the platform, each a real process on the servers of a [`World`].
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
@@ -46,6 +47,8 @@ impl Role {
             .env("IMAGEFLOW_S3_ACCESS_KEY", world.server.access_key())
             .env("IMAGEFLOW_S3_SECRET_KEY", world.server.secret_key())
             .env("NO_COLOR", "1")
+            // A group of its own: Ctrl-C is for who started it, who ends it in order.
+            .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::piped());
         if role != "gateway" {

@@ -1,7 +1,6 @@
 //! Every role a process of its own: two gateways, two dispatchers, two routers, the autoscaler and the pods, on three brokers
 //! and a real S3 server. The main job is done, and what dies on the way loses nothing.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
-use std::path::Path;
 use std::time::Duration;
 
 use http::Method;
@@ -11,85 +10,14 @@ use imageflow_proto::v1::pod_service_client::PodServiceClient;
 use imageflow_tests::Api;
 use imageflow_tests::external::{RESOURCES, World, photo, put, until};
 use imageflow_tests::http::json;
-use imageflow_tests::role::{Role, Settings};
+use imageflow_tests::role::Role;
+use imageflow_tests::roles::{Roles, key};
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 use tonic::Code;
 
 /// Photos of each half: one by the gateways, one by an S3 client.
 const PHOTOS: usize = 24;
 const PATIENCE: Duration = Duration::from_secs(180);
-const KEYS: [&str; 3] = ["gateway", "dispatcher", "autoscaler"];
-
-/// The roles, on servers that are there already.
-struct Roles<'a> {
-    world: &'a World,
-    folder: &'a Path,
-    keys: String,
-    pods: String,
-    autoscaler: String,
-}
-
-impl Roles<'_> {
-    fn start(&self, role: &str, args: &[&str]) -> Role {
-        let settings = Settings {
-            key: &key(role),
-            args: &[&[role], args].concat(),
-            folder: self.folder,
-        };
-        Role::start(self.world, &settings)
-    }
-
-    /// At its address, when it had one.
-    fn pods(&mut self) -> Role {
-        let folder = self.folder.to_str().unwrap().to_owned();
-        let (listen, keys) = (listen(&self.pods), self.keys.clone());
-        let args = ["--listen", &listen, "--data-dir", &folder, "--role-keys", &keys];
-        let pods = self.start("pods", &args);
-        self.pods.clone_from(&pods.url);
-        pods
-    }
-
-    fn autoscaler(&mut self) -> Role {
-        let (listen, keys, pods) = (listen(&self.autoscaler), self.keys.clone(), self.pods.clone());
-        let args = ["--listen", &listen, "--pods", &pods, "--role-keys", &keys];
-        let autoscaler = self.start("autoscaler", &args);
-        self.autoscaler.clone_from(&autoscaler.url);
-        autoscaler
-    }
-
-    fn dispatcher(&self, member: &str) -> Role {
-        let peers = ["--pods", &self.pods, "--autoscaler", &self.autoscaler];
-        self.start("dispatcher", &[&["--member", member][..], &peers].concat())
-    }
-
-    fn gateway(&self, member: &str) -> (Role, Api) {
-        let peers = ["--pods", &self.pods, "--autoscaler", &self.autoscaler];
-        let args = [&["--member", member, "--listen", "127.0.0.1:0"][..], &peers].concat();
-        let gateway = self.start("gateway", &args);
-        let api = Api::new(&gateway.url);
-        (gateway, api)
-    }
-
-    fn router(&self, member: &str) -> Role {
-        self.start("router", &["--member", member])
-    }
-}
-
-fn listen(url: &str) -> String {
-    url.strip_prefix("http://").unwrap_or("127.0.0.1:0").to_owned()
-}
-
-fn key(role: &str) -> String {
-    format!("the key of {role}")
-}
-
-fn key_file(folder: &Path) -> String {
-    let line = |role: &&str| format!("{role} {role} {:x}\n", Sha256::digest(key(role)));
-    let path = folder.join("role-keys");
-    std::fs::write(&path, KEYS.iter().map(line).collect::<String>()).unwrap();
-    path.to_str().unwrap().to_owned()
-}
 
 /// Waits until the group has given it partitions.
 async fn joined(role: &Role) {
@@ -124,17 +52,11 @@ async fn upload(api: &Api, number: usize) {
 async fn the_main_job_is_done_by_roles_of_their_own_and_a_death_of_each_loses_nothing() {
     let Some(world) = World::start().await else { return };
     let folder = tempfile::tempdir().unwrap();
-    let mut roles = Roles {
-        world: &world,
-        folder: folder.path(),
-        keys: key_file(folder.path()),
-        pods: String::new(),
-        autoscaler: String::new(),
-    };
+    let mut roles = Roles::new(&world, folder.path());
     let pods = roles.pods();
     let autoscaler = roles.autoscaler();
-    let (gateway_1, api_1) = roles.gateway("gateway-1");
-    let (gateway_2, api_2) = roles.gateway("gateway-2");
+    let (gateway_1, api_1) = roles.gateway("gateway-1", "127.0.0.1:0");
+    let (gateway_2, api_2) = roles.gateway("gateway-2", "127.0.0.1:0");
     let (router_1, router_2) = (roles.router("router-1"), roles.router("router-2"));
     let (dispatcher_1, dispatcher_2) = (roles.dispatcher("dispatcher-1"), roles.dispatcher("dispatcher-2"));
     for role in [&router_1, &router_2] {

@@ -6,9 +6,10 @@ use serde_json::Value;
 use crate::tool::{self, Outcome};
 
 /// Layer of each crate.
-const LAYERS: [(&str, u8); 23] = [
+const LAYERS: [(&str, u8); 25] = [
     ("imageflow-proto", 0),
     ("imageflow-types", 0),
+    ("imageflow-images", 0),
     ("imageflow-ops", 1),
     ("imageflow-flow", 1),
     ("imageflow-decider", 1),
@@ -23,10 +24,11 @@ const LAYERS: [(&str, u8); 23] = [
     ("imageflow-gateway", 4),
     ("imageflow-dispatcher", 4),
     ("imageflow-router", 4),
+    ("imageflow-operator", 4),
     ("imageflow-autoscaler", 4),
     ("imageflow-cpu", 4),
     ("imageflow-cli", 5),
-    ("imageflow-cluster", 0),
+    ("imageflow-cluster", 1),
     ("imageflow-servers", 0),
     ("imageflow-tests", 5),
     ("xtask", 5),

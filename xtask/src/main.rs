@@ -1,5 +1,6 @@
 //! `cargo xtask`: see `HELP`.
 mod cluster;
+mod image;
 mod layers;
 mod map;
 mod setup;
@@ -14,6 +15,7 @@ const HELP: &str = "\
 cargo xtask COMMAND
 
   up [--once] [ARGS]   build in release, start the platform, process the sample photos; stays up (not with --once)
+  up --kafka --s3 [--once]   the same on three Kafka brokers and an S3 server, each role a process of its own
   test [TIER...]       everything that CI checks; tiers: lint unit docs servers peers cluster (default: all)
   cluster up           a Kubernetes cluster of three nodes on this machine, for tests; the first time takes about 10 minutes
   cluster down         stops it, with all that runs in it
@@ -21,6 +23,7 @@ cargo xtask COMMAND
   cluster exec CMD...  runs on its network, with KUBECONFIG set and kubectl at hand
   cluster node NODE CMD... | import ARCHIVE
                        runs in a node; puts an image on all nodes
+  image [--profile P] [--import] [--no-sbom]   container images as archives, with their bills of materials
   layers               no crate depends on a layer above it or beside it
   map                  the README's question-to-file table is true
   sizes                no file is over 600 lines before its tests, no main.rs over 60
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
         Some("soak") => up::soak(rest),
         Some("test") => test::run(rest),
         Some("cluster") => cluster::run(rest),
+        Some("image") => image::run(rest),
         Some("layers") => layers::check(),
         Some("map") => map::check(),
         Some("sizes") => sizes::check(),

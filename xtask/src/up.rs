@@ -14,8 +14,12 @@ fn build() -> Result<PathBuf, String> {
     Ok(tool::target().join("release/imageflow"))
 }
 
-/// `cargo xtask up`: everything from nothing to processed photos.
+/// `cargo xtask up`: everything from nothing to processed photos. `--kafka` and `--s3` without an address start three brokers and
+/// an S3 server, and each role of the platform as a process of its own.
 pub fn up(args: &[String]) -> Outcome {
+    if let Some(rest) = on_servers(args) {
+        return up_on_servers(&rest?);
+    }
     let program = build()?;
     let mut command = std::process::Command::new(program);
     command
@@ -32,6 +36,46 @@ pub fn up(args: &[String]) -> Outcome {
     } else {
         Err(format!("imageflow up ended with {status}"))
     }
+}
+
+/// What stands beside `--kafka` and `--s3`, when one of them has no address.
+fn on_servers(args: &[String]) -> Option<Result<Vec<String>, String>> {
+    let bare = |flag: &str| {
+        let at = args.iter().position(|a| a == flag)?;
+        args.get(at + 1).is_none_or(|next| next.starts_with('-')).then_some(())
+    };
+    let (kafka, s3) = (bare("--kafka"), bare("--s3"));
+    if kafka.is_none() && s3.is_none() {
+        return None;
+    }
+    if kafka.is_none() || s3.is_none() {
+        return Some(Err(
+            "--kafka and --s3 without an address start servers, both of them; give both so, or both with an address"
+                .to_owned(),
+        ));
+    }
+    let rest = args.iter().filter(|a| *a != "--kafka" && *a != "--s3");
+    Some(Ok(rest.cloned().collect()))
+}
+
+fn up_on_servers(args: &[String]) -> Outcome {
+    if let Some(odd) = args.iter().find(|a| *a != "--once") {
+        return Err(format!("\"{odd}\": with --kafka and --s3 there is --once only"));
+    }
+    setup::servers()?;
+    let program = build()?;
+    let mut command = cargo(&[
+        "run",
+        "--release",
+        "--locked",
+        "-p",
+        "imageflow-tests",
+        "--bin",
+        "up-roles",
+        "--",
+    ]);
+    command.env("IMAGEFLOW_BIN", program).args(args);
+    run("the platform on Kafka and S3", &mut command)
 }
 
 /// `cargo xtask bench NAME [PART...]`.

@@ -4,6 +4,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
+use url::Url;
 
 use crate::Env;
 use crate::error::ConfigError;
@@ -30,10 +31,29 @@ pub struct Config {
     pub timeout: Duration,
     /// Most bytes of a body or an object: `IMAGEFLOW_MAX_BODY_BYTES` (64 MiB).
     pub max_bytes: u64,
+    /// Where it says that it listens: `IMAGEFLOW_ANNOUNCE_URL` (nowhere) with `IMAGEFLOW_ANNOUNCE_KEY`.
+    pub announce: Option<Announce>,
     /// Where spans go: `OTEL_EXPORTER_OTLP_ENDPOINT` (nowhere).
     pub otlp_endpoint: Option<String>,
     /// What is logged: `IMAGEFLOW_LOG`, such as `info` or `warn,imageflow_sdk=debug` (`info`).
     pub log: String,
+}
+
+/// Where a pod says that it listens.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Announce {
+    /// `http://HOST:PORT`; each address of the host is told.
+    pub url: Url,
+    /// The key of the revision.
+    pub key: String,
+}
+
+impl std::fmt::Debug for Announce {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Announce")
+            .field("url", &self.url.as_str())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Config {
@@ -97,9 +117,24 @@ impl Config {
                 DEFAULT_MAX_BYTES,
                 "is not a number of bytes",
             )?,
+            announce: announce(env)?,
             otlp_endpoint: set(env, "OTEL_EXPORTER_OTLP_ENDPOINT"),
             log: set(env, "IMAGEFLOW_LOG").unwrap_or_else(|| "info".to_owned()),
         })
+    }
+}
+
+fn announce(env: Env<'_>) -> Result<Option<Announce>, ConfigError> {
+    const VARIABLE: &str = "IMAGEFLOW_ANNOUNCE_URL";
+    let Some(text) = set(env, VARIABLE) else {
+        return Ok(None);
+    };
+    match Url::parse(&text) {
+        Ok(url) if url.scheme() == "http" && url.host().is_some() => {
+            let key = set(env, "IMAGEFLOW_ANNOUNCE_KEY").unwrap_or_default();
+            Ok(Some(Announce { url, key }))
+        }
+        _ => Err(fault(VARIABLE, text, "is not a URL such as http://imageflow-pods:7003")),
     }
 }
 
@@ -136,6 +171,7 @@ mod tests {
             ("IMAGEFLOW_TIMEOUT_MS", "0"),
             ("IMAGEFLOW_PARAMS", "[1]"),
             ("IMAGEFLOW_MAX_BODY_BYTES", "-1"),
+            ("IMAGEFLOW_ANNOUNCE_URL", "imageflow-pods:7003"),
         ] {
             let error = Config::from_env(&|asked| (asked == name).then(|| value.to_owned()))
                 .unwrap_err()

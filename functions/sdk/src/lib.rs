@@ -19,6 +19,7 @@
 //! ```
 
 mod admission;
+mod announce;
 mod app;
 mod config;
 mod error;
@@ -34,7 +35,7 @@ mod server;
 mod telemetry;
 mod transfer;
 
-pub use config::Config;
+pub use config::{Announce, Config};
 pub use error::{ConfigError, SdkError};
 pub use function::{Call, Content, Function, Reply};
 pub use query::params_from_query;

@@ -18,7 +18,7 @@ use crate::app::App;
 use crate::config::Config;
 use crate::error::SdkError;
 use crate::function::Function;
-use crate::{Env, grpc, route, telemetry};
+use crate::{Env, announce, grpc, route, telemetry};
 
 /// Most connections at once. Delivery and probes need a few; past it new ones wait in the kernel.
 const MAX_CONNECTIONS: usize = 1024;
@@ -88,10 +88,11 @@ async fn serve_app(listener: TcpListener, app: Arc<App>, shutdown: impl Future<O
         tracing::info!(%addr, function = app.config.function, revision = app.config.revision, "listening");
     }
     let server = Server::new(Arc::clone(&app), routes);
+    let announcing = announce::announce(&app.config, listener.local_addr().ok());
     tokio::pin!(shutdown);
     tokio::select! {
         never = server.accept(&listener) => match never {},
-        () = upkeep(&app) => {}
+        ((), ()) = futures::future::join(announcing, upkeep(&app)) => {}
         () = &mut shutdown => {}
     }
 

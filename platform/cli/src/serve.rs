@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 
 use crate::args::serve::{CommonArgs, Role, ServeArgs};
+use crate::args::stores::TelemetryArgs;
 use crate::error::CliError;
 use crate::up::stores::{Log, Objects};
 use crate::up::{failed, platform, telemetry};
@@ -23,6 +24,7 @@ use crate::up::{failed, platform, telemetry};
 mod autoscaler;
 mod dispatcher;
 mod gateway;
+mod operator;
 mod pods;
 mod router;
 mod views;
@@ -38,6 +40,7 @@ pub async fn run(args: ServeArgs) -> Result<(), CliError> {
         Role::Dispatcher(args) => dispatcher::run(args).await,
         Role::Autoscaler(args) => autoscaler::run(args).await,
         Role::Pods(args) => pods::run(args).await,
+        Role::Operator(args) => operator::run(args).await,
     }
 }
 
@@ -46,7 +49,8 @@ struct Shell {
     name: String,
     telemetry: Telemetry,
     stop: Stop,
-    log: Log,
+    /// None for a role that needs no event log.
+    log: Option<Log>,
     tasks: TaskTracker,
     /// Ends what the role itself needs, after the role.
     rest: CancellationToken,
@@ -62,7 +66,13 @@ impl Shell {
                 "a role of its own works on servers that all roles reach: give --kafka (imageflow up runs all roles in one process without)".to_owned(),
             ));
         }
-        let config = telemetry(&args.telemetry, name.split(' ').next_back().unwrap_or(name));
+        let mut shell = Self::without_log(name, admin, &args.telemetry).await?;
+        shell.log = Some(Log::kafka(&args.kafka).await?);
+        Ok(shell)
+    }
+
+    async fn without_log(name: &str, admin: Option<SocketAddr>, args: &TelemetryArgs) -> Result<Self, CliError> {
+        let config = telemetry(args, name.split(' ').next_back().unwrap_or(name));
         let telemetry = Telemetry::start(&config).map_err(|e| CliError::Usage(e.to_string()))?;
         let stop = on_signals().map_err(|e| failed("signals cannot be handled")(e.to_string()))?;
         let (rest, ready) = (CancellationToken::new(), Readiness::default());
@@ -70,7 +80,6 @@ impl Shell {
             Some(address) => Some(listen("--admin-listen", address).await?),
             None => None,
         };
-        let log = Log::kafka(&args.kafka).await?;
         let admin = match listener {
             Some((listener, address)) => {
                 println!("{name}: health and metrics at http://{address}");
@@ -83,7 +92,7 @@ impl Shell {
             name: name.to_owned(),
             telemetry,
             stop,
-            log,
+            log: None,
             tasks: TaskTracker::new(),
             rest,
             ready,
@@ -91,12 +100,18 @@ impl Shell {
         })
     }
 
-    fn log(&self) -> Arc<dyn EventLog> {
-        self.log.shared()
+    fn log(&self) -> Result<Arc<dyn EventLog>, CliError> {
+        let log = self.log.as_ref().map(Log::shared);
+        log.ok_or_else(|| CliError::Failed(format!("{} was started without an event log", self.name)))
     }
 
     async fn resources(&self) -> Result<Arc<ResourceStore>, CliError> {
-        platform::resources(&self.log(), &self.tasks, &self.rest).await
+        self.resources_of(false).await
+    }
+
+    /// The resources; `images` says whether pods can be container images.
+    async fn resources_of(&self, images: bool) -> Result<Arc<ResourceStore>, CliError> {
+        platform::resources(&self.log()?, images, &self.tasks, &self.rest).await
     }
 
     /// Runs the role to its end, then ends what it stood on.
@@ -116,10 +131,25 @@ impl Shell {
         {
             tracing::warn!(%error, "health and metrics were not served to the end");
         }
-        self.log.close().await;
+        if let Some(log) = self.log {
+            log.close().await;
+        }
         self.telemetry.flush();
         result
     }
+}
+
+/// The key of the installation, of which each revision's is made.
+fn announce_key(flag: &str) -> Result<Vec<u8>, CliError> {
+    // Shorter than this is no key.
+    const LEAST_BYTES: usize = 16;
+    let key = std::env::var("IMAGEFLOW_ANNOUNCE_KEY").unwrap_or_default().into_bytes();
+    if key.len() < LEAST_BYTES {
+        return Err(CliError::Usage(format!(
+            "{flag}: set IMAGEFLOW_ANNOUNCE_KEY to a secret of at least {LEAST_BYTES} characters, the same for operator and pods"
+        )));
+    }
+    Ok(key)
 }
 
 async fn listen(flag: &str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), CliError> {

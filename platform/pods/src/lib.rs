@@ -1,7 +1,9 @@
 //! Where replicas live. [`PodHost`] is the contract; [`LocalHost`] runs them as processes on this machine (Linux),
-//! [`RemoteHost`] is the host of another process, which serves it by [`PodServer`].
+//! [`kubernetes::KubernetesHost`] asks a cluster for them, [`RemoteHost`] is the host of another process, which serves it by [`PodServer`].
 
 mod host;
+#[cfg(feature = "kubernetes")]
+pub mod kubernetes;
 mod local;
 mod orphans;
 mod pod;

@@ -62,6 +62,9 @@ pub enum PodState {
 pub struct Phases {
     /// The pod was asked for.
     pub asked_ms: i64,
+    /// It had a node, on a cluster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scheduled_ms: Option<i64>,
     /// The process was there.
     pub spawned_ms: Option<i64>,
     /// It said that it is ready.

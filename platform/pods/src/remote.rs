@@ -37,6 +37,7 @@ fn pod_to_message(pod: &Pod) -> v1::PodInfo {
         pid: pod.pid,
         restarts: pod.restarts,
         asked_ms: pod.phases.asked_ms,
+        scheduled_ms: pod.phases.scheduled_ms,
         spawned_ms: pod.phases.spawned_ms,
         ready_ms: pod.phases.ready_ms,
         ..v1::PodInfo::default()
@@ -109,6 +110,7 @@ fn pod_from_message(info: v1::PodInfo) -> Option<Pod> {
     (pod.pid, pod.restarts) = (info.pid, info.restarts);
     pod.phases = Phases {
         asked_ms: info.asked_ms,
+        scheduled_ms: info.scheduled_ms,
         spawned_ms: info.spawned_ms,
         ready_ms: info.ready_ms,
     };

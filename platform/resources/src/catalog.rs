@@ -151,9 +151,7 @@ impl Catalog {
     /// A problem with the nearest name.
     pub fn function(&self, name: &str) -> Result<&Arc<FunctionEntry>, Problem> {
         self.functions
-            .iter()
-            .find(|(n, _)| n.as_str() == name)
-            .map(|(_, entry)| entry)
+            .get(name)
             .ok_or_else(|| Problem::not_found("function", name, self.functions.keys().map(FunctionName::as_str)))
     }
 
@@ -163,9 +161,7 @@ impl Catalog {
     /// A problem with the nearest name.
     pub fn flow(&self, name: &str) -> Result<&Arc<Document<FlowName, FlowSpec>>, Problem> {
         self.flows
-            .iter()
-            .find(|(n, _)| n.as_str() == name)
-            .map(|(_, flow)| flow)
+            .get(name)
             .ok_or_else(|| Problem::not_found("flow", name, self.flows.keys().map(FlowName::as_str)))
     }
 

@@ -1,5 +1,5 @@
 //! Applying, deleting and watching resources.
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use imageflow_eventlog::{EventLog, FollowEvent, LogError, NewRecord, Record, Start, TopicSpec};
@@ -123,11 +123,11 @@ fn remove(catalog: &mut Catalog, key: &str) {
         return;
     };
     if kind == Kind::Function.as_str() {
-        catalog.functions.retain(|n, _| n.as_str() != name);
+        catalog.functions.remove(name);
     } else if kind == Kind::Flow.as_str() {
-        catalog.flows.retain(|n, _| n.as_str() != name);
+        catalog.flows.remove(name);
     } else {
-        catalog.triggers.retain(|n, _| n.as_str() != name);
+        catalog.triggers.remove(name);
     }
 }
 
@@ -145,6 +145,8 @@ pub struct ResourceStore {
     clock: fn() -> i64,
     /// Whether the pods of this platform can be container images.
     images: bool,
+    /// Who has the resources, when that is not the topic.
+    authority: OnceLock<Arc<dyn Authority>>,
 }
 
 impl ResourceStore {
@@ -181,6 +183,7 @@ impl ResourceStore {
             catalog,
             clock,
             images,
+            authority: OnceLock::new(),
         }))
     }
 
@@ -211,6 +214,13 @@ impl ResourceStore {
                     )
                     .into());
                 }
+                if !self.images
+                    && let Some(i) = document.spec.env.iter().position(|v| v.value_from.is_some())
+                {
+                    let field = format!("spec.env[{i}].valueFrom");
+                    let fault = FieldError::new(field, "this platform has no Secrets and ConfigMaps");
+                    return Err(FieldErrors::from(fault.remedy("set value, or use Kubernetes")).into());
+                }
                 check_params(catalog, &document.spec)?;
                 check_traffic(catalog, document)?;
                 Ok(())
@@ -231,11 +241,20 @@ impl ResourceStore {
         }
     }
 
-    /// Checks and keeps a resource. A changed function gets a new revision.
+    /// Checks and keeps a resource, or has the authority keep it. A changed function gets a new revision.
     ///
     /// # Errors
-    /// A problem with every fault found, or that the log is full or down.
+    /// A problem with every fault found, or that the log or the authority is full or down.
     pub async fn apply(&self, resource: Resource) -> Result<Applied, Problem> {
+        if let Some(authority) = self.authority.get() {
+            self.check(&resource, &self.snapshot())?;
+            return authority.apply(resource).await;
+        }
+        self.keep(resource).await
+    }
+
+    /// Checks and keeps a resource here.
+    async fn keep(&self, resource: Resource) -> Result<Applied, Problem> {
         let change = |catalog: &Catalog| {
             self.check(&resource, catalog)?;
             let (kept, outcome) = merge(catalog, resource.clone(), (self.clock)());
@@ -253,11 +272,14 @@ impl ResourceStore {
         {
             // Before anybody who has work for it can see the function; one that is refused makes no topic.
             self.check(&resource, &now)?;
-            let topic = TopicSpec::new(topics::work(&document.metadata.name), topics::WORK_PARTITIONS);
-            let topic = topic.retention(WORK_KEPT);
-            self.log.ensure_topics(&[topic]).await.map_err(log_problem)?;
+            self.make_topic(&document.metadata.name).await?;
         }
         self.change(change).await
+    }
+
+    async fn make_topic(&self, function: &FunctionName) -> Result<(), Problem> {
+        let topic = TopicSpec::new(topics::work(function), topics::WORK_PARTITIONS).retention(WORK_KEPT);
+        self.log.ensure_topics(&[topic]).await.map_err(log_problem)
     }
 
     /// Deletes a resource that nothing refers to.
@@ -265,31 +287,17 @@ impl ResourceStore {
     /// # Errors
     /// Not found, or a conflict naming what refers to it.
     pub async fn delete(&self, kind: Kind, name: &str) -> Result<(), Problem> {
+        if let Some(authority) = self.authority.get() {
+            is_unused(&self.snapshot(), kind, name)?;
+            return authority.delete(kind, name).await;
+        }
+        self.remove(kind, name).await
+    }
+
+    /// Deletes a resource here.
+    async fn remove(&self, kind: Kind, name: &str) -> Result<(), Problem> {
         let change = |catalog: &Catalog| {
-            let users = match kind {
-                Kind::Function => {
-                    let entry = catalog.function(name)?;
-                    catalog.users_of_function(&entry.document.metadata.name)
-                }
-                Kind::Flow => {
-                    let flow = catalog.flow(name)?;
-                    catalog.users_of_flow(&flow.metadata.name)
-                }
-                Kind::Trigger => {
-                    if !catalog.triggers.keys().any(|n| n.as_str() == name) {
-                        let names = catalog.triggers.keys().map(TriggerName::as_str);
-                        return Err(Problem::not_found("trigger", name, names));
-                    }
-                    Vec::new()
-                }
-            };
-            if !users.is_empty() {
-                let who = users.join(", ");
-                return Err(Problem::new(
-                    ErrorCode::Conflict,
-                    format!("{kind} {name} is used by {who}; delete or change that first"),
-                ));
-            }
+            is_unused(catalog, kind, name)?;
             Ok((Some(NewRecord::tombstone(topics::RESOURCES, key(kind, name))), ()))
         };
         self.change(change).await
@@ -378,6 +386,35 @@ impl ResourceStore {
         }];
         self.apply(Resource::Function(document)).await
     }
+}
+
+/// Whether a resource is there and nothing refers to it.
+fn is_unused(catalog: &Catalog, kind: Kind, name: &str) -> Result<(), Problem> {
+    let users = match kind {
+        Kind::Function => {
+            let entry = catalog.function(name)?;
+            catalog.users_of_function(&entry.document.metadata.name)
+        }
+        Kind::Flow => {
+            let flow = catalog.flow(name)?;
+            catalog.users_of_flow(&flow.metadata.name)
+        }
+        Kind::Trigger => {
+            if !catalog.triggers.contains_key(name) {
+                let names = catalog.triggers.keys().map(TriggerName::as_str);
+                return Err(Problem::not_found("trigger", name, names));
+            }
+            Vec::new()
+        }
+    };
+    if !users.is_empty() {
+        let who = users.join(", ");
+        return Err(Problem::new(
+            ErrorCode::Conflict,
+            format!("{kind} {name} is used by {who}; delete or change that first"),
+        ));
+    }
+    Ok(())
 }
 
 /// Error of the log as callers see it.
@@ -521,5 +558,8 @@ fn merge_function(
     )
 }
 
+mod mirror;
 #[cfg(test)]
 mod tests;
+
+pub use mirror::Authority;

@@ -19,6 +19,9 @@ pub struct FunctionSpec {
     /// A container image that serves CloudEvents on $PORT (Kubernetes only).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
+    /// Secrets with which the image is pulled (Kubernetes only).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub image_pull_secrets: Vec<LocalRef>,
     /// A local program and its arguments that serves CloudEvents on $PORT (`imageflow up` only).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub command: Option<Vec<String>>,
@@ -179,15 +182,51 @@ pub enum Policy {
 }
 
 /// One variable of the program's environment.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct EnvVar {
     /// Its name.
     #[schemars(regex(pattern = "^[A-Za-z_][A-Za-z0-9_]*$"))]
     pub name: String,
     /// Its value.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub value: String,
+    /// Where its value is kept, in place of `value` (Kubernetes only).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value_from: Option<EnvVarSource>,
+}
+
+/// Where the value of a variable is kept: in exactly one of these.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct EnvVarSource {
+    /// A key of a Secret in the namespace of the functions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_key_ref: Option<KeyRef>,
+    /// A key of a ConfigMap there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_map_key_ref: Option<KeyRef>,
+}
+
+/// A key of a Secret or a ConfigMap.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct KeyRef {
+    /// The Secret or ConfigMap.
+    pub name: String,
+    /// The key.
+    pub key: String,
+    /// Whether pods start without it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub optional: bool,
+}
+
+/// An object of the namespace of the functions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LocalRef {
+    /// Its name.
+    pub name: String,
 }
 
 /// Retries and ordering of work.
@@ -277,6 +316,7 @@ impl FunctionSpec {
         Self {
             operation: Some(operation.into()),
             image: None,
+            image_pull_secrets: Vec::new(),
             command: None,
             params: serde_json::Map::new(),
             parameters: None,
@@ -343,6 +383,11 @@ impl FunctionSpec {
                 "a catalogue operation brings its own schema",
             ));
         }
+        if !self.image_pull_secrets.is_empty() && self.image.is_none() {
+            faults.push(
+                FieldError::new("spec.imagePullSecrets", "there is no image to pull").remedy("set spec.image as well"),
+            );
+        }
         if self.concurrency.target > self.concurrency.limit {
             faults.push(
                 FieldError::new(
@@ -384,6 +429,18 @@ impl FunctionSpec {
                     format!("spec.env[{i}].name"),
                     format!("{} is set by env[{first}] already", var.name),
                 ));
+            }
+            if let Some(from) = &var.value_from {
+                let field = || format!("spec.env[{i}].valueFrom");
+                if from.secret_key_ref.is_some() == from.config_map_key_ref.is_some() {
+                    faults.push(FieldError::new(field(), "name one of secretKeyRef and configMapKeyRef"));
+                }
+                if !var.value.is_empty() {
+                    faults.push(
+                        FieldError::new(field(), format!("{} has a value of its own", var.name))
+                            .remedy("leave value or valueFrom out"),
+                    );
+                }
             }
             if var.name == "PORT" || var.name.starts_with("IMAGEFLOW_") {
                 faults.push(FieldError::new(
@@ -459,6 +516,37 @@ mod tests {
             tag: None,
         });
         assert!(spec.validate(&["resize"]).is_ok());
+    }
+
+    #[test]
+    fn a_variable_has_one_source() {
+        let key = |name: &str| KeyRef {
+            name: name.into(),
+            key: "token".into(),
+            optional: false,
+        };
+        let mut spec = FunctionSpec::of_operation("resize");
+        let from = |secret, config| {
+            Some(EnvVarSource {
+                secret_key_ref: secret,
+                config_map_key_ref: config,
+            })
+        };
+        for (value, source, right) in [
+            ("", from(Some(key("a")), None), true),
+            ("", from(None, Some(key("b"))), true),
+            ("", from(Some(key("a")), Some(key("b"))), false),
+            ("", from(None, None), false),
+            ("x", from(Some(key("a")), None), false),
+            ("x", None, true),
+        ] {
+            spec.env = vec![EnvVar {
+                name: "TOKEN".into(),
+                value: value.into(),
+                value_from: source,
+            }];
+            assert_eq!(spec.validate(&["resize"]).is_ok(), right, "{:?}", spec.env);
+        }
     }
 
     #[test]

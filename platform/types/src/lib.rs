@@ -1,6 +1,7 @@
 //! What every part of ImageFlow agrees on: names, the resources people apply, the messages
 //! between router and dispatcher, and one table of error codes. Serde and schemas only: no I/O.
 
+pub mod announce;
 pub mod duration;
 pub mod error;
 pub mod field;

@@ -67,6 +67,13 @@ macro_rules! name {
             }
         }
 
+        // Equality, order and hash are those of the text.
+        impl std::borrow::Borrow<str> for $type {
+            fn borrow(&self) -> &str {
+                &self.0
+            }
+        }
+
         impl AsRef<str> for $type {
             fn as_ref(&self) -> &str {
                 &self.0

@@ -554,7 +554,7 @@ pub struct PodInfo {
     /// Restarts so far.
     #[prost(uint32, tag = "11")]
     pub restarts: u32,
-    /// When it was asked for, milliseconds since the Unix epoch; so are the next two.
+    /// When it was asked for, milliseconds since the Unix epoch; so are the next three.
     #[prost(int64, tag = "12")]
     pub asked_ms: i64,
     /// When its process was there.
@@ -563,6 +563,9 @@ pub struct PodInfo {
     /// When it said that it is ready.
     #[prost(int64, optional, tag = "14")]
     pub ready_ms: ::core::option::Option<i64>,
+    /// When it had a node, on a cluster.
+    #[prost(int64, optional, tag = "15")]
+    pub scheduled_ms: ::core::option::Option<i64>,
 }
 /// Sets a number of pods.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -154,7 +154,7 @@ impl Cluster {
         Ok(command)
     }
 
-    /// Puts the images of an archive on every node: see [`crate::image::write`].
+    /// Puts the images of an archive on every node: see [`imageflow_images::Image::write`].
     ///
     /// # Errors
     /// `Failed`, with what containerd said.

@@ -5,7 +5,6 @@ mod binaries;
 mod cgroups;
 mod cluster;
 mod control;
-pub mod image;
 mod machine;
 mod node;
 mod pki;
@@ -55,6 +54,9 @@ pub enum ClusterError {
         /// What it wrote last.
         log: String,
     },
+    /// An image was not made.
+    #[error(transparent)]
+    Image(#[from] imageflow_images::ImageError),
     /// Something did not come in time.
     #[error("{what}: not within {seconds} s; the servers' logs are in {}", logs.display())]
     Late {

@@ -13,6 +13,7 @@ use tempfile::TempDir;
 
 mod install;
 
+use crate::host;
 use install::{FORMATTED, VERSION, cache_dir, install};
 
 const LOGGING: &str = include_str!("../kafka/log4j2.yaml");
@@ -146,10 +147,10 @@ impl Cluster {
     /// # Errors
     /// See [`KafkaServerError`].
     pub async fn start_secure(nodes: usize, keystore: &Path) -> Result<Self> {
-        let both = "PLAINTEXT://127.0.0.1:@CLIENTS@,SASL_SSL://127.0.0.1:@SECURE@";
+        let both = "PLAINTEXT://@HOST@:@CLIENTS@,SASL_SSL://@HOST@:@SECURE@";
         let login = "org.apache.kafka.common.security.scram.ScramLoginModule required;";
         let settings = [
-            ("listeners", &*format!("{both},CONTROLLER://127.0.0.1:@CONTROLLER@")),
+            ("listeners", &*format!("{both},CONTROLLER://@HOST@:@CONTROLLER@")),
             ("advertised.listeners", both),
             ("sasl.enabled.mechanisms", "SCRAM-SHA-512"),
             ("listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config", login),
@@ -182,7 +183,7 @@ impl Cluster {
         let addresses: Vec<String> = self
             .nodes()
             .iter()
-            .map(|n| format!("127.0.0.1:{}", n.clients))
+            .map(|n| format!("{}:{}", host(), n.clients))
             .collect();
         addresses.join(",")
     }
@@ -190,7 +191,11 @@ impl Cluster {
     /// The same of the listener of [`start_secure`](Self::start_secure).
     #[must_use]
     pub fn secure_bootstrap(&self) -> String {
-        let addresses: Vec<String> = self.nodes().iter().map(|n| format!("127.0.0.1:{}", n.secure)).collect();
+        let addresses: Vec<String> = self
+            .nodes()
+            .iter()
+            .map(|n| format!("{}:{}", host(), n.secure))
+            .collect();
         addresses.join(",")
     }
 
@@ -310,7 +315,7 @@ impl Cluster {
         let (controllers, secure) = others.split_at(count);
         let voters: Vec<String> = (1..)
             .zip(controllers)
-            .map(|(id, port)| format!("{id}@127.0.0.1:{port}"))
+            .map(|(id, port)| format!("{id}@{}:{port}", host()))
             .collect();
         let mut nodes = Vec::new();
         for i in 0..count {
@@ -323,6 +328,7 @@ impl Cluster {
                 properties.push_str(&format!("{name}={value}\n"));
             }
             for (name, value) in [
+                ("@HOST@", host()),
                 ("@ID@", (i + 1).to_string()),
                 ("@SECURE@", secure[i].to_string()),
                 ("@VOTERS@", voters.join(",")),
@@ -505,7 +511,7 @@ fn folder(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> KafkaSer
 
 /// Ports that are all free at the same moment.
 fn free_ports(count: usize) -> Result<Vec<u16>> {
-    let listeners: io::Result<Vec<TcpListener>> = (0..count).map(|_| TcpListener::bind(("127.0.0.1", 0))).collect();
+    let listeners: io::Result<Vec<TcpListener>> = (0..count).map(|_| TcpListener::bind((host(), 0))).collect();
     let ports = listeners.and_then(|all| all.iter().map(|l| Ok(l.local_addr()?.port())).collect());
     ports.map_err(|e| KafkaServerError::Start(e.to_string()))
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::host;
 use crate::process::Process;
 
 /// What is built; the cache folder carries the version, so that another one does not take this binary for its own.
@@ -148,7 +149,7 @@ impl S3Server {
     #[must_use]
     pub fn url(&self) -> String {
         match self.options.tls {
-            None => format!("http://127.0.0.1:{}", self.port),
+            None => format!("http://{}:{}", host(), self.port),
             Some(_) => format!("https://localhost:{}", self.port),
         }
     }
@@ -247,7 +248,7 @@ impl S3Server {
             .env_clear()
             .env("ROOT_ACCESS_KEY", &self.access_key)
             .env("ROOT_SECRET_KEY", &self.secret_key)
-            .args(["--port", &format!("127.0.0.1:{}", self.port)])
+            .args(["--port", &format!("{}:{}", host(), self.port)])
             .args(["--health", "/healthz", "--quiet", "--iam-dir"])
             .arg(self.dir.path().join("iam"))
             // A group of its own: Ctrl-C ends the test, and the guard ends the server with its folder.
@@ -278,7 +279,7 @@ impl S3Server {
     /// Over TLS a connection is all that can be asked for here.
     async fn is_healthy(&self) -> bool {
         let ask = async {
-            let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await?;
+            let mut stream = tokio::net::TcpStream::connect((host(), self.port)).await?;
             if self.options.tls.is_some() {
                 return Ok(true);
             }
@@ -298,7 +299,7 @@ fn folder(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> S3Server
 }
 
 fn free_port() -> Result<u16, S3ServerError> {
-    let free = TcpListener::bind(("127.0.0.1", 0)).and_then(|l| l.local_addr());
+    let free = TcpListener::bind((host(), 0)).and_then(|l| l.local_addr());
     free.map(|a| a.port()).map_err(|e| S3ServerError::Start(e.to_string()))
 }
 

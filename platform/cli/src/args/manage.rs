@@ -3,6 +3,7 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Subcommand};
 use imageflow_types::HumanDuration;
+use imageflow_types::function::KeyRef;
 
 use super::{OutputArgs, key_value};
 
@@ -44,11 +45,26 @@ fn kind(text: &str) -> Result<&'static str, String> {
     }
 }
 
+fn key_ref(text: &str) -> Result<(String, KeyRef), String> {
+    let wrong = || format!("\"{text}\" is not of the form NAME=OBJECT:KEY");
+    let (variable, rest) = text.split_once('=').ok_or_else(wrong)?;
+    let (name, key) = rest.split_once(':').ok_or_else(wrong)?;
+    if variable.is_empty() || name.is_empty() || key.is_empty() {
+        return Err(wrong());
+    }
+    let key = KeyRef {
+        name: name.to_owned(),
+        key: key.to_owned(),
+        optional: false,
+    };
+    Ok((variable.to_owned(), key))
+}
+
 /// `imageflow deploy`
 #[derive(Debug, Args)]
 #[command(
     group = ArgGroup::new("program").args(["operation", "command", "image", "argv"]).required(true).multiple(true),
-    after_help = "Examples:\n  imageflow deploy thumb --operation resize --param width=200\n  imageflow deploy mine --command \"python3 ./handler.py\" --min 1 --wait\n  imageflow deploy mine --cpu 500m --memory 256Mi -- ./handler --fast"
+    after_help = "Examples:\n  imageflow deploy thumb --operation resize --param width=200\n  imageflow deploy mine --command \"python3 ./handler.py\" --min 1 --wait\n  imageflow deploy mine --cpu 500m --memory 256Mi -- ./handler --fast\n  imageflow deploy mine --image registry.example/mine:1 --pull-secret registry --env-secret TOKEN=mine:token\n  imageflow deploy mine --command ./handler --image mine:1 --pack mine.tar"
 )]
 pub struct DeployArgs {
     /// Name of the function
@@ -60,9 +76,16 @@ pub struct DeployArgs {
     /// a / in it, are those of the current directory; the platform gets them absolute
     #[arg(long, conflicts_with = "argv")]
     pub command: Option<String>,
-    /// Container image
-    #[arg(long)]
+    /// Container image that serves CloudEvents on $PORT (Kubernetes)
+    #[arg(long, conflicts_with = "operation")]
     pub image: Option<String>,
+    /// Packs the program of --command with its libraries into an image of the name --image, and writes it to this archive, which
+    /// `ctr -n k8s.io images import`, K3s (in `agent/images`) and `docker load` read
+    #[arg(long, value_name = "ARCHIVE", requires = "image")]
+    pub pack: Option<PathBuf>,
+    /// Secret with which the image is pulled
+    #[arg(long = "pull-secret", value_name = "NAME", requires = "image")]
+    pub pull_secrets: Vec<String>,
     /// Parameter of the operation; JSON values are taken as such
     #[arg(long = "param", value_name = "K=V", value_parser = key_value)]
     pub params: Vec<(String, String)>,
@@ -84,6 +107,12 @@ pub struct DeployArgs {
     /// Environment variable
     #[arg(long = "env", value_name = "K=V", value_parser = key_value)]
     pub env: Vec<(String, String)>,
+    /// Environment variable out of a Secret (Kubernetes)
+    #[arg(long = "env-secret", value_name = "K=SECRET:KEY", value_parser = key_ref)]
+    pub env_secrets: Vec<(String, KeyRef)>,
+    /// Environment variable out of a ConfigMap (Kubernetes)
+    #[arg(long = "env-config", value_name = "K=CONFIGMAP:KEY", value_parser = key_ref)]
+    pub env_configs: Vec<(String, KeyRef)>,
     /// Longest time for one request, such as 30s
     #[arg(long)]
     pub timeout: Option<HumanDuration>,

@@ -32,8 +32,23 @@ pub enum Role {
     Dispatcher(DispatcherArgs),
     /// Scales the pods; one of them only
     Autoscaler(AutoscalerArgs),
-    /// Has the pods of this machine; one of them only
+    /// Makes the Deployments of functions on Kubernetes and mirrors the custom resources; one of several works at a time
+    Operator(OperatorArgs),
+    /// Has the pods of this machine, or of a Kubernetes namespace; one of them only
     Pods(PodsArgs),
+}
+
+/// Where functions are on Kubernetes.
+#[derive(Debug, Clone, Args)]
+pub struct NamespaceArgs {
+    /// Namespace of the functions and all other resources
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "IMAGEFLOW_NAMESPACE",
+        default_value = "imageflow-processing"
+    )]
+    pub namespace: String,
 }
 
 /// What every role needs.
@@ -68,6 +83,11 @@ pub struct GatewayArgs {
     /// File with API keys and their roles; without one, everybody who reaches the address is admin
     #[arg(long, value_name = "FILE")]
     pub api_keys: Option<PathBuf>,
+    /// Functions, flows and triggers are custom resources of Kubernetes, in --namespace: changes by the API go there
+    #[arg(long)]
+    pub kubernetes: bool,
+    #[command(flatten)]
+    pub namespace: NamespaceArgs,
     #[command(flatten)]
     pub peers: PeerArgs,
     #[command(flatten)]
@@ -138,9 +158,54 @@ pub struct AutoscalerArgs {
     pub common: CommonArgs,
 }
 
+/// `imageflow serve operator`
+#[derive(Debug, Clone, Args)]
+pub struct OperatorArgs {
+    /// Its name among the operators
+    #[arg(long, value_name = "NAME", default_value = "operator-0")]
+    pub member: String,
+    #[command(flatten)]
+    pub namespace: NamespaceArgs,
+    /// Namespace of the platform's services, and of the lease by which one operator leads
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "IMAGEFLOW_SYSTEM_NAMESPACE",
+        default_value = "imageflow-backend"
+    )]
+    pub system_namespace: String,
+    /// Image of functions of the catalogue
+    #[arg(long, value_name = "IMAGE", default_value = concat!("imageflow/function-cpu:", env!("CARGO_PKG_VERSION")))]
+    pub function_image: String,
+    /// Image of functions of the catalogue that want a GPU
+    #[arg(long, value_name = "IMAGE", default_value = concat!("imageflow/function-gpu:", env!("CARGO_PKG_VERSION")))]
+    pub gpu_function_image: String,
+    /// When images of functions are pulled
+    #[arg(long, value_name = "POLICY", default_value = "IfNotPresent", value_parser = ["Always", "IfNotPresent", "Never"])]
+    pub pull_policy: String,
+    /// Where function pods say that they listen, such as `http://imageflow-pods.imageflow-backend.svc.cluster.local:7003`; their
+    /// keys are made of IMAGEFLOW_ANNOUNCE_KEY
+    #[arg(long, value_name = "URL", default_value = "")]
+    pub announce_url: String,
+    /// Address of /healthz/live, /healthz/ready and /metrics
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8085")]
+    pub admin_listen: SocketAddr,
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
 /// `imageflow serve pods`
 #[derive(Debug, Clone, Args)]
 pub struct PodsArgs {
+    /// The pods are those of a Kubernetes namespace, reached by KUBECONFIG or the service account, not processes of this machine
+    #[arg(long)]
+    pub kubernetes: bool,
+    #[command(flatten)]
+    pub namespace: NamespaceArgs,
+    /// Address where function pods say that they listen, sooner than Kubernetes shows them; they sign with keys made of
+    /// IMAGEFLOW_ANNOUNCE_KEY
+    #[arg(long, value_name = "ADDR", requires = "kubernetes")]
+    pub announce_listen: Option<SocketAddr>,
     /// Address where the other roles see and scale the pods
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7001")]
     pub listen: SocketAddr,

@@ -3,7 +3,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::Method;
+use imageflow_images::Image;
 use imageflow_types::Resource;
+use imageflow_types::function::KeyRef;
 use imageflow_types::manifest::API_VERSION;
 use serde_json::{Map, Value, json};
 
@@ -30,11 +32,12 @@ pub fn function_of(args: &DeployArgs, here: &Path) -> Result<Resource, CliError>
     if let Some(image) = &args.image {
         spec.insert("image".to_owned(), json!(image));
     }
-    let argv = match &args.command {
-        Some(line) => words(line)?,
-        None => args.argv.clone(),
-    };
-    if !argv.is_empty() {
+    if !args.pull_secrets.is_empty() {
+        let secrets: Vec<_> = args.pull_secrets.iter().map(|name| json!({"name": name})).collect();
+        spec.insert("imagePullSecrets".to_owned(), secrets.into());
+    }
+    let argv = argv_of(args)?;
+    if !argv.is_empty() && args.pack.is_none() {
         spec.insert("command".to_owned(), json!(absolute(argv, here)));
     }
     if !args.params.is_empty() {
@@ -71,8 +74,17 @@ pub fn function_of(args: &DeployArgs, here: &Path) -> Result<Resource, CliError>
         ("timeout", args.timeout.map(|t| json!(t))),
     ];
     spec.extend(groups.into_iter().filter_map(|(k, v)| Some((k.to_owned(), v?))));
-    if !args.env.is_empty() {
-        let env: Vec<_> = args.env.iter().map(|(k, v)| json!({"name": k, "value": v})).collect();
+    let plain = args.env.iter().map(|(k, v)| json!({"name": k, "value": v}));
+    let kept = |kind: &str, all: &[(String, KeyRef)]| {
+        let one = |(k, from): &(String, KeyRef)| json!({"name": k, "valueFrom": {kind: from}});
+        all.iter().map(one).collect::<Vec<_>>()
+    };
+    let (secrets, configs) = (
+        kept("secretKeyRef", &args.env_secrets),
+        kept("configMapKeyRef", &args.env_configs),
+    );
+    let env: Vec<_> = plain.chain(secrets).chain(configs).collect();
+    if !env.is_empty() {
         spec.insert("env".to_owned(), env.into());
     }
     let document =
@@ -81,6 +93,31 @@ pub fn function_of(args: &DeployArgs, here: &Path) -> Result<Resource, CliError>
         origin: format!("function \"{}\"", args.name),
         errors,
     })
+}
+
+fn argv_of(args: &DeployArgs) -> Result<Vec<String>, CliError> {
+    match &args.command {
+        Some(line) => words(line),
+        None => Ok(args.argv.clone()),
+    }
+}
+
+/// Makes an image of the program, as `--pack` says.
+fn pack(cx: &mut Context, args: &DeployArgs, here: &Path) -> Result<(), CliError> {
+    let (Some(archive), Some(name)) = (&args.pack, &args.image) else {
+        return Ok(());
+    };
+    let argv = argv_of(args)?;
+    let Some((program, arguments)) = argv.split_first() else {
+        return Err(CliError::Usage("--pack: name the program by --command".to_owned()));
+    };
+    let mut image = Image::of(name, here.join(program));
+    image.arguments = arguments.to_vec();
+    image
+        .write(archive)
+        .map_err(|e| CliError::Failed(format!("the image was not made: {e}")))?;
+    cx.note(format!("packed {program} into {}, as {name}", archive.display()));
+    Ok(())
 }
 
 /// A command with its relative paths as the folder `here` has them: the platform works in another. Paths are the program, if it
@@ -183,6 +220,7 @@ pub async fn deploy(cx: &mut Context, args: DeployArgs) -> Result<(), CliError> 
         path: PathBuf::from("."),
         source,
     })?;
+    pack(cx, &args, &here)?;
     let resource = function_of(&args, &here)?;
     check_command(cx, &resource, &here)?;
     let answer = send(cx, std::slice::from_ref(&resource), false).await?;

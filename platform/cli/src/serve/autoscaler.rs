@@ -19,7 +19,7 @@ fn allowed(_: &str) -> &'static [ServiceRole] {
 pub async fn run(args: AutoscalerArgs) -> Result<(), CliError> {
     let shell = Shell::open("autoscaler", Some(args.admin_listen), &args.common).await?;
     let server = RoleServer::open(args.listen, args.door.role_keys.as_deref(), allowed).await?;
-    let log = shell.log();
+    let log = shell.log()?;
     let log_failed = |e: imageflow_eventlog::LogError| failed("the event log")(platform::chain(&e));
     log.ensure_topics(&[scaling::topic()]).await.map_err(log_failed)?;
     let resources = shell.resources().await?;

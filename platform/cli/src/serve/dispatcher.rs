@@ -46,7 +46,7 @@ pub fn delivery(
 pub async fn run(args: DispatcherArgs) -> Result<(), CliError> {
     let name = format!("dispatcher {}", args.member);
     let shell = Shell::open(&name, Some(args.admin_listen), &args.common).await?;
-    let objects = objects(&args.s3, &shell.log())?;
+    let objects = objects(&args.s3, &shell.log()?)?;
     let backlogs = Arc::new(Backlogs::default());
     let (_, delivery) = delivery(&shell, &name, &args.peers, Some(backlogs.clone()))?;
     let dispatcher = Dispatcher {
@@ -54,7 +54,7 @@ pub async fn run(args: DispatcherArgs) -> Result<(), CliError> {
             member: args.member,
             ..DispatcherConfig::default()
         },
-        log: shell.log(),
+        log: shell.log()?,
         objects: objects.store,
         resources: shell.resources().await?,
         delivery,

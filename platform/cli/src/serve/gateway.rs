@@ -2,6 +2,7 @@
 use std::sync::Arc;
 
 use imageflow_gateway::{Gateway, GatewayDeps, Notifications, ObjectEvents};
+use imageflow_operator::KubeAuthority;
 use imageflow_resources::TableView;
 use imageflow_router::Router;
 use imageflow_types::topics;
@@ -18,14 +19,20 @@ pub async fn run(args: GatewayArgs) -> Result<(), CliError> {
     let auth = auth(args.listen, args.api_keys.as_deref())?;
     let name = format!("gateway {}", args.member);
     let shell = Shell::open(&name, None, &args.common).await?;
-    let log = shell.log();
+    let log = shell.log()?;
     let log_failed = |e: imageflow_eventlog::LogError| failed("the event log")(platform::chain(&e));
     let mut needed = Router::topics();
     needed.extend([scaling::topic(), Notifications::topic()]);
     log.ensure_topics(&needed).await.map_err(log_failed)?;
     let objects = objects(&args.s3, &log)?;
     buckets(&*objects.store).await?;
-    let resources = shell.resources().await?;
+    let resources = shell.resources_of(args.kubernetes).await?;
+    if args.kubernetes {
+        let client = kube::Client::try_default().await;
+        let client = client.map_err(|e| failed("the Kubernetes API")(platform::chain(&e)))?;
+        let authority = KubeAuthority::new(client, args.namespace.namespace, &resources);
+        resources.answer_to(Arc::new(authority));
+    }
     let (host, delivery) = delivery(&shell, &name, &args.peers, None)?;
     let decisions = TableView::open(&log, topics::SCALING, Decisions::default(), &shell.tasks, &shell.rest).await;
     let lags = Lags::new(log.clone());

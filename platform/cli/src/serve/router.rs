@@ -14,15 +14,17 @@ pub async fn run(args: RouterArgs) -> Result<(), CliError> {
         &args.common,
     )
     .await?;
-    shell.log.keep_retention(&shell.tasks, &shell.rest);
-    let objects = objects(&args.s3, &shell.log())?;
+    if let Some(log) = &shell.log {
+        log.keep_retention(&shell.tasks, &shell.rest);
+    }
+    let objects = objects(&args.s3, &shell.log()?)?;
     let router = Router {
         config: RouterConfig {
             member: args.member,
             fuse: !args.no_fuse,
             ..RouterConfig::default()
         },
-        log: shell.log(),
+        log: shell.log()?,
         objects: objects.store,
         resources: shell.resources().await?,
         clock: now_ms,

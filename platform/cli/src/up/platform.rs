@@ -84,12 +84,13 @@ pub fn auth(listen: SocketAddr, api_keys: Option<&Path>) -> Result<Auth, CliErro
 /// The resources as the log has them.
 pub async fn resources(
     log: &Arc<dyn EventLog>,
+    images: bool,
     tasks: &TaskTracker,
     rest: &CancellationToken,
 ) -> Result<Arc<ResourceStore>, CliError> {
     let operations = imageflow_ops::catalog().iter().map(|o| (o.name.to_owned(), o.schema()));
     let operations = Operations::new(operations);
-    let resources = ResourceStore::open(log.clone(), operations, now_ms, false, tasks, rest).await;
+    let resources = ResourceStore::open(log.clone(), operations, now_ms, images, tasks, rest).await;
     resources.map_err(|e| failed("the resources")(chain(&e)))
 }
 
@@ -187,7 +188,7 @@ impl Platform {
             CancellationToken::new(),
         );
         log.keep_retention(&tasks, &rest);
-        let resources = resources(&events, &tasks, &rest).await?;
+        let resources = resources(&events, false, &tasks, &rest).await?;
         let (host, exe) = local_host(data)?;
         let pod_host: Arc<dyn PodHost> = Arc::new(host.clone());
         let delivery = Delivery::start(DeliveryConfig::default(), pod_host.clone(), &tasks, &rest);

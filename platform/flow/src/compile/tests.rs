@@ -192,6 +192,7 @@ fn the_dearest_step_gives_its_pods_and_every_step_counts_in_the_digest() {
             0 => own.env.push(EnvVar {
                 name: "A".into(),
                 value: "b".into(),
+                ..EnvVar::default()
             }),
             _ => own.resources.gpu = 1,
         }

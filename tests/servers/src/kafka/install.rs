@@ -72,6 +72,7 @@ fn format(libs: &Path, into: &Path) -> Result<()> {
     let mut properties = NODE.to_owned();
     for (name, value) in [
         ("@ID@", "1"),
+        ("@HOST@", "127.0.0.1"),
         ("@VOTERS@", "1@127.0.0.1:2"),
         ("@CLIENTS@", "1"),
         ("@CONTROLLER@", "2"),

@@ -1,0 +1,299 @@
+//! What every reconcile needs: the API, what is there by the watches, the store of the other services.
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use futures::{Stream, StreamExt};
+use imageflow_pods::kubernetes::FUNCTION_LABEL;
+use imageflow_resources::ResourceStore;
+use imageflow_types::Problem;
+use imageflow_types::names::FunctionName;
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{Pod, Secret, Service};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::api::{Api, Patch, PatchParams};
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::runtime::reflector::{self, ObjectRef, Store};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Client, Resource, ResourceExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use crate::crd::{Function, Revision};
+use crate::objects::{FIELD_MANAGER, Settings, is_there};
+
+/// Why a reconcile is tried again.
+#[derive(Debug, thiserror::Error)]
+pub enum ReconcileError {
+    /// The API server.
+    #[error("the Kubernetes API: {0}")]
+    Api(#[from] kube::Error),
+    /// What the other services read cannot be written.
+    #[error("the resources of the platform: {}", .0.detail)]
+    Store(Box<Problem>),
+    /// A watch has ended: the operator stops.
+    #[error("the operator is stopping")]
+    Stopping,
+    /// An object of ours that cannot be written as JSON.
+    #[error("an object cannot be written: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+impl From<Problem> for ReconcileError {
+    fn from(problem: Problem) -> Self {
+        Self::Store(Box::new(problem))
+    }
+}
+
+pub type Result<T> = std::result::Result<T, ReconcileError>;
+
+/// What is there of each kind, by its watch.
+pub struct Children {
+    pub deployments: Store<Deployment>,
+    pub services: Store<Service>,
+    pub budgets: Store<PodDisruptionBudget>,
+    pub policies: Store<NetworkPolicy>,
+    pub secrets: Store<Secret>,
+    pub revisions: Store<Revision>,
+    pub pods: Store<Pod>,
+}
+
+impl Children {
+    /// Waits until each watch has listed what is there: before that everything would seem to be missing.
+    pub async fn ready(&self) -> Result<()> {
+        let ended = |_| ReconcileError::Stopping;
+        self.deployments.wait_until_ready().await.map_err(ended)?;
+        self.services.wait_until_ready().await.map_err(ended)?;
+        self.budgets.wait_until_ready().await.map_err(ended)?;
+        self.policies.wait_until_ready().await.map_err(ended)?;
+        self.secrets.wait_until_ready().await.map_err(ended)?;
+        self.revisions.wait_until_ready().await.map_err(ended)?;
+        self.pods.wait_until_ready().await.map_err(ended)
+    }
+}
+
+/// A watch of what belongs to functions, and the store that it fills.
+pub fn watched<K>(
+    client: &Client,
+    namespace: &str,
+) -> (Store<K>, impl Stream<Item = watcher::Result<K>> + Send + use<K>)
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + DeserializeOwned
+        + std::fmt::Debug
+        + Send
+        + Sync
+        + 'static,
+{
+    let (reader, writer) = reflector::store();
+    let api: Api<K> = Api::namespaced(client.clone(), namespace);
+    // A write of our own makes no difference that is worth a look: managed fields and the like are dropped to save memory.
+    let config = watcher::Config::default().labels(FUNCTION_LABEL);
+    let stream = watcher(api, config)
+        .default_backoff()
+        .modify(|object| object.managed_fields_mut().clear())
+        .reflect(writer)
+        .touched_objects();
+    (reader, stream.boxed())
+}
+
+/// The function that an object belongs to.
+pub fn function_of<K: Resource<DynamicType = ()>>(object: &K, namespace: &str) -> Option<ObjectRef<Function>> {
+    let name = object.meta().labels.as_ref()?.get(FUNCTION_LABEL)?;
+    Some(ObjectRef::new(name).within(namespace))
+}
+
+/// All of it.
+pub struct Context {
+    pub client: Client,
+    pub settings: Settings,
+    pub store: Arc<ResourceStore>,
+    pub children: Children,
+    pub recorder: Recorder,
+    /// Whether the API server knows ServiceMonitors, as far as it was tried.
+    monitoring: AtomicBool,
+    pub clock: fn() -> i64,
+}
+
+impl Context {
+    pub fn new(
+        client: Client,
+        settings: Settings,
+        store: Arc<ResourceStore>,
+        children: Children,
+        member: &str,
+        clock: fn() -> i64,
+    ) -> Self {
+        let reporter = Reporter {
+            controller: FIELD_MANAGER.to_owned(),
+            instance: Some(member.to_owned()),
+        };
+        Self {
+            recorder: Recorder::new(client.clone(), reporter),
+            client,
+            settings,
+            store,
+            children,
+            monitoring: AtomicBool::new(true),
+            clock,
+        }
+    }
+
+    pub fn monitoring(&self) -> bool {
+        self.monitoring.load(Ordering::Relaxed)
+    }
+
+    /// The API server does not know ServiceMonitors. A restart tries again.
+    pub fn no_monitoring(&self) {
+        if self.monitoring.swap(false, Ordering::Relaxed) {
+            tracing::info!("there is no Prometheus operator here: no ServiceMonitors are made until the next start");
+        }
+    }
+
+    pub fn api<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>>(&self) -> Api<K> {
+        Api::namespaced(self.client.clone(), &self.settings.namespace)
+    }
+
+    /// What is there under a name.
+    pub fn found<K>(&self, store: &Store<K>, name: &str) -> Option<Arc<K>>
+    where
+        K: Resource<DynamicType = ()> + Clone + 'static,
+    {
+        store.get(&ObjectRef::new(name).within(&self.settings.namespace))
+    }
+
+    /// Those of a function.
+    pub fn of<K>(store: &Store<K>, function: &FunctionName) -> Vec<Arc<K>>
+    where
+        K: Resource<DynamicType = ()> + Clone + 'static,
+    {
+        let mine = |object: &Arc<K>| {
+            object
+                .labels()
+                .get(FUNCTION_LABEL)
+                .is_some_and(|f| f == function.as_str())
+        };
+        store.state().into_iter().filter(mine).collect()
+    }
+
+    /// Makes an object be as it is wanted. Writes only what is not so already. Whether it wrote.
+    pub async fn ensure<K>(&self, store: &Store<K>, wanted: &K) -> Result<bool>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + Serialize
+            + DeserializeOwned
+            + std::fmt::Debug
+            + 'static,
+    {
+        let mut value = serde_json::to_value(wanted)?;
+        prune(&mut value);
+        let name = wanted.name_any();
+        if let Some(live) = self.found(store, &name)
+            && is_there(&value, &serde_json::to_value(&*live)?)
+        {
+            return Ok(false);
+        }
+        let params = PatchParams::apply(FIELD_MANAGER).force();
+        self.api::<K>().patch(&name, &params, &Patch::Apply(&value)).await?;
+        count_write(&K::kind(&()));
+        Ok(true)
+    }
+
+    /// Tells people what happened to a resource.
+    pub async fn tell<K: Resource<DynamicType = ()>>(
+        &self,
+        about: &K,
+        warn: bool,
+        reason: &str,
+        action: &str,
+        note: String,
+    ) {
+        let event = Event {
+            type_: if warn { EventType::Warning } else { EventType::Normal },
+            reason: reason.to_owned(),
+            note: Some(note.chars().take(1000).collect()),
+            action: action.to_owned(),
+            secondary: None,
+        };
+        if let Err(error) = self.recorder.publish(&event, &about.object_ref(&())).await {
+            tracing::debug!(%error, reason, "an event was not told");
+        }
+    }
+
+    /// Writes a status when it says something new.
+    pub async fn status<K>(&self, object: &K, now: &Value, wanted: Value) -> Result<()>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + std::fmt::Debug,
+    {
+        if is_there(&wanted, now) {
+            return Ok(());
+        }
+        let patch = json!({ "status": wanted });
+        let params = PatchParams {
+            field_manager: Some(FIELD_MANAGER.to_owned()),
+            ..PatchParams::default()
+        };
+        self.api::<K>()
+            .patch_status(&object.name_any(), &params, &Patch::Merge(&patch))
+            .await?;
+        count_write("Status");
+        Ok(())
+    }
+}
+
+pub fn count_write(kind: &str) {
+    metrics::counter!("imageflow_operator_writes_total", "kind" => kind.to_owned()).increment(1);
+}
+
+/// What serialises as null or as nothing is not said.
+fn prune(value: &mut Value) {
+    match value {
+        Value::Object(object) => {
+            object.values_mut().for_each(prune);
+            object.retain(|_, v| !v.is_null());
+        }
+        Value::Array(all) => all.iter_mut().for_each(prune),
+        _ => {}
+    }
+}
+
+/// The conditions with Ready as it is now. The time of a condition is when its status changed last.
+pub fn ready(before: &Value, is: bool, reason: &str, message: &str, generation: i64, now_ms: i64) -> Value {
+    let status = if is { "True" } else { "False" };
+    let old = before["conditions"]
+        .as_array()
+        .and_then(|all| all.iter().find(|c| c["type"] == "Ready"));
+    let since = match old {
+        Some(old) if old["status"] == status => old["lastTransitionTime"].clone(),
+        _ => json!(timestamp(now_ms)),
+    };
+    json!([{
+        "type": "Ready", "status": status, "reason": reason, "message": message,
+        "lastTransitionTime": since, "observedGeneration": generation,
+    }])
+}
+
+fn timestamp(now_ms: i64) -> String {
+    let at = k8s_openapi::jiff::Timestamp::from_second(now_ms.div_euclid(1000)).unwrap_or_default();
+    at.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_condition_keeps_since_when_it_is_so() {
+        let first = ready(&json!({}), true, "Deployed", "", 1, 1_000_000);
+        assert_eq!(first[0]["lastTransitionTime"], "1970-01-01T00:16:40Z");
+        let status = json!({ "conditions": first });
+        let same = ready(&status, true, "ScaledToZero", "", 2, 9_000_000);
+        assert_eq!(same[0]["lastTransitionTime"], first[0]["lastTransitionTime"]);
+        let other = ready(&status, false, "Invalid", "", 2, 9_000_000);
+        assert_ne!(other[0]["lastTransitionTime"], first[0]["lastTransitionTime"]);
+    }
+}

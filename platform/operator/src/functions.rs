@@ -1,0 +1,447 @@
+//! Function -> Revision -> Deployment, and what belongs to them.
+use std::sync::Arc;
+use std::time::Duration;
+
+use imageflow_resources::FunctionEntry;
+use imageflow_types::function::Program;
+use imageflow_types::manifest::{API_VERSION, Document, Kind, Metadata};
+use imageflow_types::names::{FunctionName, RevisionName};
+use imageflow_types::revision::template_digest;
+use imageflow_types::{ErrorCode, Revision as KeptRevision};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
+use kube::core::{ApiResource, GroupVersionKind};
+use kube::runtime::controller::Action;
+use kube::{Resource, ResourceExt};
+use serde_json::{Value, json};
+
+use crate::context::{Context, ReconcileError, Result, count_write, ready};
+use crate::crd::{Function, Revision, RevisionResource};
+use crate::objects::{self, FIELD_MANAGER, Owner};
+
+/// Keeps a resource there until the other services have forgotten it.
+pub const FINALIZER: &str = "imageflow.dev/mirror";
+/// A look without a cause: the watches tell of all that changes, so this finds what nobody told.
+const RESYNC: Duration = Duration::from_secs(600);
+/// Until a resource that is wrong or in use is looked at again: what it refers to may have come or gone.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// Revisions kept of a function beside those that have traffic.
+const KEPT_REVISIONS: usize = 20;
+/// Reasons of pods that people have to do something about.
+const TROUBLE: [(&str, &str); 6] = [
+    ("ImagePullBackOff", "ImagePullFailed"),
+    ("ErrImagePull", "ImagePullFailed"),
+    ("ErrImageNeverPull", "ImagePullFailed"),
+    ("InvalidImageName", "ImagePullFailed"),
+    ("CrashLoopBackOff", "CrashLoop"),
+    ("CreateContainerConfigError", "ConfigMissing"),
+];
+
+/// Brings everything that belongs to a function to where its spec says.
+///
+/// # Errors
+/// [`ReconcileError`]: it is tried again.
+pub async fn reconcile(function: Arc<Function>, context: Arc<Context>) -> Result<Action> {
+    context.children.ready().await?;
+    if function.meta().deletion_timestamp.is_some() {
+        return removed(&function, &context).await;
+    }
+    let name = match FunctionName::new(function.name_any()) {
+        Ok(name) => name,
+        // The API server refuses it; one that is older than that rule is told.
+        Err(error) => return refused(&function, &context, "Invalid", &error.to_string()).await,
+    };
+    if matches!(function.spec.0.program(), Some(Program::Command(_))) {
+        let message = "spec.command runs a local program: pack it into an image by `imageflow deploy NAME --command PROGRAM --image NAME:TAG --pack FILE`, and set spec.image";
+        return refused(&function, &context, "CommandNeedsImage", message).await;
+    }
+    let catalog = context.store.snapshot();
+    if let Err(faults) = function.spec.0.validate(&catalog.operations.names()) {
+        return refused(&function, &context, "Invalid", &faults.to_string()).await;
+    }
+    keep(&*function, &context).await?;
+    let revisions = revisions(&function, &name, &context).await?;
+    let entry = entry(&function, &name, &revisions);
+    if let Err(problem) = context.store.mirror_function(entry).await {
+        if problem.code == ErrorCode::InvalidArgument {
+            return refused(&function, &context, "Invalid", &problem.to_string()).await;
+        }
+        return Err(problem.into());
+    }
+    children(&function, &name, &revisions, &context).await?;
+    status(&function, &name, &revisions, &context).await?;
+    Ok(Action::requeue(RESYNC))
+}
+
+fn entry(function: &Function, name: &FunctionName, revisions: &[Arc<Revision>]) -> FunctionEntry {
+    let mut metadata = Metadata::named(name.clone());
+    metadata.labels.clone_from(function.labels());
+    metadata.generation = function
+        .meta()
+        .generation
+        .and_then(|g| u64::try_from(g).ok())
+        .unwrap_or(0);
+    let kept = revisions.iter().map(|r| KeptRevision {
+        name: RevisionName::of(name, r.spec.number),
+        function: name.clone(),
+        number: r.spec.number,
+        digest: r.spec.digest.clone(),
+        template: r.spec.template.clone(),
+        created_ms: r.spec.created_ms,
+    });
+    FunctionEntry {
+        document: Document {
+            api_version: API_VERSION.to_owned(),
+            metadata,
+            spec: function.spec.0.clone(),
+        },
+        revisions: kept.collect(),
+    }
+}
+
+/// Has a resource stay until it was taken out of the store.
+pub async fn keep<K>(object: &K, context: &Context) -> Result<()>
+where
+    K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+        + Clone
+        + serde::de::DeserializeOwned
+        + std::fmt::Debug,
+{
+    if object.finalizers().iter().any(|f| f == FINALIZER) {
+        return Ok(());
+    }
+    finalizers(object, context, |all| all.push(FINALIZER.to_owned())).await
+}
+
+/// Lets a resource go.
+pub async fn release<K>(object: &K, context: &Context) -> Result<()>
+where
+    K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+        + Clone
+        + serde::de::DeserializeOwned
+        + std::fmt::Debug,
+{
+    if !object.finalizers().iter().any(|f| f == FINALIZER) {
+        return Ok(());
+    }
+    finalizers(object, context, |all| all.retain(|f| f != FINALIZER)).await
+}
+
+async fn finalizers<K>(object: &K, context: &Context, change: impl FnOnce(&mut Vec<String>)) -> Result<()>
+where
+    K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+        + Clone
+        + serde::de::DeserializeOwned
+        + std::fmt::Debug,
+{
+    let mut all = object.finalizers().to_vec();
+    change(&mut all);
+    // With the version that was seen: a finalizer of somebody else that came meanwhile is not lost.
+    let patch = json!({ "metadata": { "finalizers": all, "resourceVersion": object.resource_version() } });
+    let params = PatchParams {
+        field_manager: Some(FIELD_MANAGER.to_owned()),
+        ..PatchParams::default()
+    };
+    context
+        .api::<K>()
+        .patch(&object.name_any(), &params, &Patch::Merge(&patch))
+        .await?;
+    count_write("Finalizers");
+    Ok(())
+}
+
+async fn removed(function: &Function, context: &Context) -> Result<Action> {
+    if !function.finalizers().iter().any(|f| f == FINALIZER) {
+        return Ok(Action::await_change());
+    }
+    match context.store.unmirror(Kind::Function, &function.name_any()).await {
+        Ok(()) => {}
+        Err(problem) if problem.code == ErrorCode::NotFound => {}
+        Err(problem) if problem.code == ErrorCode::Conflict => {
+            if !is_told(&serde_json::to_value(&function.status)?, "InUse", &problem.detail) {
+                context
+                    .tell(function, true, "InUse", "Delete", problem.detail.clone())
+                    .await;
+            }
+            say(function, context, false, "InUse", &problem.detail).await?;
+            return Ok(Action::requeue(LOOK_AGAIN));
+        }
+        Err(problem) => return Err(problem.into()),
+    }
+    // Deployments and the rest go by their owner.
+    release(function, context).await?;
+    Ok(Action::await_change())
+}
+
+/// Whether the status says so already: then nobody needs to hear of it again.
+pub fn is_told(status: &Value, reason: &str, message: &str) -> bool {
+    let said = status["conditions"].as_array();
+    said.is_some_and(|all| all.iter().any(|c| c["reason"] == reason && c["message"] == message))
+}
+
+async fn refused(function: &Function, context: &Context, reason: &str, message: &str) -> Result<Action> {
+    if !is_told(&serde_json::to_value(&function.status)?, reason, message) {
+        context
+            .tell(function, true, reason, "Validate", message.to_owned())
+            .await;
+    }
+    say(function, context, false, reason, message).await?;
+    Ok(Action::requeue(LOOK_AGAIN * 6))
+}
+
+async fn say(function: &Function, context: &Context, is: bool, reason: &str, message: &str) -> Result<()> {
+    let now = serde_json::to_value(&function.status)?;
+    let generation = function.meta().generation.unwrap_or(0);
+    let conditions = ready(&now, is, reason, message, generation, (context.clock)());
+    let wanted = json!({ "observedGeneration": generation, "conditions": conditions });
+    context.status(function, &now, wanted).await
+}
+
+/// The function's revisions, oldest first, with one of the spec as it is now; surplus ones go.
+async fn revisions(function: &Function, name: &FunctionName, context: &Context) -> Result<Vec<Arc<Revision>>> {
+    let mut all = Context::of(&context.children.revisions, name);
+    all.sort_by_key(|r| r.spec.number);
+    let template = function.spec.0.template();
+    let digest = template_digest(&template);
+    if all.last().is_none_or(|latest| latest.spec.digest != digest) {
+        let number = all.last().map_or(1, |latest| latest.spec.number + 1);
+        let revision = RevisionName::of(name, number);
+        let spec = RevisionResource {
+            function: name.clone(),
+            number,
+            digest,
+            template,
+            created_ms: (context.clock)(),
+        };
+        let mut made = Revision::new(revision.as_str(), spec);
+        made.metadata.labels = Some(objects::labels_of(name));
+        made.metadata.owner_references = function.controller_owner_ref(&()).map(|owner| vec![owner]);
+        // Made, not applied: another one of the name, which the watch has not shown yet, is not written over.
+        let made = context.api::<Revision>().create(&PostParams::default(), &made).await?;
+        count_write("Revision");
+        context
+            .tell(
+                function,
+                false,
+                "RevisionMade",
+                "Create",
+                format!("made revision {revision}"),
+            )
+            .await;
+        all.push(Arc::new(made));
+    }
+    let routed: Vec<&str> = function
+        .spec
+        .0
+        .traffic
+        .iter()
+        .filter_map(|t| Some(t.revision.as_ref()?.as_str()))
+        .collect();
+    let surplus = all.len().saturating_sub(KEPT_REVISIONS);
+    let mut kept = Vec::new();
+    for (index, revision) in all.into_iter().enumerate() {
+        if index >= surplus || routed.contains(&revision.name_any().as_str()) {
+            kept.push(revision);
+            continue;
+        }
+        match context
+            .api::<Revision>()
+            .delete(&revision.name_any(), &DeleteParams::default())
+            .await
+        {
+            Ok(_) => count_write("Revision"),
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(kept)
+}
+
+async fn children(
+    function: &Function,
+    name: &FunctionName,
+    revisions: &[Arc<Revision>],
+    context: &Context,
+) -> Result<()> {
+    let settings = &context.settings;
+    let owner = Owner {
+        kind: "Function",
+        name: function.name_any(),
+        uid: function.uid().unwrap_or_default(),
+    };
+    for revision in revisions {
+        let owner = Owner {
+            kind: "Revision",
+            name: revision.name_any(),
+            uid: revision.uid().unwrap_or_default(),
+        };
+        let named = RevisionName::of(name, revision.spec.number);
+        if !settings.announce_url.is_empty() {
+            let secret = objects::key_secret(name, &named, &owner, settings);
+            context.ensure(&context.children.secrets, &secret).await?;
+        }
+        let Some(deployment) = objects::deployment(name, &named, &revision.spec.template, &owner, settings) else {
+            continue;
+        };
+        if context.found(&context.children.deployments, named.as_str()).is_none() {
+            // Without pods; from then on their number is the autoscaler's.
+            let mut first = deployment.clone();
+            if let Some(spec) = &mut first.spec {
+                spec.replicas = Some(0);
+            }
+            match context.api().create(&creating(), &first).await {
+                Ok(_) => count_write("Deployment"),
+                Err(kube::Error::Api(status)) if status.code == 409 => {}
+                Err(error) => return Err(error.into()),
+            }
+            continue;
+        }
+        context.ensure(&context.children.deployments, &deployment).await?;
+    }
+    let children = &context.children;
+    context
+        .ensure(&children.services, &objects::service(name, &owner, settings))
+        .await?;
+    context
+        .ensure(&children.budgets, &objects::budget(name, &owner, settings))
+        .await?;
+    context
+        .ensure(&children.policies, &objects::network_policy(name, &owner, settings))
+        .await?;
+    monitor(name, &owner, context).await
+}
+
+fn creating() -> PostParams {
+    PostParams {
+        field_manager: Some(FIELD_MANAGER.to_owned()),
+        ..PostParams::default()
+    }
+}
+
+/// The ServiceMonitor, where its kind is known.
+async fn monitor(name: &FunctionName, owner: &Owner, context: &Context) -> Result<()> {
+    let kind = GroupVersionKind::gvk("monitoring.coreos.com", "v1", "ServiceMonitor");
+    let resource = ApiResource::from_gvk(&kind);
+    let api: Api<DynamicObject> = Api::namespaced_with(context.client.clone(), &context.settings.namespace, &resource);
+    let wanted = objects::monitor(name, owner, &context.settings);
+    match api.get_opt(name.as_str()).await {
+        Ok(Some(live)) if objects::is_there(&wanted, &serde_json::to_value(&live)?) => return Ok(()),
+        Ok(Some(_)) => {}
+        // Neither is it there, or its kind is not: making it tells which.
+        Ok(None) if !context.monitoring() => return Ok(()),
+        Ok(None) => {}
+        Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    }
+    let params = PatchParams::apply(FIELD_MANAGER).force();
+    match api.patch(name.as_str(), &params, &Patch::Apply(&wanted)).await {
+        Ok(_) => count_write("ServiceMonitor"),
+        Err(kube::Error::Api(status)) if status.code == 404 => context.no_monitoring(),
+        Err(error) => return Err(error.into()),
+    }
+    Ok(())
+}
+
+async fn status(
+    function: &Function,
+    name: &FunctionName,
+    revisions: &[Arc<Revision>],
+    context: &Context,
+) -> Result<()> {
+    let now = serde_json::to_value(&function.status)?;
+    let generation = function.meta().generation.unwrap_or(0);
+    let latest = revisions.last().map(|r| r.name_any()).unwrap_or_default();
+    let deployments = Context::of(&context.children.deployments, name);
+    let sum = |count: fn(&k8s_openapi::api::apps::v1::DeploymentStatus) -> Option<i32>| {
+        deployments
+            .iter()
+            .filter_map(|d| count(d.status.as_ref()?))
+            .sum::<i32>()
+    };
+    let (replicas, ready_replicas) = (sum(|s| s.replicas), sum(|s| s.ready_replicas));
+    let pods = Context::of(&context.children.pods, name);
+    let (is, reason, message) = match trouble(&pods) {
+        Some((reason, message)) if ready_replicas == 0 => (false, reason, message),
+        _ if replicas == 0 => (
+            true,
+            "ScaledToZero",
+            format!("revision {latest} starts with the first request"),
+        ),
+        _ => (true, "Deployed", format!("revision {latest}")),
+    };
+    let program = match function.spec.0.program() {
+        Some(Program::Operation(operation)) => operation.to_owned(),
+        Some(Program::Image(image)) => image.to_owned(),
+        Some(Program::Command(_)) | None => String::new(),
+    };
+    let wanted = json!({
+        "observedGeneration": generation,
+        "program": program,
+        "latestRevision": latest,
+        "replicas": replicas,
+        "readyReplicas": ready_replicas,
+        "selector": objects::selector(name),
+        "conditions": ready(&now, is, reason, &message, generation, (context.clock)()),
+    });
+    context.status(function, &now, wanted).await
+}
+
+/// What people have to do something about, in the words of the kubelet or the scheduler.
+fn trouble(pods: &[Arc<Pod>]) -> Option<(&'static str, String)> {
+    pods.iter().find_map(|pod| {
+        let status = pod.status.as_ref()?;
+        let unscheduled =
+            status.conditions.iter().flatten().find(|c| {
+                c.type_ == "PodScheduled" && c.status == "False" && c.reason.as_deref() == Some("Unschedulable")
+            });
+        if let Some(condition) = unscheduled {
+            return Some(("Unschedulable", condition.message.clone().unwrap_or_default()));
+        }
+        let waiting = status
+            .container_statuses
+            .iter()
+            .flatten()
+            .find_map(|c| c.state.as_ref()?.waiting.as_ref())?;
+        let said = waiting.reason.as_deref()?;
+        let (_, reason) = TROUBLE.iter().find(|(known, _)| *known == said)?;
+        Some((*reason, waiting.message.clone().unwrap_or_else(|| said.to_owned())))
+    })
+}
+
+/// What is done after an error.
+pub fn again<K>(_: Arc<K>, error: &ReconcileError, _: Arc<Context>) -> Action {
+    tracing::warn!(%error, "a resource could not be reconciled; it is tried again");
+    metrics::counter!("imageflow_operator_reconcile_errors_total").increment(1);
+    Action::requeue(LOOK_AGAIN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(status: Value) -> Arc<Pod> {
+        Arc::new(serde_json::from_value(json!({ "metadata": { "name": "p" }, "status": status })).unwrap())
+    }
+
+    #[test]
+    fn what_keeps_pods_from_starting_is_told_in_the_words_of_who_knows() {
+        let waiting = pod(
+            json!({ "containerStatuses": [{ "name": "function", "image": "i", "imageID": "", "ready": false, "restartCount": 0,
+            "state": { "waiting": { "reason": "ErrImagePull", "message": "no such image" } } }] }),
+        );
+        assert_eq!(
+            trouble(&[waiting]),
+            Some(("ImagePullFailed", "no such image".to_owned()))
+        );
+        let unscheduled = pod(
+            json!({ "conditions": [{ "type": "PodScheduled", "status": "False", "reason": "Unschedulable",
+            "message": "0/3 nodes are available: 3 Insufficient nvidia.com/gpu" }] }),
+        );
+        assert_eq!(trouble(&[unscheduled]).unwrap().0, "Unschedulable");
+        let creating = pod(
+            json!({ "containerStatuses": [{ "name": "function", "image": "i", "imageID": "", "ready": false, "restartCount": 0,
+            "state": { "waiting": { "reason": "ContainerCreating" } } }] }),
+        );
+        assert_eq!(trouble(&[creating, pod(json!({}))]), None);
+    }
+}

@@ -1,0 +1,137 @@
+//! Kubernetes controllers. Functions become Revisions, Deployments and what belongs to them (`functions`), all resources are
+//! mirrored into the topic that the other services read (`mirror`), and changes by the platform's own API go to the custom
+//! resources (`authority`). Everything is level-triggered: what is there is compared with what is wanted, and only a difference is
+//! written.
+
+mod authority;
+mod context;
+pub mod crd;
+mod functions;
+mod mirror;
+mod objects;
+mod schema;
+
+use std::sync::Arc;
+
+use futures::{Stream, StreamExt};
+use imageflow_resources::ResourceStore;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{Pod, Secret, Service};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::api::Api;
+use kube::runtime::controller::{self, Action, Controller};
+use kube::runtime::reflector::ObjectRef;
+use kube::runtime::watcher;
+use kube::{Client, Resource};
+use tokio_util::sync::CancellationToken;
+
+pub use authority::KubeAuthority;
+use context::{Children, Context, ReconcileError, function_of, watched};
+use crd::{Flow, Function, Revision, Trigger};
+pub use objects::{Master, Settings};
+
+/// Reconciles at once, of each kind.
+const CONCURRENCY: u16 = 16;
+
+/// The controllers of a namespace.
+pub struct Operator {
+    /// The API server.
+    pub client: Client,
+    /// What functions share.
+    pub settings: Settings,
+    /// The mirror.
+    pub store: Arc<ResourceStore>,
+    /// Name of this process, in events.
+    pub member: String,
+    /// Now, ms since 1970.
+    pub clock: fn() -> i64,
+}
+
+impl Operator {
+    /// Reconciles until `stop`.
+    pub async fn run(self, stop: CancellationToken) {
+        let namespace = self.settings.namespace.clone();
+        let client = self.client.clone();
+        let (deployments, deployment_events) = watched::<Deployment>(&client, &namespace);
+        let (services, service_events) = watched::<Service>(&client, &namespace);
+        let (budgets, budget_events) = watched::<PodDisruptionBudget>(&client, &namespace);
+        let (policies, policy_events) = watched::<NetworkPolicy>(&client, &namespace);
+        let (secrets, secret_events) = watched::<Secret>(&client, &namespace);
+        let (revisions, revision_events) = watched::<Revision>(&client, &namespace);
+        let (pods, pod_events) = watched::<Pod>(&client, &namespace);
+        let children = Children {
+            deployments,
+            services,
+            budgets,
+            policies,
+            secrets,
+            revisions,
+            pods,
+        };
+        let context = Context::new(
+            self.client,
+            self.settings,
+            self.store,
+            children,
+            &self.member,
+            self.clock,
+        );
+        let context = Arc::new(context);
+        let config = || controller::Config::default().concurrency(CONCURRENCY);
+
+        let functions: Api<Function> = Api::namespaced(client.clone(), &namespace);
+        let functions = Controller::new(functions, watcher::Config::default())
+            .with_config(config())
+            .watches_stream(deployment_events, to_function(&namespace))
+            .watches_stream(service_events, to_function(&namespace))
+            .watches_stream(budget_events, to_function(&namespace))
+            .watches_stream(policy_events, to_function(&namespace))
+            .watches_stream(secret_events, to_function(&namespace))
+            .watches_stream(revision_events, to_function(&namespace))
+            .watches_stream(pod_events, to_function(&namespace))
+            .graceful_shutdown_on(stop.clone().cancelled_owned())
+            .run(functions::reconcile, functions::again, context.clone());
+        let flows: Api<Flow> = Api::namespaced(client.clone(), &namespace);
+        let flows = Controller::new(flows, watcher::Config::default())
+            .with_config(config())
+            .graceful_shutdown_on(stop.clone().cancelled_owned())
+            .run(mirror::reconcile::<Flow>, functions::again, context.clone());
+        let triggers: Api<Trigger> = Api::namespaced(client, &namespace);
+        let triggers = Controller::new(triggers, watcher::Config::default())
+            .with_config(config())
+            .graceful_shutdown_on(stop.clone().cancelled_owned())
+            .run(mirror::reconcile::<Trigger>, functions::again, context);
+        tokio::join!(
+            drain("function", functions),
+            drain("flow", flows),
+            drain("trigger", triggers)
+        );
+    }
+}
+
+fn to_function<K: Resource<DynamicType = ()>>(
+    namespace: &str,
+) -> impl Fn(K) -> Option<ObjectRef<Function>> + Send + Sync + 'static + use<K> {
+    let namespace = namespace.to_owned();
+    move |object| function_of(&object, &namespace)
+}
+
+type Done<K> = Result<(ObjectRef<K>, Action), controller::Error<ReconcileError, watcher::Error>>;
+
+async fn drain<K: Resource<DynamicType = ()>>(kind: &'static str, results: impl Stream<Item = Done<K>>) {
+    results
+        .for_each(async |result| {
+            let outcome = match &result {
+                Ok(_) => "done",
+                // It was deleted in between, or has been told by the reconcile itself.
+                Err(controller::Error::ObjectNotFound(_) | controller::Error::ReconcilerFailed(..)) => "failed",
+                Err(error) => {
+                    tracing::warn!(%error, kind, "the operator does not see the cluster for now");
+                    "unseen"
+                }
+            };
+            metrics::counter!("imageflow_operator_reconciles_total", "kind" => kind, "outcome" => outcome).increment(1);
+        })
+        .await;
+}
