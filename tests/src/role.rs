@@ -32,6 +32,8 @@ pub struct Settings<'a> {
     pub args: &'a [&'a str],
     /// Where its log goes.
     pub folder: &'a Path,
+    /// What else it finds in its environment.
+    pub env: &'a [(&'a str, &'a str)],
 }
 
 impl Role {
@@ -44,6 +46,7 @@ impl Role {
             .args(settings.args)
             .args(["--kafka", &world.cluster.bootstrap()])
             .env("IMAGEFLOW_ROLE_KEY", settings.key)
+            .envs(settings.env.iter().copied())
             .env("IMAGEFLOW_S3_ACCESS_KEY", world.server.access_key())
             .env("IMAGEFLOW_S3_SECRET_KEY", world.server.secret_key())
             .env("NO_COLOR", "1")

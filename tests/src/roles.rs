@@ -19,7 +19,15 @@ pub struct Roles<'a> {
     pub pods: String,
     /// Where work is reported, once the autoscaler was started.
     pub autoscaler: String,
+    kubernetes: bool,
 }
+
+/// Where pods of the cluster say that they listen: on the network of its first node.
+const ANNOUNCE: &str = "10.77.0.1:7003";
+/// The key of the installation.
+const ANNOUNCE_KEY: &str = "the key of this installation";
+/// Images of the cluster's tests.
+const FUNCTION_IMAGE: &str = concat!("imageflow/function-cpu:", env!("CARGO_PKG_VERSION"));
 
 impl<'a> Roles<'a> {
     /// None runs yet. Keys, logs and the record of the pods go into `folder`.
@@ -33,6 +41,15 @@ impl<'a> Roles<'a> {
             keys: path.display().to_string(),
             pods: String::new(),
             autoscaler: String::new(),
+            kubernetes: false,
+        }
+    }
+
+    /// The same with the pods of a cluster, on whose network this process runs.
+    pub fn on_kubernetes(world: &'a World, folder: &'a Path) -> Self {
+        Self {
+            kubernetes: true,
+            ..Self::new(world, folder)
         }
     }
 
@@ -41,6 +58,7 @@ impl<'a> Roles<'a> {
             key: &key(role),
             args: &[&[role], args].concat(),
             folder: self.folder,
+            env: &[("IMAGEFLOW_ANNOUNCE_KEY", ANNOUNCE_KEY)],
         };
         Role::start(self.world, &settings)
     }
@@ -49,7 +67,12 @@ impl<'a> Roles<'a> {
     pub fn pods(&mut self) -> Role {
         let folder = self.folder.display().to_string();
         let (listen, keys) = (listen(&self.pods), self.keys.clone());
-        let args = ["--listen", &listen, "--data-dir", &folder, "--role-keys", &keys];
+        let own: &[&str] = if self.kubernetes {
+            &["--kubernetes", "--announce-listen", ANNOUNCE]
+        } else {
+            &["--data-dir", &folder]
+        };
+        let args = [&["--listen", &listen, "--role-keys", &keys], own].concat();
         let pods = self.start("pods", &args);
         self.pods.clone_from(&pods.url);
         pods
@@ -73,10 +96,26 @@ impl<'a> Roles<'a> {
     /// A gateway that listens there, and its API.
     pub fn gateway(&self, member: &str, listen: &str) -> (Role, Api) {
         let peers = ["--pods", &self.pods, "--autoscaler", &self.autoscaler];
-        let args = [&["--member", member, "--listen", listen][..], &peers].concat();
+        let own: &[&str] = if self.kubernetes { &["--kubernetes"] } else { &[] };
+        let args = [&["--member", member, "--listen", listen][..], &peers, own].concat();
         let gateway = self.start("gateway", &args);
         let api = Api::new(&gateway.url);
         (gateway, api)
+    }
+
+    /// An operator.
+    pub fn operator(&self, member: &str) -> Role {
+        let url = format!("http://{ANNOUNCE}");
+        let image = [
+            "--function-image",
+            FUNCTION_IMAGE,
+            "--gpu-function-image",
+            FUNCTION_IMAGE,
+            "--pull-policy",
+            "Never",
+        ];
+        let args = [&["--member", member, "--announce-url", &url][..], &image].concat();
+        self.start("operator", &args)
     }
 
     /// A router.

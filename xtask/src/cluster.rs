@@ -1,10 +1,14 @@
 //! The Kubernetes cluster of tests: `tests/cluster` does the work, this calls it.
 use std::io;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 
-use crate::setup;
 use crate::tool::{self, Outcome, cargo, run as step};
+use crate::{image, setup};
+
+/// Of the first node.
+const FIRST_ADDRESS: &str = "10.77.0.1";
 
 /// `cargo xtask cluster up|down|status|exec|node|import ...`.
 pub fn run(args: &[String]) -> Outcome {
@@ -19,6 +23,11 @@ pub fn run(args: &[String]) -> Outcome {
     ))
 }
 
+/// Puts an image on all nodes.
+pub fn import(archive: &Path) -> Outcome {
+    step("import", program()?.arg("import").arg(archive))
+}
+
 /// The tier: a cluster, the tests that need one, and no cluster any more.
 pub fn test() -> Outcome {
     let crate_alone = ["test", "-p", "imageflow-cluster", "--locked", "--lib"];
@@ -31,18 +40,35 @@ pub fn test() -> Outcome {
         println!("cluster: skipped, {reason}");
         return Ok(());
     }
-    let tests = ["test", "-p", "imageflow-cluster", "--locked", "--test", "cluster"];
+    let of_cluster = ["test", "-p", "imageflow-cluster", "--locked", "--test", "cluster"];
+    let of_platform = ["test", "-p", "imageflow-tests", "--locked", "--test", "kubernetes"];
     // While the machine's network is there.
-    step("build", &mut cargo(&[&tests[..], &["--no-run"]].concat()))?;
+    if let Err(reason) = setup::servers() {
+        println!("cluster: skipped, {reason}");
+        return Ok(());
+    }
+    let images = image::make("dev")?;
+    for tests in [of_cluster, of_platform] {
+        step("build", &mut cargo(&[&tests[..], &["--no-run"]].concat()))?;
+    }
     let keeper = Keeper::new().map_err(|e| format!("who takes the cluster down cannot be started: {e}"))?;
     let tested = step("cluster", program()?.arg("up")).and_then(|()| {
-        let mut exec = program()?;
-        exec.current_dir(tool::root());
-        exec.arg("exec").arg(cargo(&[]).get_program());
-        exec.args(tests).args(["--offline", "--", "--nocapture"]);
-        step("tests on the cluster", &mut exec)
+        step("tests of the cluster", &mut inside(&of_cluster)?)?;
+        images.iter().try_for_each(|archive| import(archive))?;
+        step("tests on the cluster", &mut inside(&of_platform)?)
     });
     tested.and(keeper.end())
+}
+
+/// A cargo call on the network of the first node.
+fn inside(args: &[&str]) -> Result<Command, String> {
+    let mut exec = program()?;
+    exec.current_dir(tool::root());
+    exec.arg("exec").arg(cargo(&[]).get_program());
+    exec.args(args).args(["--offline", "--", "--nocapture"]);
+    // Where pods reach the brokers and the S3 server.
+    exec.env("IMAGEFLOW_SERVERS_HOST", FIRST_ADDRESS);
+    Ok(exec)
 }
 
 /// Why this machine cannot run the cluster, if so.

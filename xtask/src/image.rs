@@ -53,9 +53,7 @@ pub fn run(args: &[String]) -> Outcome {
         materials(&made)?;
     }
     if import {
-        let archives = made.iter().map(|archive| archive.display().to_string());
-        let words: Vec<String> = std::iter::once("import".to_owned()).chain(archives).collect();
-        return cluster::run(&words);
+        made.iter().try_for_each(|archive| cluster::import(archive))?;
     }
     Ok(())
 }

@@ -1,4 +1,5 @@
 //! The arguments of every command.
+pub mod install;
 pub mod manage;
 pub mod serve;
 pub mod stores;
@@ -97,6 +98,10 @@ pub enum Command {
     Up(Box<up::UpArgs>),
     /// Run one role of the platform as a process of its own
     Serve(Box<serve::ServeArgs>),
+    /// Install the platform on a Kubernetes cluster
+    Install(install::InstallArgs),
+    /// Say what is wrong with an installation
+    Doctor(install::DoctorArgs),
     /// Create or change functions, flows and triggers from files
     Apply(manage::ApplyArgs),
     /// Delete functions, flows or triggers
@@ -164,6 +169,7 @@ impl Command {
     #[must_use]
     pub fn format(&self) -> Format {
         match self {
+            Self::Doctor(a) => a.out.output,
             Self::Apply(a) => a.out.output,
             Self::Deploy(a) => a.out.output,
             Self::Functions(a) => a.out.output,

@@ -24,6 +24,8 @@ use crate::output::Context;
 /// What kept it from its end.
 pub async fn run(cx: &mut Context, command: Command) -> Result<(), CliError> {
     match command {
+        Command::Install(args) => crate::install::install(cx, args).await,
+        Command::Doctor(args) => crate::install::doctor::doctor(cx, args).await,
         Command::Apply(args) => apply::apply(cx, args).await,
         Command::Delete(args) => apply::delete(cx, args).await,
         Command::Deploy(args) => functions::deploy(cx, *args).await,

@@ -4,6 +4,7 @@ pub mod args;
 pub mod client;
 pub mod commands;
 pub mod error;
+mod install;
 pub mod output;
 pub mod render;
 pub mod roles;

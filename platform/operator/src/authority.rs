@@ -92,6 +92,13 @@ fn late(kind: Kind, name: &str) -> Problem {
     Problem::new(ErrorCode::Unavailable, detail).retry_after(5)
 }
 
+/// Whether two states of an object want the same. The generation counts changes of the spec.
+fn is_like(one: &DynamicObject, other: &DynamicObject) -> bool {
+    one.metadata.generation == other.metadata.generation
+        && one.labels() == other.labels()
+        && one.annotations() == other.annotations()
+}
+
 /// An error of the API server as callers see it.
 fn problem(error: &kube::Error, kind: Kind, name: &str) -> Problem {
     let kube::Error::Api(status) = error else {
@@ -151,7 +158,8 @@ impl Authority for KubeAuthority {
         let generation = applied.metadata.generation.unwrap_or(0);
         let outcome = match &before {
             None => Outcome::Created,
-            Some(before) if before.resource_version() == applied.resource_version() => Outcome::Unchanged,
+            // Not by the resource version: the operator writes the status meanwhile.
+            Some(before) if is_like(before, &applied) => Outcome::Unchanged,
             Some(_) => Outcome::Configured,
         };
         self.seen(kind, &name, generation).await?;

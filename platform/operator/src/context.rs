@@ -20,6 +20,7 @@ use kube::{Client, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use tokio::sync::OnceCell;
 
 use crate::crd::{Function, Revision};
 use crate::objects::{FIELD_MANAGER, Settings, is_there};
@@ -58,19 +59,25 @@ pub struct Children {
     pub secrets: Store<Secret>,
     pub revisions: Store<Revision>,
     pub pods: Store<Pod>,
+    /// Set once each watch has listed what is there.
+    pub listed: OnceCell<()>,
 }
 
 impl Children {
-    /// Waits until each watch has listed what is there: before that everything would seem to be missing.
+    /// Waits until each watch has listed what is there: before that everything would seem to be missing. One caller waits for
+    /// all: of several that wait for a store only the last one is woken.
     pub async fn ready(&self) -> Result<()> {
         let ended = |_| ReconcileError::Stopping;
-        self.deployments.wait_until_ready().await.map_err(ended)?;
-        self.services.wait_until_ready().await.map_err(ended)?;
-        self.budgets.wait_until_ready().await.map_err(ended)?;
-        self.policies.wait_until_ready().await.map_err(ended)?;
-        self.secrets.wait_until_ready().await.map_err(ended)?;
-        self.revisions.wait_until_ready().await.map_err(ended)?;
-        self.pods.wait_until_ready().await.map_err(ended)
+        let listed = self.listed.get_or_try_init(async || {
+            self.deployments.wait_until_ready().await.map_err(ended)?;
+            self.services.wait_until_ready().await.map_err(ended)?;
+            self.budgets.wait_until_ready().await.map_err(ended)?;
+            self.policies.wait_until_ready().await.map_err(ended)?;
+            self.secrets.wait_until_ready().await.map_err(ended)?;
+            self.revisions.wait_until_ready().await.map_err(ended)?;
+            self.pods.wait_until_ready().await.map_err(ended)
+        });
+        listed.await.copied()
     }
 }
 

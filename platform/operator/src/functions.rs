@@ -61,6 +61,8 @@ pub async fn reconcile(function: Arc<Function>, context: Arc<Context>) -> Result
     }
     keep(&*function, &context).await?;
     let revisions = revisions(&function, &name, &context).await?;
+    // Before the other services hear of it: who scales it finds its Deployment.
+    children(&function, &name, &revisions, &context).await?;
     let entry = entry(&function, &name, &revisions);
     if let Err(problem) = context.store.mirror_function(entry).await {
         if problem.code == ErrorCode::InvalidArgument {
@@ -68,7 +70,6 @@ pub async fn reconcile(function: Arc<Function>, context: Arc<Context>) -> Result
         }
         return Err(problem.into());
     }
-    children(&function, &name, &revisions, &context).await?;
     status(&function, &name, &revisions, &context).await?;
     Ok(Action::requeue(RESYNC))
 }

@@ -24,6 +24,7 @@ use kube::runtime::controller::{self, Action, Controller};
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::watcher;
 use kube::{Client, Resource};
+use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
 pub use authority::KubeAuthority;
@@ -68,6 +69,7 @@ impl Operator {
             secrets,
             revisions,
             pods,
+            listed: OnceCell::new(),
         };
         let context = Context::new(
             self.client,

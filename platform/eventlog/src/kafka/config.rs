@@ -234,7 +234,6 @@ impl KafkaConfig {
             .set("bootstrap.servers", &self.bootstrap)
             .set("client.id", &self.client_id)
             .set("allow.auto.create.topics", "false")
-            .set("isolation.level", "read_committed")
             .set("socket.keepalive.enable", "true")
             .set("socket.nagle.disable", "true")
             // The default of 10 s would add itself to the return of a broker.
@@ -291,6 +290,7 @@ impl KafkaConfig {
     /// Of the client that asks for offsets, and is in no group.
     pub(super) fn asking(&self) -> ClientConfig {
         let mut config = self.client();
+        config.set("isolation.level", "read_committed");
         self.overlay(&mut config, "consumer.");
         config
     }
@@ -326,6 +326,7 @@ impl KafkaConfig {
         let mut config = self.client();
         config
             .set("group.id", group)
+            .set("isolation.level", "read_committed")
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
             .set("enable.partition.eof", "true")

@@ -1,0 +1,346 @@
+//! Functions as pods of a real Kubernetes: applied by kubectl and by the API, woken by events of a real Kafka and by calls, scaled
+//! and back to zero. Run by `cargo xtask test cluster`, on the network of the cluster's first node.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use http::Method;
+use imageflow_tests::Api;
+use imageflow_tests::external::{RESOURCES, RESULT_WIDTH, World, photo, put, until};
+use imageflow_tests::http::json;
+use imageflow_tests::role::Role;
+use imageflow_tests::roles::Roles;
+use serde_json::Value;
+
+const NAMESPACE: &str = "imageflow-processing";
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What kubectl says, and whether it succeeded.
+fn try_kubectl(args: &[&str], input: &str) -> (bool, String) {
+    use std::io::Write;
+    let mut child = Command::new("kubectl")
+        .args(["-n", NAMESPACE])
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let done = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&done.stdout).into_owned() + &String::from_utf8_lossy(&done.stderr);
+    (done.status.success(), said)
+}
+
+fn kubectl(args: &[&str]) -> String {
+    let (well, said) = try_kubectl(args, "");
+    assert!(well, "kubectl {args:?}: {said}");
+    said
+}
+
+fn apply(yaml: &str) -> String {
+    let (well, said) = try_kubectl(&["apply", "-f", "-"], yaml);
+    assert!(well, "{said}");
+    said
+}
+
+fn get(what: &[&str]) -> Value {
+    serde_json::from_str(&kubectl(&[&["get", "-o", "json"], what].concat())).unwrap()
+}
+
+/// Definitions and namespaces, as an installation has them.
+fn install() {
+    let crds = Path::new(&std::env::var("CARGO_MANIFEST_DIR").unwrap()).join("../manifests/crds");
+    kubectl(&["apply", "--server-side", "-k", crds.to_str().unwrap()]);
+    kubectl(&[
+        "wait",
+        "--for=condition=Established",
+        "crd/functions.imageflow.dev",
+        "crd/flows.imageflow.dev",
+        "crd/triggers.imageflow.dev",
+        "crd/revisions.imageflow.dev",
+        "--timeout=60s",
+    ]);
+    for name in [NAMESPACE, "imageflow-backend"] {
+        apply(&format!(
+            "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {name}\n  labels: {{ pod-security.kubernetes.io/enforce: restricted }}\n"
+        ));
+    }
+}
+
+/// Takes away what an earlier run left: without an operator nobody lets go of it.
+fn clean() {
+    let all = kubectl(&["get", "fn,flow,trigger", "-o", "name"]);
+    for name in all.lines().filter(|l| l.contains('/')) {
+        kubectl(&[
+            "patch",
+            name,
+            "--type=merge",
+            "-p",
+            r#"{"metadata":{"finalizers":null}}"#,
+        ]);
+    }
+    kubectl(&["delete", "fn,flow,trigger,rev", "--all"]);
+}
+
+/// Ready pods, as the API of the platform tells.
+async fn at_zero(api: &Api, function: &str) {
+    let none = |v: &Value| v["status"]["pods"]["ready"] == 0 && v["status"]["pods"]["starting"] == 0;
+    api.until_within(PATIENCE, &format!("/v1/functions/{function}"), none)
+        .await;
+}
+
+async fn invoke(api: &Api, function: &str, number: usize) -> Duration {
+    let begun = Instant::now();
+    let path = format!("/v1/functions/{function}/invoke");
+    let answer = api.send(Method::POST, &path, &[], photo(number)).await;
+    assert_eq!(answer.status(), 200, "{}", json(&answer));
+    let info = imageflow_ops::probe(answer.body(), &imageflow_ops::Limits::default()).unwrap();
+    assert!(function != "small" || info.width == RESULT_WIDTH);
+    begun.elapsed()
+}
+
+/// What is applied by the API is a custom resource, and a change of it a revision.
+async fn by_the_api(api: &Api) {
+    let yaml = |width: u32| {
+        format!(
+            "apiVersion: imageflow.dev/v1alpha1\nkind: Function\nmetadata: {{ name: tiny }}\nspec: {{ operation: resize, params: {{ width: {width} }} }}\n"
+        )
+    };
+    api.apply(&yaml(4)).await;
+    assert_eq!(get(&["fn", "tiny"])["spec"]["params"]["width"], 4);
+    let applied = api.apply(&yaml(5)).await;
+    assert_eq!(applied["items"][0]["revision"], "tiny-00002", "{applied}");
+    assert_eq!(get(&["rev", "tiny-00002"])["spec"]["template"]["params"]["width"], 5);
+    let unchanged = api.apply(&yaml(5)).await;
+    assert_eq!(unchanged["items"][0]["outcome"], "unchanged", "{unchanged}");
+    let (well, said) = try_kubectl(
+        &[
+            "patch",
+            "rev",
+            "tiny-00001",
+            "--type=merge",
+            "-p",
+            r#"{"spec":{"number":7}}"#,
+        ],
+        "",
+    );
+    assert!(!well && said.contains("a revision never changes"), "{said}");
+    let answer = api.send(Method::DELETE, "/v1/functions/tiny", &[], Vec::new()).await;
+    assert!(answer.status().is_success(), "{}", json(&answer));
+    let gone = async || {
+        kubectl(&[
+            "get",
+            "fn,rev,deploy",
+            "-l",
+            "imageflow.dev/function=tiny",
+            "-o",
+            "name",
+        ])
+        .is_empty()
+    };
+    until("what belonged to it is gone", PATIENCE, gone).await;
+}
+
+/// What is wrong is refused by the API server where a rule can, else told in the status; what was good before goes on.
+async fn refusals(api: &Api) {
+    let function = |name: &str, spec: &str| {
+        format!("apiVersion: imageflow.dev/v1alpha1\nkind: Function\nmetadata: {{ name: {name} }}\nspec: {spec}\n")
+    };
+    for (name, spec, words) in [
+        (
+            "bad",
+            "{ operation: resize, scale: { min: 3, max: 2 } }",
+            "min is over max",
+        ),
+        ("bad", "{ operation: resize, image: x }", "exactly one program"),
+        ("bad", "{ operation: resize, sclae: {} }", "unknown field"),
+        (
+            "bad",
+            "{ operation: resize, env: [ { name: PORT, value: x } ] }",
+            "the platform sets PORT",
+        ),
+        ("Bad_Name", "{ operation: resize }", "Bad_Name"),
+    ] {
+        let (well, said) = try_kubectl(&["apply", "-f", "-"], &function(name, spec));
+        assert!(!well && said.contains(words), "{spec}: {said}");
+    }
+    apply(&function("bad", "{ operation: resise }"));
+    kubectl(&["wait", "--for=condition=Ready=False", "fn/bad", "--timeout=30s"]);
+    let bad = get(&["fn", "bad"]);
+    let ready = &bad["status"]["conditions"][0];
+    assert_eq!(ready["reason"], "Invalid");
+    assert!(
+        ready["message"].as_str().unwrap().contains("did you mean \"resize\"?"),
+        "{ready}"
+    );
+    kubectl(&["delete", "fn", "bad", "--timeout=30s"]);
+    apply(&function("local", "{ command: [./mine] }"));
+    kubectl(&["wait", "--for=condition=Ready=False", "fn/local", "--timeout=30s"]);
+    assert_eq!(
+        get(&["fn", "local"])["status"]["conditions"][0]["reason"],
+        "CommandNeedsImage"
+    );
+    kubectl(&["delete", "fn", "local", "--timeout=30s"]);
+    // By the API it is the same answer, with the field.
+    let body = function("bad", "{ operation: resize, scale: { min: 3, max: 2 } }");
+    let headers = [("content-type", "application/yaml")];
+    let answer = api.send(Method::POST, "/v1/apply", &headers, body).await;
+    assert!(answer.status().is_client_error(), "{}", json(&answer));
+}
+
+/// An operator that starts again writes nothing when nothing has changed.
+async fn restarted(roles: &Roles<'_>, operator: Role) -> Role {
+    let versions = || {
+        let each = r"jsonpath={range .items[*]}{.kind}/{.metadata.name}={.metadata.resourceVersion}{' '}{end}";
+        kubectl(&["get", "deploy,svc,pdb,netpol,fn,rev,secret", "-o", each])
+    };
+    operator.stop();
+    let before = versions();
+    let operator = roles.operator("operator-1");
+    let metrics = Api::new(&operator.admin);
+    until("it has looked at all", PATIENCE, async || {
+        metrics
+            .metric("imageflow_operator_reconciles_total", &["outcome=\"done\""])
+            .await
+            >= 4.0
+    })
+    .await;
+    assert_eq!(metrics.metric("imageflow_operator_writes_total", &[]).await, 0.0);
+    assert_eq!(versions(), before);
+    operator
+}
+
+/// Pods from zero to several and back, of which some are killed under their work: nothing is lost.
+async fn many(world: &World, api: &Api) {
+    const PHOTOS: usize = 40;
+    let before = world.results().await.len();
+    let spec = r#"{"spec":{"concurrency":{"target":1,"limit":1},"scale":{"max":4,"drainTarget":"1s","keepWarm":{"min":"3s","max":"3s"}}}}"#;
+    kubectl(&["patch", "fn", "grey", "--type=merge", "-p", spec]);
+    let latest = "--for=jsonpath={.status.latestRevision}=grey-00002";
+    kubectl(&["wait", latest, "fn/grey", "--timeout=30s"]);
+    for number in 100..100 + PHOTOS {
+        put(&*world.objects, number).await.unwrap();
+    }
+    let selector = "imageflow.dev/revision=grey-00002";
+    until("there are pods", PATIENCE, async || {
+        !kubectl(&["get", "pods", "-l", selector, "-o", "name"]).is_empty()
+    })
+    .await;
+    kubectl(&["delete", "pods", "-l", selector, "--grace-period=0", "--force"]);
+    until("all results are there", PATIENCE, async || {
+        world.results().await.len() == before + PHOTOS
+    })
+    .await;
+    assert_eq!(api.get("/v1/dead-letters").await["items"], serde_json::json!([]));
+    at_zero(api, "grey").await;
+}
+
+/// A function with a GPU is on the node with the cards; one more than there are cards waits, and that is told.
+async fn gpus(api: &Api) {
+    apply(
+        "apiVersion: imageflow.dev/v1alpha1\nkind: Function\nmetadata: { name: dear }\nspec: { operation: grayscale, resources: { cpu: 50m, memory: 64Mi, gpu: 1 }, scale: { replicas: 3 } }\n",
+    );
+    let pods = || get(&["pods", "-l", "imageflow.dev/function=dear"]);
+    let running = || {
+        let pods = pods();
+        let all = pods["items"].as_array().unwrap();
+        let on_cards = |p: &&Value| p["status"]["phase"] == "Running" && p["spec"]["nodeName"] == "gpu-1";
+        all.iter().filter(on_cards).count()
+    };
+    until("both cards are in use", PATIENCE, async || running() == 2).await;
+    until("the third is said to wait", PATIENCE, async || {
+        pods().to_string().contains("Insufficient nvidia.com/gpu")
+    })
+    .await;
+    // By the scale subresource, as kubectl does it.
+    kubectl(&["scale", "fn/dear", "--replicas=0"]);
+    at_zero(api, "dear").await;
+    kubectl(&["delete", "fn", "dear", "--timeout=60s"]);
+}
+
+/// A function that a flow needs stays until the flow is gone.
+async fn removal() {
+    kubectl(&["delete", "fn", "small", "--wait=false"]);
+    let blocked = async || get(&["fn", "small"])["status"]["conditions"][0]["reason"] == "InUse";
+    until("its removal is blocked", PATIENCE, blocked).await;
+    assert!(kubectl(&["get", "events"]).contains("InUse"));
+    kubectl(&["delete", "trigger/on-upload", "flow/two", "--timeout=60s"]);
+    kubectl(&["wait", "--for=delete", "fn/small", "--timeout=60s"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn functions_are_pods_from_zero_and_back() {
+    if std::env::var_os("IMAGEFLOW_CLUSTER").is_none() {
+        println!("skipped: run by cargo xtask test cluster, on the network of the cluster");
+        return;
+    }
+    let Some(world) = World::start().await else { return };
+    install();
+    clean();
+    let folder = tempfile::tempdir().unwrap();
+    let mut roles = Roles::on_kubernetes(&world, folder.path());
+    let pods = roles.pods();
+    let autoscaler = roles.autoscaler();
+    let operator = roles.operator("operator-1");
+    let (gateway, api) = roles.gateway("gateway-1", "127.0.0.1:0");
+    let router = roles.router("router-1");
+    let dispatcher = roles.dispatcher("dispatcher-1");
+
+    // The same YAML as for the API.
+    let said = apply(RESOURCES);
+    assert!(said.contains("function.imageflow.dev/small created"), "{said}");
+    kubectl(&[
+        "wait",
+        "--for=condition=Ready",
+        "fn/small",
+        "fn/grey",
+        "flow/two",
+        "trigger/on-upload",
+        "--timeout=60s",
+    ]);
+    let small = get(&["fn", "small"]);
+    assert_eq!(small["status"]["latestRevision"], "small-00001");
+    assert_eq!(get(&["deployment", "small-00001"])["spec"]["replicas"], 0);
+    let table = kubectl(&["get", "fn"]);
+    assert!(table.contains("PROGRAM") && table.contains("ScaledToZero"), "{table}");
+
+    // An event of a bucket wakes the function, whose pods write the result. A router may hear of the trigger a moment after the
+    // operator has written it, so a photo that comes in between is one of before the trigger.
+    for number in 0.. {
+        put(&*world.objects, number).await.unwrap();
+        let there = until("a result is there", PATIENCE, async || {
+            !world.results().await.is_empty()
+        });
+        if tokio::time::timeout(Duration::from_secs(5), there).await.is_ok() {
+            break;
+        }
+        assert!(number < 20, "no photo has a result");
+    }
+    at_zero(&api, "grey").await;
+    assert_eq!(get(&["deployment", "grey-00001"])["spec"]["replicas"], 0);
+
+    // A call at zero is held until a pod is there.
+    let cold = invoke(&api, "small", 1).await;
+    let warm = invoke(&api, "small", 2).await;
+    println!("a call at zero took {cold:?}, a warm one {warm:?}");
+    // The kubelet tells of a container later than the platform uses it.
+    until("its lines are there", PATIENCE, async || {
+        let path = "/v1/functions/small/logs?tail=50";
+        let answer = api.send(Method::GET, path, &[], Vec::new()).await;
+        String::from_utf8_lossy(answer.body()).contains("listening")
+    })
+    .await;
+
+    by_the_api(&api).await;
+    refusals(&api).await;
+    let operator = restarted(&roles, operator).await;
+    many(&world, &api).await;
+    gpus(&api).await;
+    removal().await;
+
+    for role in [gateway, router, dispatcher, operator, autoscaler, pods] {
+        role.stop();
+    }
+}
