@@ -15,6 +15,8 @@ use serde_json::Value;
 
 const NAMESPACE: &str = "imageflow-processing";
 const PATIENCE: Duration = Duration::from_secs(120);
+/// There is one namespace of functions.
+static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 /// What kubectl says, and whether it succeeded.
 fn try_kubectl(args: &[&str], input: &str) -> (bool, String) {
@@ -276,6 +278,7 @@ async fn functions_are_pods_from_zero_and_back() {
         println!("skipped: run by cargo xtask test cluster, on the network of the cluster");
         return;
     }
+    let _alone = ALONE.lock().await;
     let Some(world) = World::start().await else { return };
     install();
     clean();
@@ -343,4 +346,102 @@ async fn functions_are_pods_from_zero_and_back() {
     for role in [gateway, router, dispatcher, operator, autoscaler, pods] {
         role.stop();
     }
+}
+
+/// The platform itself as pods, put there by `imageflow install`, with Kafka and the S3 server outside.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_platform_installs_itself_and_does_the_main_job() {
+    if std::env::var_os("IMAGEFLOW_CLUSTER").is_none() {
+        println!("skipped: run by cargo xtask test cluster, on the network of the cluster");
+        return;
+    }
+    let _alone = ALONE.lock().await;
+    let Some(world) = World::start().await else { return };
+    let imageflow = |args: &[&str]| {
+        let mut command = Command::new(imageflow_tests::platform::binary());
+        command
+            .args(args)
+            .env("IMAGEFLOW_S3_ACCESS_KEY", world.server.access_key())
+            .env("IMAGEFLOW_S3_SECRET_KEY", world.server.secret_key());
+        let done = command.output().unwrap();
+        let said = String::from_utf8_lossy(&done.stdout).into_owned() + &String::from_utf8_lossy(&done.stderr);
+        (done.status.success(), said)
+    };
+    let kafka = world.cluster.bootstrap();
+    let install = [
+        "install",
+        "--overlay",
+        "cluster",
+        "--kafka",
+        &kafka,
+        "--s3",
+        &world.server.url(),
+    ];
+    let (well, said) = imageflow(&install);
+    assert!(
+        well && said.contains("all is healthy"),
+        "{said}\n{}",
+        imageflow(&["doctor"]).1
+    );
+    println!("{}", said.lines().last().unwrap_or_default());
+    let (well, said) = imageflow(&["doctor"]);
+    assert!(well, "{said}");
+    // A second time it changes nothing, and its keys are those of the first.
+    let admin = || {
+        kubectl(&[
+            "-n",
+            "imageflow-backend",
+            "get",
+            "secret",
+            "imageflow-admin-key",
+            "-o",
+            "jsonpath={.data.key}",
+        ])
+    };
+    let before = admin();
+    let (well, said) = imageflow(&install);
+    assert!(
+        well && !said.contains("configured") && !said.contains("created"),
+        "{said}"
+    );
+    assert_eq!(admin(), before);
+
+    use base64::Engine as _;
+    let key = base64::engine::general_purpose::STANDARD.decode(before.trim()).unwrap();
+    let key = String::from_utf8(key).unwrap();
+    let service = kubectl(&[
+        "-n",
+        "imageflow-backend",
+        "get",
+        "svc",
+        "backend-api",
+        "-o",
+        "jsonpath={.spec.clusterIP}",
+    ]);
+    let api = format!("http://{}:8000", service.trim());
+    let own = |args: &[&str]| imageflow(&[&["--server", &api, "--api-key", &key], args].concat());
+    let (well, said) = own(&[
+        "deploy",
+        "thumb",
+        "--operation",
+        "resize",
+        "--param",
+        "width=8",
+        "--min",
+        "0",
+    ]);
+    assert!(well, "{said}");
+    let folder = tempfile::tempdir().unwrap();
+    let (input, output) = (folder.path().join("in.png"), folder.path().join("out.png"));
+    std::fs::write(&input, photo(1)).unwrap();
+    let (input, output) = (input.display().to_string(), output.display().to_string());
+    let (well, said) = own(&["invoke", "thumb", &input, "-o", &output]);
+    assert!(well, "{said}");
+    let info = imageflow_ops::probe(&std::fs::read(&output).unwrap(), &imageflow_ops::Limits::default()).unwrap();
+    assert_eq!(info.width, RESULT_WIDTH);
+    // Without its key nobody is let in.
+    let (well, said) = imageflow(&["--server", &api, "functions"]);
+    assert!(!well && said.contains("API key"), "{said}");
+    clean();
+    kubectl(&["delete", "namespace", "imageflow-backend", "--timeout=120s"]);
 }

@@ -60,6 +60,36 @@ pub fn test() -> Outcome {
     tested.and(keeper.end())
 }
 
+/// `cargo xtask bench cluster [PART...]`: all in release, on a cluster of its own.
+pub fn bench(parts: &[String]) -> Outcome {
+    setup::cluster()?;
+    setup::servers()?;
+    let images = image::make("release")?;
+    let bench = [
+        "build",
+        "--release",
+        "--locked",
+        "-p",
+        "imageflow-tests",
+        "--bin",
+        "bench-cluster",
+    ];
+    step("build", &mut cargo(&bench))?;
+    let keeper = Keeper::new().map_err(|e| format!("who takes the cluster down cannot be started: {e}"))?;
+    let measured = step("cluster", program()?.arg("up")).and_then(|()| {
+        images.iter().try_for_each(|archive| import(archive))?;
+        let mut exec = program()?;
+        exec.arg("exec")
+            .arg(tool::target().join("release/bench-cluster"))
+            .args(parts);
+        exec.env("IMAGEFLOW_SERVERS_HOST", FIRST_ADDRESS)
+            .env("IMAGEFLOW_BIN", tool::target().join("release/imageflow"))
+            .env("CARGO_MANIFEST_DIR", tool::root().join("tests"));
+        step("bench-cluster", &mut exec)
+    });
+    measured.and(keeper.end())
+}
+
 /// A cargo call on the network of the first node.
 fn inside(args: &[&str]) -> Result<Command, String> {
     let mut exec = program()?;

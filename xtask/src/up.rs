@@ -1,8 +1,8 @@
 //! Starting the platform, measuring it, and killing it again and again.
 use std::path::PathBuf;
 
-use crate::setup;
 use crate::tool::{self, Outcome, cargo, run};
+use crate::{cluster, setup};
 
 /// Builds `imageflow` in release and returns where it is.
 fn build() -> Result<PathBuf, String> {
@@ -87,7 +87,8 @@ pub fn bench(args: &[String]) -> Outcome {
             setup::servers().map_err(|reason| format!("bench kafka needs servers that cannot be had: {reason}"))?;
             measure("bench-kafka", parts)
         }
-        _ => Err("name what to measure: platform, kafka".to_owned()),
+        Some("cluster") => cluster::bench(parts),
+        _ => Err("name what to measure: platform, kafka, cluster".to_owned()),
     }
 }
 

@@ -1,0 +1,271 @@
+//! `cargo xtask bench cluster [PART...]`: one JSON line a figure, on the Kubernetes of `cargo xtask cluster up`, on whose network this
+//! runs. Parts: `cold` (a call at zero until its first byte, by phases) and `operator` (1,000 Functions from nothing).
+#![expect(clippy::unwrap_used, reason = "a bench that cannot measure has nothing to say")]
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use http::Method;
+use imageflow_tests::Api;
+use imageflow_tests::external::{World, photo};
+use imageflow_tests::role::Role;
+use imageflow_tests::roles::Roles;
+use serde_json::{Value, json};
+
+const NAMESPACE: &str = "imageflow-processing";
+/// Cold starts.
+const ROUNDS: usize = 20;
+/// Functions for the operator.
+const MANY: usize = 1000;
+/// Longest that anything may take.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(200);
+/// For how long the idle operator is watched.
+const IDLE: Duration = Duration::from_secs(20);
+
+fn figure(name: &str, value: f64, unit: &str, goal: &str, met: bool) {
+    let value = (value * 1000.0).round() / 1000.0;
+    println!(
+        "{}",
+        json!({"figure": name, "value": value, "unit": unit, "goal": goal, "met": met})
+    );
+}
+
+fn beside(name: &str, value: f64, unit: &str) {
+    figure(name, value, unit, "none", true);
+}
+
+fn percentile(samples: &mut [f64], p: f64) -> f64 {
+    samples.sort_by(f64::total_cmp);
+    samples[((samples.len() - 1) as f64 * p).round() as usize]
+}
+
+fn kubectl(args: &[&str], input: &str) -> String {
+    let mut child = Command::new("kubectl")
+        .args(["-n", NAMESPACE])
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let done = child.wait_with_output().unwrap();
+    assert!(done.status.success(), "kubectl {args:?}");
+    String::from_utf8_lossy(&done.stdout).into_owned()
+}
+
+/// Definitions and namespaces, and nothing that an earlier run left.
+fn install() {
+    let here = std::env::var("CARGO_MANIFEST_DIR").unwrap();
+    let crds = Path::new(&here).join("../manifests/crds");
+    kubectl(&["apply", "--server-side", "-k", crds.to_str().unwrap()], "");
+    let kinds = ["functions", "flows", "triggers", "revisions"].map(|k| format!("crd/{k}.imageflow.dev"));
+    let wait = ["wait", "--for=condition=Established", "--timeout=60s"];
+    kubectl(&[&wait[..], &kinds.each_ref().map(String::as_str)].concat(), "");
+    for name in [NAMESPACE, "imageflow-backend"] {
+        kubectl(
+            &["apply", "-f", "-"],
+            &format!("apiVersion: v1\nkind: Namespace\nmetadata: {{ name: {name} }}\n"),
+        );
+    }
+    for name in kubectl(&["get", "fn,flow,trigger", "-o", "name"], "").lines() {
+        kubectl(
+            &[
+                "patch",
+                name,
+                "--type=merge",
+                "-p",
+                r#"{"metadata":{"finalizers":null}}"#,
+            ],
+            "",
+        );
+    }
+    kubectl(&["delete", "fn,flow,trigger,rev", "--all"], "");
+}
+
+fn function(name: &str, keep_warm: &str) -> String {
+    format!(
+        "apiVersion: imageflow.dev/v1alpha1\nkind: Function\nmetadata: {{ name: {name} }}\nspec: {{ operation: resize, params: {{ width: 8 }}, resources: {{ cpu: 200m, memory: 128Mi }}, scale: {{ keepWarm: {{ min: {keep_warm}, max: {keep_warm} }} }} }}\n---\n"
+    )
+}
+
+async fn until(what: &str, mut there: impl AsyncFnMut() -> bool) {
+    let since = Instant::now();
+    while !there().await {
+        assert!(since.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+async fn cold(api: &Api) {
+    kubectl(&["apply", "-f", "-"], &function("cold", "1s"));
+    kubectl(&["wait", "--for=condition=Ready", "fn/cold", "--timeout=60s"], "");
+    let (mut whole, mut phases) = (Vec::new(), [Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new()]);
+    for _ in 0..=ROUNDS {
+        until("it is at zero", async || {
+            let none = kubectl(&["get", "pods", "-l", "imageflow.dev/function=cold", "-o", "name"], "");
+            none.trim().is_empty()
+        })
+        .await;
+        let asked_ms = now_ms();
+        let begun = Instant::now();
+        let answer = api.send(Method::POST, "/v1/functions/cold/invoke", &[], photo(1)).await;
+        assert_eq!(answer.status(), 200);
+        let took = begun.elapsed().as_secs_f64() * 1000.0;
+        let status = api.get("/v1/functions/cold").await;
+        let pod = &status["status"]["podList"][0];
+        let at = |name: &str| pod["phases"][name].as_i64().unwrap_or(asked_ms);
+        let ready = at("readyMs");
+        let steps = [
+            (at("askedMs") - asked_ms) as f64,
+            (at("scheduledMs").min(ready) - at("askedMs")) as f64,
+            (ready - at("scheduledMs").min(ready)) as f64,
+            asked_ms as f64 + took - ready as f64,
+            at("spawnedMs") as f64 - asked_ms as f64,
+        ];
+        whole.push(took);
+        phases.iter_mut().zip(steps).for_each(|(all, one)| all.push(one));
+    }
+    // The first one reads the image from the disk.
+    whole.remove(0);
+    for all in &mut phases {
+        all.remove(0);
+    }
+    let p50 = percentile(&mut whole, 0.5);
+    figure(
+        "cold start on a cached image, call at zero to its answer p50",
+        p50,
+        "ms",
+        "<= 500",
+        p50 <= 500.0,
+    );
+    let p95 = percentile(&mut whole, 0.95);
+    figure("the same p95", p95, "ms", "<= 800", p95 <= 800.0);
+    let names = [
+        "phase: call to the pod being there (decision, scale, controller) p50",
+        "phase: to scheduled p50",
+        "phase: to the pod's announcement (sandbox, container, program) p50",
+        "phase: to the answer p50",
+        "for comparison: call until the API shows its container running p50",
+    ];
+    for (name, all) in names.into_iter().zip(&mut phases) {
+        beside(name, percentile(all, 0.5), "ms");
+    }
+    kubectl(&["delete", "fn", "cold", "--timeout=60s"], "");
+}
+
+fn now_ms() -> i64 {
+    let since = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap();
+    i64::try_from(since.as_millis()).unwrap()
+}
+
+/// CPU seconds and MiB of a process.
+fn used(pid: u32) -> (f64, f64) {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    let ticks: f64 = fields[11..13].iter().map(|f| f.parse::<f64>().unwrap()).sum();
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let rss = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap();
+    let kib: f64 = rss.trim().trim_end_matches(" kB").parse().unwrap();
+    (ticks / 100.0, kib / 1024.0)
+}
+
+async fn many(operator: &Role) {
+    let yaml: String = (0..MANY).map(|n| function(&format!("many-{n:04}"), "10s")).collect();
+    let begun = Instant::now();
+    kubectl(&["apply", "--server-side", "-f", "-"], &yaml);
+    beside("kubectl apply of 1,000 Functions", begun.elapsed().as_secs_f64(), "s");
+    let ready = || {
+        let all: Value = serde_json::from_str(&kubectl(&["get", "fn", "-o", "json"], "")).unwrap();
+        let is = |f: &&Value| f["status"]["conditions"][0]["status"] == "True";
+        all["items"].as_array().unwrap().iter().filter(is).count()
+    };
+    until("all functions are ready", async || ready() >= MANY).await;
+    let took = begun.elapsed().as_secs_f64();
+    figure(
+        "operator: 1,000 Functions from nothing until all are Ready, topics of Kafka included",
+        took,
+        "s",
+        "<= 60",
+        took <= 60.0,
+    );
+    let metrics = Api::new(&operator.admin);
+    let writes = async || metrics.metric("imageflow_operator_writes_total", &[]).await;
+    // What the watches still tell of is over when nothing is reconciled any more.
+    let mut last = -1.0;
+    until("it is quiet", async || {
+        let now = metrics.metric("imageflow_operator_reconciles_total", &[]).await;
+        let quiet = (now - last).abs() < 0.5;
+        last = now;
+        tokio::time::sleep(LOOK * 10).await;
+        quiet
+    })
+    .await;
+    let (cpu, written) = (used(operator.pid()).0, writes().await);
+    tokio::time::sleep(IDLE).await;
+    let after = used(operator.pid());
+    let share = (after.0 - cpu) / IDLE.as_secs_f64() * 100.0;
+    figure(
+        "operator idle with 1,000 Functions, share of a core",
+        share,
+        "%",
+        "< 2",
+        share < 2.0,
+    );
+    figure(
+        "operator memory with 1,000 Functions",
+        after.1,
+        "MiB",
+        "<= 100",
+        after.1 <= 100.0,
+    );
+    let idle_writes = writes().await - written;
+    figure(
+        "operator writes while nothing changes",
+        idle_writes,
+        "1",
+        "0",
+        idle_writes == 0.0,
+    );
+}
+
+async fn bench(named: &[String]) -> Result<(), String> {
+    const PARTS: [&str; 2] = ["cold", "operator"];
+    if let Some(odd) = named.iter().find(|n| !PARTS.contains(&n.as_str())) {
+        return Err(format!(
+            "there is no part \"{odd}\": the parts are {}",
+            PARTS.join(", ")
+        ));
+    }
+    let wanted = |part: &str| named.is_empty() || named.iter().any(|n| n == part);
+    let world = World::start()
+        .await
+        .ok_or("IMAGEFLOW_SKIP_SERVERS is set, and this needs servers")?;
+    install();
+    let folder = tempfile::tempdir().map_err(|e| e.to_string())?;
+    let mut roles = Roles::on_kubernetes(&world, folder.path());
+    let pods = roles.pods();
+    let autoscaler = roles.autoscaler();
+    let operator = roles.operator("operator-1");
+    let (gateway, api) = roles.gateway("gateway-1", "127.0.0.1:0");
+    if wanted("cold") {
+        cold(&api).await;
+    }
+    if wanted("operator") {
+        many(&operator).await;
+    }
+    for role in [gateway, operator, autoscaler, pods] {
+        role.stop();
+    }
+    Ok(())
+}
+
+fn main() -> Result<(), String> {
+    let named: Vec<String> = std::env::args().skip(1).collect();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    runtime.unwrap().block_on(bench(&named))
+}
