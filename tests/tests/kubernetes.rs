@@ -405,6 +405,9 @@ async fn the_platform_installs_itself_and_does_the_main_job() {
         "{said}"
     );
     assert_eq!(admin(), before);
+    // What an API server says of the other overlay, which needs what is not here to run.
+    let (well, said) = imageflow(&["install", "--overlay", "k3s", "--dry-run"]);
+    assert!(well && said.contains("nothing was kept"), "{said}");
 
     use base64::Engine as _;
     let key = base64::engine::general_purpose::STANDARD.decode(before.trim()).unwrap();

@@ -14,6 +14,18 @@ fn build() -> Result<PathBuf, String> {
     Ok(tool::target().join("release/imageflow"))
 }
 
+/// Builds `imageflow` and all that measures or tests it, in release, in one go: what two builds ask for differs in features of what
+/// they share, and would be built twice. Returns the folder.
+pub fn build_all() -> Result<PathBuf, String> {
+    setup::packages()?;
+    let packages = ["-p", "imageflow-cli", "-p", "imageflow-cpu", "-p", "imageflow-tests"];
+    run(
+        "build (release)",
+        cargo(&["build", "--release", "--locked", "--bins"]).args(packages),
+    )?;
+    Ok(tool::target().join("release"))
+}
+
 /// `cargo xtask up`: everything from nothing to processed photos. `--kafka` and `--s3` without an address start three brokers and
 /// an S3 server, and each role of the platform as a process of its own.
 pub fn up(args: &[String]) -> Outcome {

@@ -252,13 +252,15 @@ async fn bench(named: &[String]) -> Result<(), String> {
     let autoscaler = roles.autoscaler();
     let operator = roles.operator("operator-1");
     let (gateway, api) = roles.gateway("gateway-1", "127.0.0.1:0");
+    // Without one it is not known that no work waits, and no pod is taken away.
+    let dispatcher = roles.dispatcher("dispatcher-1");
     if wanted("cold") {
         cold(&api).await;
     }
     if wanted("operator") {
         many(&operator).await;
     }
-    for role in [gateway, operator, autoscaler, pods] {
+    for role in [gateway, dispatcher, operator, autoscaler, pods] {
         role.stop();
     }
     Ok(())
