@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 
 use crate::tool::{self, Outcome, cargo, run as step};
-use crate::{image, setup};
+use crate::{image, setup, up};
 
 /// Of the first node.
 const FIRST_ADDRESS: &str = "10.77.0.1";
@@ -47,7 +47,9 @@ pub fn test() -> Outcome {
         println!("cluster: skipped, {reason}");
         return Ok(());
     }
-    let images = image::make("dev")?;
+    // As the tiers before have built them.
+    step("build", &mut cargo(&["build", "--workspace", "--bins", "--locked"]))?;
+    let images = image::pack_all("debug")?;
     for tests in [of_cluster, of_platform] {
         step("build", &mut cargo(&[&tests[..], &["--no-run"]].concat()))?;
     }
@@ -64,26 +66,15 @@ pub fn test() -> Outcome {
 pub fn bench(parts: &[String]) -> Outcome {
     setup::cluster()?;
     setup::servers()?;
-    let images = image::make("release")?;
-    let bench = [
-        "build",
-        "--release",
-        "--locked",
-        "-p",
-        "imageflow-tests",
-        "--bin",
-        "bench-cluster",
-    ];
-    step("build", &mut cargo(&bench))?;
+    let built = up::build_all()?;
+    let images = image::pack_all("release")?;
     let keeper = Keeper::new().map_err(|e| format!("who takes the cluster down cannot be started: {e}"))?;
     let measured = step("cluster", program()?.arg("up")).and_then(|()| {
         images.iter().try_for_each(|archive| import(archive))?;
         let mut exec = program()?;
-        exec.arg("exec")
-            .arg(tool::target().join("release/bench-cluster"))
-            .args(parts);
+        exec.arg("exec").arg(built.join("bench-cluster")).args(parts);
         exec.env("IMAGEFLOW_SERVERS_HOST", FIRST_ADDRESS)
-            .env("IMAGEFLOW_BIN", tool::target().join("release/imageflow"))
+            .env("IMAGEFLOW_BIN", built.join("imageflow"))
             .env("CARGO_MANIFEST_DIR", tool::root().join("tests"));
         step("bench-cluster", &mut exec)
     });

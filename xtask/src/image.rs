@@ -59,13 +59,17 @@ pub fn run(args: &[String]) -> Outcome {
 }
 
 /// Builds the programs and packs them. Returns the archives.
-pub fn make(profile: &str) -> Result<Vec<PathBuf>, String> {
+fn make(profile: &str) -> Result<Vec<PathBuf>, String> {
     let mut build = cargo(&["build", "--locked", "--profile", profile]);
     for made in &IMAGES {
         build.args(["-p", made.package, "--bin", made.program]);
     }
     step("build", &mut build)?;
-    let folder = if profile == "dev" { "debug" } else { profile };
+    pack_all(if profile == "dev" { "debug" } else { profile })
+}
+
+/// Packs programs that are built already, into `debug`, `release` or `dist` of the build folder.
+pub fn pack_all(folder: &str) -> Result<Vec<PathBuf>, String> {
     let built = tool::target().join(folder);
     let home = tool::target().join("images").join(folder);
     std::fs::create_dir_all(&home).map_err(|e| format!("{}: {e}", home.display()))?;

@@ -1,5 +1,6 @@
 //! Starting the platform, measuring it, and killing it again and again.
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use crate::tool::{self, Outcome, cargo, run};
 use crate::{cluster, setup};
@@ -33,7 +34,7 @@ pub fn up(args: &[String]) -> Outcome {
         return up_on_servers(&rest?);
     }
     let program = build()?;
-    let mut command = std::process::Command::new(program);
+    let mut command = Command::new(program);
     command
         .arg("up")
         .arg("--demo")
@@ -75,19 +76,11 @@ fn up_on_servers(args: &[String]) -> Outcome {
         return Err(format!("\"{odd}\": with --kafka and --s3 there is --once only"));
     }
     setup::servers()?;
-    let program = build()?;
-    let mut command = cargo(&[
-        "run",
-        "--release",
-        "--locked",
-        "-p",
-        "imageflow-tests",
-        "--bin",
-        "up-roles",
-        "--",
-    ]);
-    command.env("IMAGEFLOW_BIN", program).args(args);
-    run("the platform on Kafka and S3", &mut command)
+    let built = build_all()?;
+    run(
+        "the platform on Kafka and S3",
+        with_tests(&built, "up-roles").args(args),
+    )
 }
 
 /// `cargo xtask bench NAME [PART...]`.
@@ -106,10 +99,18 @@ pub fn bench(args: &[String]) -> Outcome {
 
 /// Runs a program that measures the platform, both in release.
 fn measure(name: &str, parts: &[String]) -> Outcome {
-    let program = build()?;
-    let mut bench = cargo(&["run", "--release", "--locked", "-p", "imageflow-tests", "--bin", name]);
-    bench.env("IMAGEFLOW_BIN", program).arg("--").args(parts);
-    run(name, &mut bench)
+    let built = build_all()?;
+    run(name, with_tests(&built, name).args(parts))
+}
+
+/// A program of the tests, which finds the platform and its own files.
+fn with_tests(built: &Path, name: &str) -> Command {
+    let mut command = Command::new(built.join(name));
+    command
+        .env("IMAGEFLOW_BIN", built.join("imageflow"))
+        .env("CARGO_MANIFEST_DIR", tool::root().join("tests"))
+        .current_dir(tool::root());
+    command
 }
 
 /// `cargo xtask soak [external] [MINUTES]`: tests of faults until the time is over.
