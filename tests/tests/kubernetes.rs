@@ -196,7 +196,7 @@ async fn refusals(api: &Api) {
 async fn restarted(roles: &Roles<'_>, operator: Role) -> Role {
     let versions = || {
         let each = r"jsonpath={range .items[*]}{.kind}/{.metadata.name}={.metadata.resourceVersion}{' '}{end}";
-        kubectl(&["get", "deploy,svc,pdb,netpol,fn,rev,secret", "-o", each])
+        kubectl(&["get", "deploy,svc,pdb,netpol,fn,rev", "-o", each])
     };
     operator.stop();
     let before = versions();

@@ -9,7 +9,7 @@ use imageflow_types::Problem;
 use imageflow_types::names::FunctionName;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::{Api, Patch, PatchParams};
@@ -56,7 +56,6 @@ pub struct Children {
     pub services: Store<Service>,
     pub budgets: Store<PodDisruptionBudget>,
     pub policies: Store<NetworkPolicy>,
-    pub secrets: Store<Secret>,
     pub revisions: Store<Revision>,
     pub pods: Store<Pod>,
     /// Set once each watch has listed what is there.
@@ -73,7 +72,6 @@ impl Children {
             self.services.wait_until_ready().await.map_err(ended)?;
             self.budgets.wait_until_ready().await.map_err(ended)?;
             self.policies.wait_until_ready().await.map_err(ended)?;
-            self.secrets.wait_until_ready().await.map_err(ended)?;
             self.revisions.wait_until_ready().await.map_err(ended)?;
             self.pods.wait_until_ready().await.map_err(ended)
         });

@@ -277,10 +277,6 @@ async fn children(
             uid: revision.uid().unwrap_or_default(),
         };
         let named = RevisionName::of(name, revision.spec.number);
-        if !settings.announce_url.is_empty() {
-            let secret = objects::key_secret(name, &named, &owner, settings);
-            context.ensure(&context.children.secrets, &secret).await?;
-        }
         let Some(deployment) = objects::deployment(name, &named, &revision.spec.template, &owner, settings) else {
             continue;
         };

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use futures::{Stream, StreamExt};
 use imageflow_resources::ResourceStore;
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::Api;
@@ -58,7 +58,6 @@ impl Operator {
         let (services, service_events) = watched::<Service>(&client, &namespace);
         let (budgets, budget_events) = watched::<PodDisruptionBudget>(&client, &namespace);
         let (policies, policy_events) = watched::<NetworkPolicy>(&client, &namespace);
-        let (secrets, secret_events) = watched::<Secret>(&client, &namespace);
         let (revisions, revision_events) = watched::<Revision>(&client, &namespace);
         let (pods, pod_events) = watched::<Pod>(&client, &namespace);
         let children = Children {
@@ -66,7 +65,6 @@ impl Operator {
             services,
             budgets,
             policies,
-            secrets,
             revisions,
             pods,
             listed: OnceCell::new(),
@@ -89,7 +87,6 @@ impl Operator {
             .watches_stream(service_events, to_function(&namespace))
             .watches_stream(budget_events, to_function(&namespace))
             .watches_stream(policy_events, to_function(&namespace))
-            .watches_stream(secret_events, to_function(&namespace))
             .watches_stream(revision_events, to_function(&namespace))
             .watches_stream(pod_events, to_function(&namespace))
             .graceful_shutdown_on(stop.clone().cancelled_owned())

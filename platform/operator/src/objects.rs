@@ -6,7 +6,7 @@ use imageflow_types::announce;
 use imageflow_types::function::{FunctionSpec, Program};
 use imageflow_types::names::{FunctionName, RevisionName};
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Secret, Service};
+use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use serde::de::DeserializeOwned;
@@ -20,8 +20,6 @@ const USER: u32 = 65532;
 const GRACE_SECONDS: u64 = 10;
 /// Room for what a program writes while it works.
 const SCRATCH: &str = "1Gi";
-/// Where announcing pods find their key.
-const KEY: &str = "key";
 
 /// What all functions share.
 #[derive(Debug, Clone)]
@@ -107,25 +105,6 @@ fn metadata(name: &str, settings: &Settings, labels: &BTreeMap<&'static str, Str
 #[must_use]
 pub fn selector(function: &FunctionName) -> String {
     format!("{FUNCTION_LABEL}={function}")
-}
-
-/// The Secret with the key by which pods of a revision announce themselves.
-#[must_use]
-pub fn key_secret(function: &FunctionName, revision: &RevisionName, owner: &Owner, settings: &Settings) -> Secret {
-    let key = announce::revision_key(&settings.announce_key.0, revision);
-    let mut secret: Secret = made(json!({
-        "metadata": metadata(&key_name(revision), settings, &labels(function), owner),
-        "type": "Opaque",
-    }));
-    secret.data = Some(BTreeMap::from([(
-        KEY.to_owned(),
-        k8s_openapi::ByteString(key.into_bytes()),
-    )]));
-    secret
-}
-
-fn key_name(revision: &RevisionName) -> String {
-    format!("{revision}-announce")
 }
 
 /// The Deployment of a revision. How many pods there are is not said: that is the autoscaler's. `None` when the function has no
@@ -243,12 +222,16 @@ fn environment(
         set("IMAGEFLOW_OPERATION", operation.clone());
     }
     set("OTEL_EXPORTER_OTLP_ENDPOINT", settings.otlp_endpoint.clone());
-    env.push(json!({ "name": "IMAGEFLOW_POD", "valueFrom": { "fieldRef": { "apiVersion": "v1", "fieldPath": "metadata.name" } } }));
     if !settings.announce_url.is_empty() {
-        env.push(json!({ "name": "IMAGEFLOW_ANNOUNCE_URL", "value": settings.announce_url }));
-        let key = json!({ "name": key_name(revision), "key": KEY });
-        env.push(json!({ "name": "IMAGEFLOW_ANNOUNCE_KEY", "valueFrom": { "secretKeyRef": key } }));
+        set("IMAGEFLOW_ANNOUNCE_URL", settings.announce_url.clone());
+        // By value: a kubelet that has to fetch a Secret first costs a start 50 ms, and now and then seconds. It is good for
+        // announcing pods of this revision, from the sender's own address, and for no more (docs/adr/0009).
+        set(
+            "IMAGEFLOW_ANNOUNCE_KEY",
+            announce::revision_key(&settings.announce_key.0, revision),
+        );
     }
+    env.push(json!({ "name": "IMAGEFLOW_POD", "valueFrom": { "fieldRef": { "apiVersion": "v1", "fieldPath": "metadata.name" } } }));
     env
 }
 
@@ -385,10 +368,7 @@ mod tests {
         let env = container["env"].as_array().unwrap();
         let named = |name: &str| env.iter().find(|v| v["name"] == name).unwrap();
         assert_eq!(named("IMAGEFLOW_OPERATION")["value"], "resize");
-        assert_eq!(
-            named("IMAGEFLOW_ANNOUNCE_KEY")["valueFrom"]["secretKeyRef"]["name"],
-            "resize-00001-announce"
-        );
+        assert!(named("IMAGEFLOW_ANNOUNCE_KEY")["value"].is_string());
     }
 
     #[test]
@@ -439,12 +419,12 @@ mod tests {
     fn the_key_of_a_revision_is_its_own() {
         let function = FunctionName::new("resize").unwrap();
         let key = |n| {
-            key_secret(&function, &RevisionName::of(&function, n), &owner(), &settings())
-                .data
-                .unwrap()[KEY]
-                .clone()
+            let template = FunctionSpec::of_operation("resize");
+            let env = environment(&function, &RevisionName::of(&function, n), &template, &settings());
+            env.iter().find(|v| v["name"] == "IMAGEFLOW_ANNOUNCE_KEY").unwrap()["value"].clone()
         };
         assert_ne!(key(1), key(2));
+        assert!(!key(1).to_string().contains("installation"));
         assert!(!format!("{:?}", settings()).contains("installation"));
     }
 
