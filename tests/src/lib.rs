@@ -3,6 +3,7 @@
 #![expect(clippy::expect_used, reason = "test support: a panic is the failure of a test")]
 
 pub mod external;
+pub mod figures;
 pub mod http;
 pub mod pictures;
 pub mod platform;

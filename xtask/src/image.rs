@@ -33,9 +33,9 @@ const IMAGES: [Made; 2] = [
     },
 ];
 
-/// `cargo xtask image [--profile NAME] [--import] [--no-sbom]`.
+/// `cargo xtask image [--profile NAME] [--import] [--sbom]`.
 pub fn run(args: &[String]) -> Outcome {
-    let (mut profile, mut import, mut sbom) = ("release".to_owned(), false, true);
+    let (mut profile, mut import, mut sbom) = ("release".to_owned(), false, false);
     let mut args = args.iter();
     while let Some(arg) = args.next() {
         match arg.as_str() {
@@ -43,8 +43,8 @@ pub fn run(args: &[String]) -> Outcome {
                 profile = args.next().cloned().ok_or("--profile: name dev, release or dist")?;
             }
             "--import" => import = true,
-            "--no-sbom" => sbom = false,
-            odd => return Err(format!("\"{odd}\" is neither --profile NAME, --import nor --no-sbom")),
+            "--sbom" => sbom = true,
+            odd => return Err(format!("\"{odd}\" is neither --profile NAME, --import nor --sbom")),
         }
     }
     setup::packages()?;

@@ -23,7 +23,7 @@ cargo xtask COMMAND
   cluster exec CMD...  runs on its network, with KUBECONFIG set and kubectl at hand
   cluster node NODE CMD... | import ARCHIVE
                        runs in a node; puts an image on all nodes
-  image [--profile P] [--import] [--no-sbom]   container images as archives, with their bills of materials
+  image [--profile P] [--import] [--sbom]   container images as archives, and their bills of materials
   layers               no crate depends on a layer above it or beside it
   map                  the README's question-to-file table is true
   sizes                no file is over 600 lines before its tests, no main.rs over 60

@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 use http::Method;
 use imageflow_tests::Api;
 use imageflow_tests::external::{World, photo};
+use imageflow_tests::figures::{beside, figure, percentile};
 use imageflow_tests::role::Role;
 use imageflow_tests::roles::Roles;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 const NAMESPACE: &str = "imageflow-processing";
 /// Cold starts.
@@ -24,23 +25,6 @@ const PATIENCE: Duration = Duration::from_secs(300);
 const LOOK: Duration = Duration::from_millis(200);
 /// For how long the idle operator is watched.
 const IDLE: Duration = Duration::from_secs(20);
-
-fn figure(name: &str, value: f64, unit: &str, goal: &str, met: bool) {
-    let value = (value * 1000.0).round() / 1000.0;
-    println!(
-        "{}",
-        json!({"figure": name, "value": value, "unit": unit, "goal": goal, "met": met})
-    );
-}
-
-fn beside(name: &str, value: f64, unit: &str) {
-    figure(name, value, unit, "none", true);
-}
-
-fn percentile(samples: &mut [f64], p: f64) -> f64 {
-    samples.sort_by(f64::total_cmp);
-    samples[((samples.len() - 1) as f64 * p).round() as usize]
-}
 
 fn kubectl(args: &[&str], input: &str) -> String {
     let mut child = Command::new("kubectl")

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use imageflow_eventlog::{
     Consumer, ConsumerConfig, ConsumerEvent, EventLog, Kafka, KafkaConfig, NewRecord, Start, TopicSpec, Topics,
 };
+use imageflow_tests::figures::{beside, figure, percentile};
 use imageflow_tests::{Platform, external};
 use imageflow_types::work::{Input, OutputRef, StageStep};
 use imageflow_types::{FunctionName, RevisionName, RunId, StepName, StepRequest, topics};
@@ -35,23 +36,6 @@ const LOOP_OUT: &str = "bench.out";
 const EVENT_BYTES: usize = 1024;
 /// Longest that a part may take before it is called off.
 const PATIENCE: Duration = Duration::from_secs(180);
-
-fn figure(name: &str, value: f64, unit: &str, goal: &str, met: bool) {
-    let value = (value * 1000.0).round() / 1000.0;
-    println!(
-        "{}",
-        json!({"figure": name, "value": value, "unit": unit, "goal": goal, "met": met})
-    );
-}
-
-fn beside(name: &str, value: f64, unit: &str) {
-    figure(name, value, unit, "none", true);
-}
-
-fn percentile(samples: &mut [f64], p: f64) -> f64 {
-    samples.sort_by(f64::total_cmp);
-    samples[((samples.len() - 1) as f64 * p).round() as usize]
-}
 
 fn median(samples: &[f64]) -> f64 {
     percentile(&mut samples.to_vec(), 0.5)
