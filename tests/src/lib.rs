@@ -5,6 +5,7 @@
 pub mod external;
 pub mod figures;
 pub mod http;
+pub mod kubectl;
 pub mod pictures;
 pub mod platform;
 pub mod role;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::Method;
-use imageflow_eventlog::{EventLog, Kafka, KafkaConfig};
+use imageflow_eventlog::{EventLog, Kafka, KafkaConfig, TopicSpec};
 use imageflow_objects::{ObjectStore, S3Config, S3Store};
 use imageflow_router::Router;
 use imageflow_servers::connect::Worker;
@@ -15,9 +15,6 @@ use imageflow_tests::Api;
 use imageflow_tests::external::until;
 use imageflow_tests::http::json;
 use imageflow_types::topics;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::client::DefaultClientContext;
-use rdkafka::config::FromClientConfig;
 use rdkafka::producer::Producer;
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -25,7 +22,7 @@ use tokio::time::Instant;
 #[path = "connect/support.rs"]
 mod support;
 
-use support::{Archive, Archived, Place, manifest, manifests, producer, send, settings, sink};
+use support::{Archive, Archived, Place, connector, producer, properties, send, sink, text};
 
 const ARCHIVED: [&str; 3] = [topics::EVENTS, topics::RUNS, topics::DEAD_LETTERS];
 /// Records of each part of the scene.
@@ -36,15 +33,14 @@ const ANSWER: Duration = Duration::from_secs(60);
 /// Where the manifest has the credentials.
 const CREDENTIALS: &str = "/mnt/archive-s3";
 const NAME: &str = "imageflow-archive";
-/// What Connect calls the group of that connector; the manifest of the user names it too.
+/// What Connect calls the group of that connector; the rights of its user name it too.
 const GROUP: &str = "connect-imageflow-archive";
 /// Between two looks at the bucket.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 #[test]
 fn the_manifests_archive_what_the_platform_writes_and_hold_no_credentials() {
-    let connector = manifest("connector.yaml");
-    let config = settings(&connector["spec"]["config"]);
+    let config = connector();
     assert_eq!(config["topics"], ARCHIVED.join(","));
     assert_eq!(config["aws.s3.bucket.name"], topics::BUCKET_LOGS);
     assert_eq!(config["consumer.override.isolation.level"], "read_committed");
@@ -55,37 +51,23 @@ fn the_manifests_archive_what_the_platform_writes_and_hold_no_credentials() {
             "{name}"
         );
     }
-    let worker = manifest("connect.yaml");
-    let spec = &worker["spec"];
     assert_eq!(
-        spec["config"]["config.providers.directory.param.allowed.paths"],
+        properties("archive/worker.properties")["config.providers.directory.param.allowed.paths"],
         CREDENTIALS
     );
-    let mounted = &spec["template"]["connectContainer"]["volumeMounts"][0];
-    assert_eq!(mounted["mountPath"], CREDENTIALS);
-    assert_eq!(spec["template"]["pod"]["volumes"][0]["name"], mounted["name"]);
-    assert_eq!(
-        connector["metadata"]["labels"]["strimzi.io/cluster"],
-        worker["metadata"]["name"]
+    let all = text("archive/connect.yaml");
+    assert!(
+        all.contains(&format!("mountPath: {CREDENTIALS}")),
+        "the worker has its credentials"
     );
-    let user = manifest("user.yaml");
-    assert_eq!(spec["authentication"]["username"], user["metadata"]["name"]);
-    assert_eq!(
-        spec["authentication"]["passwordSecret"]["secretName"],
-        user["metadata"]["name"]
+    assert!(
+        all.contains(&format!("/connectors/{NAME}/config")),
+        "the connector has its name"
     );
-    let may_read = user["spec"]["authorization"]["acls"].as_array().unwrap().iter();
-    let may_read =
-        may_read.filter(|acl| acl["resource"]["type"] == "topic" && acl["resource"]["patternType"] == "literal");
-    let may_read: Vec<&str> = may_read.map(|acl| acl["resource"]["name"].as_str().unwrap()).collect();
-    assert_eq!(may_read, ARCHIVED);
-    let all = ["topics.yaml", "user.yaml", "connect.yaml", "connector.yaml"]
-        .into_iter()
-        .flat_map(manifests);
-    for resource in all {
-        assert_eq!(resource["metadata"]["namespace"], "imageflow-storage", "{resource}");
-        assert_ne!(resource["kind"], "Secret", "{resource}");
-    }
+    // What its user may do is what it reads, and the group that Connect gives it.
+    let users = text("users.sh");
+    assert!(users.contains(&format!("for topic in {}; do", ARCHIVED.join(" "))));
+    assert!(users.contains(&format!("--group {GROUP} ")));
 }
 
 /// The servers, and the archive between them.
@@ -133,12 +115,9 @@ impl World {
 
     /// The connector as the manifest has it, but for what must differ here.
     fn connector(&self) -> Value {
-        let connector = manifest("connector.yaml");
-        assert_eq!(connector["metadata"]["name"], NAME);
-        let mut config = settings(&connector["spec"]["config"]);
+        let mut config = connector();
         let class = "dev.imageflow.archive.ArchiveSinkConnector";
         config.insert("connector.class".to_owned(), class.to_owned());
-        config.insert("tasks.max".to_owned(), connector["spec"]["tasksMax"].to_string());
         config.insert("aws.s3.endpoint".to_owned(), self.server.url());
         for name in ["aws.access.key.id", "aws.secret.access.key"] {
             let folder = self.credentials.path().display().to_string();
@@ -249,18 +228,8 @@ impl World {
 
 /// The worker as the manifest has it, but for what must differ with one small broker and no hours to wait.
 fn worker_config(bootstrap: &str, credentials: &str) -> BTreeMap<String, String> {
-    let manifest = manifest("connect.yaml");
-    let spec = &manifest["spec"];
-    let mut config = settings(&spec["config"]);
+    let mut config = properties("archive/worker.properties");
     let mut set = |name: &str, value: &str| config.insert(name.to_owned(), value.to_owned());
-    for (name, field) in [
-        ("group.id", "groupId"),
-        ("config.storage.topic", "configStorageTopic"),
-        ("offset.storage.topic", "offsetStorageTopic"),
-        ("status.storage.topic", "statusStorageTopic"),
-    ] {
-        set(name, spec[field].as_str().unwrap());
-    }
     set("bootstrap.servers", bootstrap);
     for storage in ["config", "offset", "status"] {
         set(&format!("{storage}.storage.replication.factor"), "1");
@@ -275,36 +244,15 @@ fn worker_config(bootstrap: &str, credentials: &str) -> BTreeMap<String, String>
     config
 }
 
-/// Makes the topics as the manifests have them, which must be as the platform makes them.
+/// Makes the topics as the platform makes them.
 async fn make_topics(bootstrap: &str) {
-    let mut config = rdkafka::ClientConfig::new();
-    config.set("bootstrap.servers", bootstrap);
-    let admin = AdminClient::<DefaultClientContext>::from_config(&config).unwrap();
-    let wanted: Vec<_> = manifests("topics.yaml")
-        .iter()
-        .map(|topic| {
-            let mut config = settings(&topic["spec"]["config"]);
-            config.insert("min.insync.replicas".to_owned(), "1".to_owned());
-            let name = topic["metadata"]["name"].as_str().unwrap().to_owned();
-            let partitions = i32::try_from(topic["spec"]["partitions"].as_i64().unwrap()).unwrap();
-            (name, partitions, config)
-        })
-        .collect();
-    let new = wanted.iter().map(|(name, partitions, config)| {
-        let new = NewTopic::new(name, *partitions, TopicReplication::Fixed(1));
-        config.iter().fold(new, |new, (name, value)| new.set(name, value))
-    });
-    let new: Vec<NewTopic> = new.collect();
-    for made in admin.create_topics(&new, &AdminOptions::new()).await.unwrap() {
-        made.unwrap();
-    }
-    let log = Kafka::open(KafkaConfig::new(bootstrap.to_owned())).await.unwrap();
-    let made = log.topics().await.unwrap();
-    let platform = Router::topics();
-    assert_eq!(made.len(), ARCHIVED.len(), "{made:?}");
-    for spec in &made {
-        assert!(platform.contains(spec), "{spec:?} is not as in {platform:?}");
-    }
+    let mut config = KafkaConfig::new(bootstrap.to_owned());
+    config.replication = 1;
+    let log = Kafka::open(config).await.unwrap();
+    let archived = |spec: &TopicSpec| ARCHIVED.contains(&spec.name.as_str());
+    let specs: Vec<TopicSpec> = Router::topics().into_iter().filter(archived).collect();
+    assert_eq!(specs.len(), ARCHIVED.len());
+    log.ensure_topics(&specs).await.unwrap();
     log.close().await;
 }
 

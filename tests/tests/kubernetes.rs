@@ -1,90 +1,18 @@
 //! Functions as pods of a real Kubernetes: applied by kubectl and by the API, woken by events of a real Kafka and by calls, scaled
 //! and back to zero. Run by `cargo xtask test cluster`, on the network of the cluster's first node.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
-use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use http::Method;
 use imageflow_tests::Api;
 use imageflow_tests::external::{RESOURCES, RESULT_WIDTH, World, photo, put, until};
 use imageflow_tests::http::json;
+use imageflow_tests::kubectl::{apply, clean, define, get, kubectl, try_kubectl};
 use imageflow_tests::role::Role;
 use imageflow_tests::roles::Roles;
 use serde_json::Value;
 
-const NAMESPACE: &str = "imageflow-processing";
 const PATIENCE: Duration = Duration::from_secs(120);
-/// There is one namespace of functions.
-static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
-
-/// What kubectl says, and whether it succeeded.
-fn try_kubectl(args: &[&str], input: &str) -> (bool, String) {
-    use std::io::Write;
-    let mut child = Command::new("kubectl")
-        .args(["-n", NAMESPACE])
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-    let done = child.wait_with_output().unwrap();
-    let said = String::from_utf8_lossy(&done.stdout).into_owned() + &String::from_utf8_lossy(&done.stderr);
-    (done.status.success(), said)
-}
-
-fn kubectl(args: &[&str]) -> String {
-    let (well, said) = try_kubectl(args, "");
-    assert!(well, "kubectl {args:?}: {said}");
-    said
-}
-
-fn apply(yaml: &str) -> String {
-    let (well, said) = try_kubectl(&["apply", "-f", "-"], yaml);
-    assert!(well, "{said}");
-    said
-}
-
-fn get(what: &[&str]) -> Value {
-    serde_json::from_str(&kubectl(&[&["get", "-o", "json"], what].concat())).unwrap()
-}
-
-/// Definitions and namespaces, as an installation has them.
-fn install() {
-    let crds = Path::new(&std::env::var("CARGO_MANIFEST_DIR").unwrap()).join("../manifests/crds");
-    kubectl(&["apply", "--server-side", "-k", crds.to_str().unwrap()]);
-    kubectl(&[
-        "wait",
-        "--for=condition=Established",
-        "crd/functions.imageflow.dev",
-        "crd/flows.imageflow.dev",
-        "crd/triggers.imageflow.dev",
-        "crd/revisions.imageflow.dev",
-        "--timeout=60s",
-    ]);
-    for name in [NAMESPACE, "imageflow-backend"] {
-        apply(&format!(
-            "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {name}\n  labels: {{ pod-security.kubernetes.io/enforce: restricted }}\n"
-        ));
-    }
-}
-
-/// Takes away what an earlier run left: without an operator nobody lets go of it.
-fn clean() {
-    let all = kubectl(&["get", "fn,flow,trigger", "-o", "name"]);
-    for name in all.lines().filter(|l| l.contains('/')) {
-        kubectl(&[
-            "patch",
-            name,
-            "--type=merge",
-            "-p",
-            r#"{"metadata":{"finalizers":null}}"#,
-        ]);
-    }
-    kubectl(&["delete", "fn,flow,trigger,rev", "--all"]);
-}
 
 /// Ready pods, as the API of the platform tells.
 async fn at_zero(api: &Api, function: &str) {
@@ -278,9 +206,8 @@ async fn functions_are_pods_from_zero_and_back() {
         println!("skipped: run by cargo xtask test cluster, on the network of the cluster");
         return;
     }
-    let _alone = ALONE.lock().await;
     let Some(world) = World::start().await else { return };
-    install();
+    define();
     clean();
     let folder = tempfile::tempdir().unwrap();
     let mut roles = Roles::on_kubernetes(&world, folder.path());
@@ -346,105 +273,4 @@ async fn functions_are_pods_from_zero_and_back() {
     for role in [gateway, router, dispatcher, operator, autoscaler, pods] {
         role.stop();
     }
-}
-
-/// The platform itself as pods, put there by `imageflow install`, with Kafka and the S3 server outside.
-#[tokio::test(flavor = "multi_thread")]
-async fn the_platform_installs_itself_and_does_the_main_job() {
-    if std::env::var_os("IMAGEFLOW_CLUSTER").is_none() {
-        println!("skipped: run by cargo xtask test cluster, on the network of the cluster");
-        return;
-    }
-    let _alone = ALONE.lock().await;
-    let Some(world) = World::start().await else { return };
-    let imageflow = |args: &[&str]| {
-        let mut command = Command::new(imageflow_tests::platform::binary());
-        command
-            .args(args)
-            .env("IMAGEFLOW_S3_ACCESS_KEY", world.server.access_key())
-            .env("IMAGEFLOW_S3_SECRET_KEY", world.server.secret_key());
-        let done = command.output().unwrap();
-        let said = String::from_utf8_lossy(&done.stdout).into_owned() + &String::from_utf8_lossy(&done.stderr);
-        (done.status.success(), said)
-    };
-    let kafka = world.cluster.bootstrap();
-    let install = [
-        "install",
-        "--overlay",
-        "cluster",
-        "--kafka",
-        &kafka,
-        "--s3",
-        &world.server.url(),
-    ];
-    let (well, said) = imageflow(&install);
-    assert!(
-        well && said.contains("all is healthy"),
-        "{said}\n{}",
-        imageflow(&["doctor"]).1
-    );
-    println!("{}", said.lines().last().unwrap_or_default());
-    let (well, said) = imageflow(&["doctor"]);
-    assert!(well, "{said}");
-    // A second time it changes nothing, and its keys are those of the first.
-    let admin = || {
-        kubectl(&[
-            "-n",
-            "imageflow-backend",
-            "get",
-            "secret",
-            "imageflow-admin-key",
-            "-o",
-            "jsonpath={.data.key}",
-        ])
-    };
-    let before = admin();
-    let (well, said) = imageflow(&install);
-    assert!(
-        well && !said.contains("configured") && !said.contains("created"),
-        "{said}"
-    );
-    assert_eq!(admin(), before);
-    // What an API server says of the other overlay, which needs what is not here to run.
-    let (well, said) = imageflow(&["install", "--overlay", "k3s", "--dry-run"]);
-    assert!(well && said.contains("nothing was kept"), "{said}");
-
-    use base64::Engine as _;
-    let key = base64::engine::general_purpose::STANDARD.decode(before.trim()).unwrap();
-    let key = String::from_utf8(key).unwrap();
-    let service = kubectl(&[
-        "-n",
-        "imageflow-backend",
-        "get",
-        "svc",
-        "backend-api",
-        "-o",
-        "jsonpath={.spec.clusterIP}",
-    ]);
-    let api = format!("http://{}:8000", service.trim());
-    let own = |args: &[&str]| imageflow(&[&["--server", &api, "--api-key", &key], args].concat());
-    let (well, said) = own(&[
-        "deploy",
-        "thumb",
-        "--operation",
-        "resize",
-        "--param",
-        "width=8",
-        "--min",
-        "0",
-    ]);
-    assert!(well, "{said}");
-    let folder = tempfile::tempdir().unwrap();
-    let (input, output) = (folder.path().join("in.png"), folder.path().join("out.png"));
-    std::fs::write(&input, photo(1)).unwrap();
-    let (input, output) = (input.display().to_string(), output.display().to_string());
-    let (well, said) = own(&["invoke", "thumb", &input, "-o", &output]);
-    assert!(well, "{said}");
-    let info = imageflow_ops::probe(&std::fs::read(&output).unwrap(), &imageflow_ops::Limits::default()).unwrap();
-    assert_eq!(info.width, RESULT_WIDTH);
-    // Without its key nobody is let in.
-    let (well, said) = imageflow(&["--server", &api, "functions"]);
-    assert!(!well && said.contains("API key"), "{said}");
-    clean();
-    kubectl(&["delete", "namespace", "imageflow-backend", "--timeout=120s"]);
 }

@@ -1,7 +1,7 @@
 //! The Kubernetes cluster of tests: `tests/cluster` does the work, this calls it.
 use std::io;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 
 use crate::tool::{self, Outcome, cargo, run as step};
@@ -40,8 +40,17 @@ pub fn test() -> Outcome {
         println!("cluster: skipped, {reason}");
         return Ok(());
     }
-    let of_cluster = ["test", "-p", "imageflow-cluster", "--locked", "--test", "cluster"];
-    let of_platform = ["test", "-p", "imageflow-tests", "--locked", "--test", "kubernetes"];
+    let of_cluster: &[&str] = &["test", "-p", "imageflow-cluster", "--locked", "--test", "cluster"];
+    let of_platform: &[&str] = &[
+        "test",
+        "-p",
+        "imageflow-tests",
+        "--locked",
+        "--test",
+        "kubernetes",
+        "--test",
+        "installation",
+    ];
     // While the machine's network is there.
     if let Err(reason) = setup::servers() {
         println!("cluster: skipped, {reason}");
@@ -49,17 +58,30 @@ pub fn test() -> Outcome {
     }
     // As the tiers before have built them.
     step("build", &mut cargo(&["build", "--workspace", "--bins", "--locked"]))?;
-    let images = image::pack_all("debug")?;
+    let mut images = image::pack_all("debug")?;
+    images.push(kafka()?);
     for tests in [of_cluster, of_platform] {
-        step("build", &mut cargo(&[&tests[..], &["--no-run"]].concat()))?;
+        step("build", &mut cargo(&[tests, &["--no-run"]].concat()))?;
     }
     let keeper = Keeper::new().map_err(|e| format!("who takes the cluster down cannot be started: {e}"))?;
     let tested = step("cluster", program()?.arg("up")).and_then(|()| {
-        step("tests of the cluster", &mut inside(&of_cluster)?)?;
+        step("tests of the cluster", &mut inside(of_cluster)?)?;
         images.iter().try_for_each(|archive| import(archive))?;
-        step("tests on the cluster", &mut inside(&of_platform)?)
+        step("tests on the cluster", &mut inside(of_platform)?)
     });
     tested.and(keeper.end())
+}
+
+/// An image of Kafka for the cluster, made once.
+fn kafka() -> Result<PathBuf, String> {
+    let archive = tool::cache().join("kafka-image-4.3.1.tar");
+    if !archive.exists() {
+        let part = archive.with_extension("part");
+        let mut make = Command::new(tool::target().join("debug/kafka-image"));
+        step("image of Kafka", make.arg(&part))?;
+        std::fs::rename(&part, &archive).map_err(|e| format!("{}: {e}", archive.display()))?;
+    }
+    Ok(archive)
 }
 
 /// `cargo xtask bench cluster [PART...]`: all in release, on a cluster of its own.

@@ -74,7 +74,7 @@ const SERVER_PROGRAMS: [(&str, &str); 4] = [
 /// What Kafka and the S3 server of the tests need. An error is the reason why they cannot be had.
 pub fn servers() -> Outcome {
     install(&SERVER_PROGRAMS)?;
-    recent_go("the S3 server")
+    recent_go("the S3 server", OLDEST_GO)
 }
 
 /// Programs that the cluster of tests runs or is built by, and their Debian packages.
@@ -95,23 +95,35 @@ const CLUSTER_PROGRAMS: [(&str, &str); 9] = [
 /// What the cluster of tests needs. An error is the reason why it cannot be had.
 pub fn cluster() -> Outcome {
     install(&CLUSTER_PROGRAMS)?;
-    recent_go("the cluster")
+    recent_go("the cluster", OLDEST_GO)
 }
 
-/// Fails when the Go that is installed is older than the newest that a module of ours asks for.
-fn recent_go(what: &str) -> Outcome {
+/// Fails when the Go that is installed is older than what a module asks for.
+fn recent_go(what: &str, oldest: u32) -> Outcome {
     let version = tool::output(Command::new("go").arg("version"))?;
     let minor = version.split("go1.").nth(1).and_then(|rest| {
         let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
         digits.parse::<u32>().ok()
     });
     match minor {
-        Some(minor) if minor >= OLDEST_GO => Ok(()),
+        Some(minor) if minor >= oldest => Ok(()),
         _ => Err(format!(
-            "{what} needs Go 1.{OLDEST_GO} or later, found: {}",
+            "{what} needs Go 1.{oldest} or later, found: {}",
             version.trim()
         )),
     }
+}
+
+/// Programs that the validators of manifests are fetched by, and their Debian packages.
+const MANIFEST_PROGRAMS: [(&str, &str); 3] = [("go", "golang-go"), ("python3", "python3-venv"), ("dpkg", "dpkg")];
+
+/// The Go that Istio is written for.
+const OLDEST_GO_ISTIO: u32 = 26;
+
+/// What the validators of the manifests need. An error is the reason why they cannot be had.
+pub fn manifests() -> Outcome {
+    install(&MANIFEST_PROGRAMS)?;
+    recent_go("Istio's validator", OLDEST_GO_ISTIO)
 }
 
 /// The Go that versitygw and the cluster's modules are written for.

@@ -1,8 +1,8 @@
 //! Everything that CI checks, in tiers.
 use crate::tool::{self, Outcome, cargo, run as step};
-use crate::{cluster, layers, map, setup, sizes};
+use crate::{cluster, layers, manifests, map, setup, sizes};
 
-const TIERS: [&str; 6] = ["lint", "unit", "docs", "servers", "peers", "cluster"];
+const TIERS: [&str; 7] = ["lint", "unit", "docs", "manifests", "servers", "peers", "cluster"];
 
 /// What is tested but the cluster, whose tests are a tier of their own: their client has needs that would have most of the platform
 /// built once more for them.
@@ -16,6 +16,7 @@ pub fn run_tiers(tiers: &[&str]) -> Outcome {
             "lint" => lint()?,
             "unit" => unit()?,
             "docs" => docs()?,
+            "manifests" => manifests::test()?,
             "servers" => servers()?,
             "peers" => peers()?,
             _ => cluster::test()?,

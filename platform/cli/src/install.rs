@@ -2,7 +2,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use kube::api::{Api, DynamicObject, Patch, PatchParams};
+use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams};
 use kube::core::GroupVersionKind;
 use kube::discovery::{ApiCapabilities, ApiResource, Scope, pinned_kind};
 use kube::{Client, ResourceExt};
@@ -24,6 +24,8 @@ mod secrets;
 const FIELD_MANAGER: &str = "imageflow-install";
 /// Where the services are.
 const BACKEND: &str = "imageflow-backend";
+/// What the API server answers to a change of what cannot be changed.
+const UNPROCESSABLE: u16 = 422;
 /// Between two looks at what is not healthy yet.
 const LOOK: Duration = Duration::from_secs(1);
 /// A kind that was defined a moment ago may not be served yet.
@@ -58,7 +60,7 @@ impl Cluster {
                     Ok(found) => break found,
                     Err(error) if since.elapsed() > KIND_PATIENCE => {
                         return Err(failed("a kind that the cluster does not know")(format!(
-                            "{} {}: {error}",
+                            "{} {}: {error}; install what defines it first, or take another overlay",
                             gvk.api_version(),
                             gvk.kind
                         )));
@@ -84,13 +86,30 @@ impl Cluster {
         let before = api.get_opt(&name).await.map_err(wrong)?;
         let mut params = PatchParams::apply(FIELD_MANAGER).force();
         params.dry_run = dry_run;
-        let after = api.patch(&name, &params, &Patch::Apply(object)).await.map_err(wrong)?;
+        let mut after = api.patch(&name, &params, &Patch::Apply(object)).await;
+        // What a Job does cannot be changed: it is made anew.
+        let is_job = object.types.as_ref().is_some_and(|t| t.kind == "Job");
+        let refused = matches!(&after, Err(kube::Error::Api(status)) if status.code == UNPROCESSABLE);
+        if is_job && refused && before.is_some() && !dry_run {
+            replace_job(&api, &name).await.map_err(wrong)?;
+            after = api.patch(&name, &params, &Patch::Apply(object)).await;
+        }
+        let after = after.map_err(wrong)?;
         Ok(match before {
             None => "created",
             Some(before) if before.resource_version() == after.resource_version() => "unchanged",
             Some(_) => "configured",
         })
     }
+}
+
+/// Takes a Job away, with its pods, and waits until it is gone.
+async fn replace_job(api: &Api<DynamicObject>, name: &str) -> Result<(), kube::Error> {
+    api.delete(name, &DeleteParams::foreground()).await?;
+    while api.get_metadata_opt(name).await?.is_some() {
+        tokio::time::sleep(LOOK).await;
+    }
+    Ok(())
 }
 
 /// An object as people read it.
@@ -122,8 +141,8 @@ pub async fn install(cx: &mut Context, args: InstallArgs) -> Result<(), CliError
         cx.note("the namespaces are not there yet, so what is in them cannot be checked by the API server; it was read and is well-formed");
         return Ok(());
     }
-    for name in secrets::ensure(&cluster.client, args.dry_run).await? {
-        cx.line(format!("Secret {BACKEND}/{name} created"))?;
+    for name in secrets::ensure(&cluster.client, &rest, args.dry_run).await? {
+        cx.line(format!("Secret {name} created"))?;
     }
     for object in &rest {
         let did = cluster.apply(object, args.dry_run).await?;

@@ -5,6 +5,7 @@
 //! `/tmp`. It runs as user 65532 unless told otherwise, and needs to write nothing. The same files make the same bytes: there are no times in it.
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
@@ -185,7 +186,10 @@ impl Image {
         for (there, here) in &self.files {
             let content = std::fs::read(here).map_err(file(here))?;
             let name = there.trim_start_matches('/');
-            append(&mut tar, name, EntryType::Regular, 0o644, &content).map_err(file(here))?;
+            let here_mode = std::fs::metadata(here).map_err(file(here))?.permissions().mode();
+            // Programs stay programs; who may write does not matter in what nobody writes to.
+            let mode = if here_mode & 0o111 == 0 { 0o644 } else { 0o755 };
+            append(&mut tar, name, EntryType::Regular, mode, &content).map_err(file(here))?;
         }
         let content = std::fs::read(&self.program).map_err(file(&self.program))?;
         if content.starts_with(b"#!") {

@@ -8,7 +8,7 @@ mod context;
 pub mod crd;
 mod functions;
 mod mirror;
-mod objects;
+pub mod objects;
 mod schema;
 
 use std::sync::Arc;

@@ -47,6 +47,9 @@ async fn spans_continue_the_callers_trace_and_are_all_sent_at_the_end() {
     drop((outer, inner));
     metrics::counter!("imageflow_shell_total").increment(3);
     assert!(telemetry.metrics().render().contains("imageflow_shell_total 3"));
+    metrics::histogram!("imageflow_shell_seconds").record(0.02);
+    let bucket = "imageflow_shell_seconds_bucket{le=\"0.025\"} 1";
+    assert!(telemetry.metrics().render().contains(bucket), "replicas can be summed");
     tokio::task::spawn_blocking(|| telemetry.flush()).await.unwrap();
 
     let mut spans = collector.received();

@@ -199,6 +199,14 @@ impl Cluster {
         addresses.join(",")
     }
 
+    /// The folder with the jars, fetched when they are not there, for what starts no brokers.
+    ///
+    /// # Errors
+    /// [`KafkaServerError`] when they cannot be fetched.
+    pub fn fetch_libs() -> Result<PathBuf> {
+        Ok(install::install(&install::cache_dir()?)?.join("libs"))
+    }
+
     /// The folder with the jars, for other programs of Kafka (`java -cp 'libs/*' ...`).
     #[must_use]
     pub fn libs(&self) -> &Path {

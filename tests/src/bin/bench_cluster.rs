@@ -1,20 +1,17 @@
 //! `cargo xtask bench cluster [PART...]`: one JSON line a figure, on the Kubernetes of `cargo xtask cluster up`, on whose network this
 //! runs. Parts: `cold` (a call at zero until its first byte, by phases) and `operator` (1,000 Functions from nothing).
 #![expect(clippy::unwrap_used, reason = "a bench that cannot measure has nothing to say")]
-use std::io::Write;
-use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use http::Method;
 use imageflow_tests::Api;
 use imageflow_tests::external::{World, photo};
 use imageflow_tests::figures::{beside, figure, percentile};
+use imageflow_tests::kubectl::{apply, clean, define, get, kubectl, try_kubectl};
 use imageflow_tests::role::Role;
 use imageflow_tests::roles::Roles;
 use serde_json::Value;
 
-const NAMESPACE: &str = "imageflow-processing";
 /// Cold starts.
 const ROUNDS: usize = 20;
 /// Functions for the operator.
@@ -25,49 +22,6 @@ const PATIENCE: Duration = Duration::from_secs(300);
 const LOOK: Duration = Duration::from_millis(200);
 /// For how long the idle operator is watched.
 const IDLE: Duration = Duration::from_secs(20);
-
-fn kubectl(args: &[&str], input: &str) -> String {
-    let mut child = Command::new("kubectl")
-        .args(["-n", NAMESPACE])
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-    let done = child.wait_with_output().unwrap();
-    assert!(done.status.success(), "kubectl {args:?}");
-    String::from_utf8_lossy(&done.stdout).into_owned()
-}
-
-/// Definitions and namespaces, and nothing that an earlier run left.
-fn install() {
-    let here = std::env::var("CARGO_MANIFEST_DIR").unwrap();
-    let crds = Path::new(&here).join("../manifests/crds");
-    kubectl(&["apply", "--server-side", "-k", crds.to_str().unwrap()], "");
-    let kinds = ["functions", "flows", "triggers", "revisions"].map(|k| format!("crd/{k}.imageflow.dev"));
-    let wait = ["wait", "--for=condition=Established", "--timeout=60s"];
-    kubectl(&[&wait[..], &kinds.each_ref().map(String::as_str)].concat(), "");
-    for name in [NAMESPACE, "imageflow-backend"] {
-        kubectl(
-            &["apply", "-f", "-"],
-            &format!("apiVersion: v1\nkind: Namespace\nmetadata: {{ name: {name} }}\n"),
-        );
-    }
-    for name in kubectl(&["get", "fn,flow,trigger", "-o", "name"], "").lines() {
-        kubectl(
-            &[
-                "patch",
-                name,
-                "--type=merge",
-                "-p",
-                r#"{"metadata":{"finalizers":null}}"#,
-            ],
-            "",
-        );
-    }
-    kubectl(&["delete", "fn,flow,trigger,rev", "--all"], "");
-}
 
 fn function(name: &str, keep_warm: &str) -> String {
     format!(
@@ -84,12 +38,12 @@ async fn until(what: &str, mut there: impl AsyncFnMut() -> bool) {
 }
 
 async fn cold(api: &Api) {
-    kubectl(&["apply", "-f", "-"], &function("cold", "1s"));
-    kubectl(&["wait", "--for=condition=Ready", "fn/cold", "--timeout=60s"], "");
+    apply(&function("cold", "1s"));
+    kubectl(&["wait", "--for=condition=Ready", "fn/cold", "--timeout=60s"]);
     let (mut whole, mut phases) = (Vec::new(), [Vec::new(), Vec::new(), Vec::new(), Vec::new()]);
     for _ in 0..=ROUNDS {
         until("it is at zero", async || {
-            let none = kubectl(&["get", "pods", "-l", "imageflow.dev/function=cold", "-o", "name"], "");
+            let none = kubectl(&["get", "pods", "-l", "imageflow.dev/function=cold", "-o", "name"]);
             none.trim().is_empty()
         })
         .await;
@@ -135,7 +89,7 @@ async fn cold(api: &Api) {
     for (name, all) in names.into_iter().zip(&mut phases) {
         beside(name, percentile(all, 0.5), "ms");
     }
-    kubectl(&["delete", "fn", "cold", "--timeout=60s"], "");
+    kubectl(&["delete", "fn", "cold", "--timeout=60s"]);
 }
 
 fn now_ms() -> i64 {
@@ -159,10 +113,11 @@ fn used(pid: u32) -> (f64, f64) {
 async fn many(operator: &Role) {
     let yaml: String = (0..MANY).map(|n| function(&format!("many-{n:04}"), "10s")).collect();
     let begun = Instant::now();
-    kubectl(&["apply", "--server-side", "-f", "-"], &yaml);
+    let (well, said) = try_kubectl(&["apply", "--server-side", "-f", "-"], &yaml);
+    assert!(well, "{said}");
     beside("kubectl apply of 1,000 Functions", begun.elapsed().as_secs_f64(), "s");
     let ready = || {
-        let all: Value = serde_json::from_str(&kubectl(&["get", "fn", "-o", "json"], "")).unwrap();
+        let all = get(&["fn"]);
         let is = |f: &&Value| f["status"]["conditions"][0]["status"] == "True";
         all["items"].as_array().unwrap().iter().filter(is).count()
     };
@@ -227,7 +182,8 @@ async fn bench(named: &[String]) -> Result<(), String> {
     let world = World::start()
         .await
         .ok_or("IMAGEFLOW_SKIP_SERVERS is set, and this needs servers")?;
-    install();
+    define();
+    clean();
     let folder = tempfile::tempdir().map_err(|e| e.to_string())?;
     let mut roles = Roles::on_kubernetes(&world, folder.path());
     let pods = roles.pods();

@@ -30,25 +30,22 @@ pub fn sink() -> PathBuf {
     root().join("tests/connect")
 }
 
-/// All resources of a file of manifests/kafka.
-pub fn manifests(file: &str) -> Vec<Value> {
-    let path = root().join("manifests/kafka").join(file);
-    let text = std::fs::read_to_string(&path).unwrap();
-    serde_saphyr::from_multiple(&text).unwrap()
+/// A file of manifests/kafka.
+pub fn text(file: &str) -> String {
+    std::fs::read_to_string(root().join("manifests/kafka").join(file)).unwrap()
 }
 
-/// The only resource of a file.
-pub fn manifest(file: &str) -> Value {
-    let mut all = manifests(file);
-    assert_eq!(all.len(), 1, "{file}");
-    all.remove(0)
+/// The settings in a file of properties.
+pub fn properties(file: &str) -> BTreeMap<String, String> {
+    let text = text(file);
+    let lines = text.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
+    let all = lines.map(|line| line.split_once('=').unwrap());
+    all.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
-/// Settings as Kafka takes them: the operator makes text of numbers and of true and false.
-pub fn settings(of: &Value) -> BTreeMap<String, String> {
-    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-    let all = of.as_object().unwrap().iter();
-    all.map(|(name, value)| (name.clone(), text(value))).collect()
+/// What the workers are told to archive.
+pub fn connector() -> BTreeMap<String, String> {
+    serde_json::from_str(&text("archive/connector.json")).unwrap()
 }
 
 /// Where a record is.

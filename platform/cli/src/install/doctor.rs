@@ -19,6 +19,9 @@ const SECRETS: [&str; 6] = [
     "imageflow-s3-router",
 ];
 
+/// Where what the platform stands on is, when it was installed with it.
+const OTHERS: [&str; 3] = ["imageflow-storage", "imageflow-monitoring", "imageflow-observability"];
+
 struct Finding {
     well: bool,
     what: String,
@@ -97,7 +100,7 @@ impl Doctor {
 
     async fn workloads(&mut self, namespace: &str) {
         let pods = self.list("", "v1", "Pod", Some(namespace)).await.unwrap_or_default();
-        for kind in ["Deployment", "StatefulSet"] {
+        for kind in ["Deployment", "StatefulSet", "DaemonSet"] {
             let found = match self.list("apps", "v1", kind, Some(namespace)).await {
                 Ok(found) => found,
                 Err(error) => {
@@ -107,7 +110,11 @@ impl Doctor {
             };
             for workload in found {
                 let name = at(&workload, "/metadata/name");
-                let what = format!("{kind} {name}");
+                let what = format!("{kind} {namespace}/{name}");
+                // Those of functions are told with their function.
+                if !at(&workload, "/metadata/labels/imageflow.dev~1function").is_empty() {
+                    continue;
+                }
                 if let Some(said) = health::healthy(&workload) {
                     self.find(true, what, said);
                     continue;
@@ -158,7 +165,13 @@ pub async fn doctor(cx: &mut Context, args: DoctorArgs) -> Result<(), CliError> 
     };
     doctor.kinds().await;
     doctor.secrets(&args.system_namespace).await;
-    doctor.workloads(&args.system_namespace).await;
+    for namespace in [&args.system_namespace, &args.namespace]
+        .into_iter()
+        .map(String::as_str)
+        .chain(OTHERS)
+    {
+        doctor.workloads(namespace).await;
+    }
     doctor.functions(&args.namespace).await;
     let items: Vec<Value> = doctor
         .findings

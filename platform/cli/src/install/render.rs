@@ -13,7 +13,12 @@ use crate::up::failed;
 
 static BASE: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../../manifests/base");
 static CRDS: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../../manifests/crds");
+static ISTIO: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../../manifests/istio");
+static KAFKA: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../../manifests/kafka");
+static MONITORING: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../../manifests/monitoring");
+static OBSERVABILITY: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../../manifests/observability");
 static OVERLAYS: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../../manifests/overlays");
+static S3: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../../manifests/s3");
 
 /// Programs that build a kustomization, in the order in which they are tried.
 const BUILDERS: [&[&str]; 3] = [
@@ -55,7 +60,17 @@ pub fn render(args: &InstallArgs) -> Result<Vec<DynamicObject>, CliError> {
 }
 
 fn unpack(into: &Path) -> Result<(), CliError> {
-    for (name, dir) in [("base", &BASE), ("crds", &CRDS), ("overlays", &OVERLAYS)] {
+    let all = [
+        ("base", &BASE),
+        ("crds", &CRDS),
+        ("istio", &ISTIO),
+        ("kafka", &KAFKA),
+        ("monitoring", &MONITORING),
+        ("observability", &OBSERVABILITY),
+        ("overlays", &OVERLAYS),
+        ("s3", &S3),
+    ];
+    for (name, dir) in all {
         let at = into.join(name);
         let done = std::fs::create_dir_all(&at).and_then(|()| dir.extract(&at));
         done.map_err(|source| CliError::Output { path: at, source })?;

@@ -1,11 +1,13 @@
 //! Keys of an installation: made once, never written over, never printed.
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use kube::Client;
 use kube::api::{Api, DynamicObject, PostParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use rand::RngCore;
-use serde_json::json;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::BACKEND;
@@ -14,74 +16,161 @@ use crate::up::failed;
 
 /// Roles that other roles let in.
 const ROLES: [&str; 3] = ["gateway", "dispatcher", "autoscaler"];
-/// Services that use the object store, each with credentials of its own where the server has such.
-const STORES: [&str; 3] = ["gateway", "dispatcher", "router"];
+/// What Secrets of credentials for the object store begin with; the rest is the service.
+const STORE: &str = "imageflow-s3-";
+const API_KEYS: &str = "imageflow-api-keys";
+/// What the administrator logs in with; of it `API_KEYS` has the hash.
+const ADMIN_KEY: &str = "imageflow-admin-key";
+
+/// The Secrets that pods do not start without, and all namespaces where one is named.
+pub fn wanted(objects: &[DynamicObject]) -> BTreeMap<String, BTreeSet<String>> {
+    let mut named = BTreeMap::<String, BTreeSet<String>>::new();
+    let mut needed = BTreeSet::new();
+    for object in objects {
+        let namespace = object.metadata.namespace.clone().unwrap_or_default();
+        let pod = object.data.pointer("/spec/template/spec").unwrap_or(&Value::Null);
+        references(pod, &mut |name, optional| {
+            named.entry(name.to_owned()).or_default().insert(namespace.clone());
+            if !optional {
+                needed.insert(name.to_owned());
+            }
+        });
+    }
+    named.retain(|name, _| needed.contains(name));
+    named
+}
+
+/// Every Secret that a pod names: as a variable, as a volume, as a part of one.
+fn references(value: &Value, found: &mut dyn FnMut(&str, bool)) {
+    match value {
+        Value::Object(fields) => {
+            for (key, inner) in fields {
+                let name = match key.as_str() {
+                    "secretKeyRef" => inner["name"].as_str(),
+                    "secret" => inner["secretName"].as_str().or_else(|| inner["name"].as_str()),
+                    _ => None,
+                };
+                match name {
+                    Some(name) => found(name, inner["optional"] == true),
+                    None => references(inner, found),
+                }
+            }
+        }
+        Value::Array(items) => items.iter().for_each(|item| references(item, found)),
+        _ => {}
+    }
+}
 
 /// Makes what is missing. Returns the names of what was made.
-pub async fn ensure(client: &Client, dry_run: bool) -> Result<Vec<String>, CliError> {
-    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), BACKEND, &kind());
+pub async fn ensure(client: &Client, objects: &[DynamicObject], dry_run: bool) -> Result<Vec<String>, CliError> {
+    let wanted = wanted(objects);
+    let own_store = wanted.contains_key("minio-root");
     let mut made = Vec::new();
-    let admin = key();
-    let roles: BTreeMap<&str, String> = ROLES.into_iter().map(|role| (role, key())).collect();
-    let lines: String = roles.iter().map(|(role, key)| line(role, role, key)).collect();
-    let mut role_keys: BTreeMap<&str, String> = roles.clone();
-    role_keys.insert("role-keys", lines);
-    let own = [
-        ("imageflow-admin-key", BTreeMap::from([("key", admin.clone())])),
-        (
-            "imageflow-api-keys",
-            BTreeMap::from([("api-keys", line("admin", "admin", &admin))]),
-        ),
-        ("imageflow-role-keys", role_keys),
-        ("imageflow-announce", BTreeMap::from([("key", key())])),
-    ];
-    // The two of the administrator belong together.
-    let keep_admin = there(&api, "imageflow-api-keys").await?;
-    for (name, data) in own {
-        if (keep_admin && name == "imageflow-admin-key") || there(&api, name).await? {
+    for (name, namespaces) in &wanted {
+        let mut data = None;
+        let mut missing = Vec::new();
+        for namespace in namespaces {
+            match get(client, namespace, name).await? {
+                Some(there) => data = Some(there),
+                None => missing.push(namespace),
+            }
+        }
+        if missing.is_empty() {
             continue;
         }
-        create(&api, name, &data, dry_run).await?;
-        made.push(name.to_owned());
-    }
-    let env = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
-    let given = env("IMAGEFLOW_S3_ACCESS_KEY").zip(env("IMAGEFLOW_S3_SECRET_KEY"));
-    for service in STORES {
-        let name = format!("imageflow-s3-{service}");
-        if there(&api, &name).await? {
-            continue;
+        let mut all: Vec<(&str, Made)> = Vec::new();
+        match data {
+            // The same in every namespace.
+            Some(data) => all.push((name, Made::Copy(data))),
+            None if name == API_KEYS => {
+                let of = |name: &'static str, text: String| Made::New(BTreeMap::from([(name, text)]));
+                // The administrator keeps the key that is there.
+                let admin = match get(client, BACKEND, ADMIN_KEY).await? {
+                    Some(there) => decoded(&there["key"])
+                        .ok_or_else(|| CliError::Failed(format!("the Secret {BACKEND}/{ADMIN_KEY} has no key")))?,
+                    None => {
+                        let admin = key();
+                        all.push((ADMIN_KEY, of("key", admin.clone())));
+                        admin
+                    }
+                };
+                all.push((name, of("api-keys", line("admin", "admin", &admin))));
+            }
+            None => all.push((name, Made::New(new(name, own_store)?))),
         }
-        let Some((access, secret)) = &given else {
-            return Err(CliError::Usage(format!(
-                "the credentials of the S3 server are not known: set IMAGEFLOW_S3_ACCESS_KEY and IMAGEFLOW_S3_SECRET_KEY, or make the Secret {BACKEND}/{name} with access-key and secret-key"
-            )));
-        };
-        let data = BTreeMap::from([("access-key", access.clone()), ("secret-key", secret.clone())]);
-        create(&api, &name, &data, dry_run).await?;
-        made.push(name);
+        for (name, data) in &all {
+            for namespace in &missing {
+                create(client, namespace, name, data, dry_run).await?;
+                made.push(format!("{namespace}/{name}"));
+            }
+        }
     }
     Ok(made)
+}
+
+/// What a Secret is made of.
+enum Made {
+    New(BTreeMap<&'static str, String>),
+    /// As the API server gave it.
+    Copy(Value),
+}
+
+/// The content of a Secret of this name.
+fn new(name: &str, own_store: bool) -> Result<BTreeMap<&'static str, String>, CliError> {
+    let env = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
+    let pair = |access: String, secret: String| BTreeMap::from([("access-key", access), ("secret-key", secret)]);
+    if let Some(service) = name.strip_prefix(STORE) {
+        if own_store {
+            return Ok(pair(format!("imageflow-{service}"), key()));
+        }
+        let given = env("IMAGEFLOW_S3_ACCESS_KEY").zip(env("IMAGEFLOW_S3_SECRET_KEY"));
+        return given.map(|(access, secret)| pair(access, secret)).ok_or_else(|| {
+            CliError::Usage(format!(
+                "the credentials of the S3 server are not known: set IMAGEFLOW_S3_ACCESS_KEY and IMAGEFLOW_S3_SECRET_KEY, or make the Secret {BACKEND}/{name} with access-key and secret-key"
+            ))
+        });
+    }
+    let password = || BTreeMap::from([("password", key())]);
+    Ok(match name {
+        "imageflow-role-keys" => {
+            let mut keys: BTreeMap<&str, String> = ROLES.into_iter().map(|role| (role, key())).collect();
+            let lines = keys.iter().map(|(role, key)| line(role, role, key)).collect();
+            keys.insert("role-keys", lines);
+            keys
+        }
+        "imageflow-announce" => BTreeMap::from([("key", key())]),
+        "imageflow-archive-s3" => pair("imageflow-archive".to_owned(), key()),
+        "minio-root" => pair("imageflow-root".to_owned(), key()),
+        "imageflow-kafka" => BTreeMap::from([("username", "imageflow".to_owned()), ("password", key())]),
+        "kafka-brokers" => BTreeMap::from([("cluster-id", cluster_id()), ("password", key())]),
+        "minio-kafka" | "imageflow-archive" | "grafana-admin" => password(),
+        other => {
+            return Err(CliError::Failed(format!(
+                "the overlay wants a Secret {other}, which is not one that install can make: make it by hand"
+            )));
+        }
+    })
 }
 
 fn kind() -> ApiResource {
     ApiResource::from_gvk(&GroupVersionKind::gvk("", "v1", "Secret"))
 }
 
-async fn there(api: &Api<DynamicObject>, name: &str) -> Result<bool, CliError> {
-    let found = api.get_metadata_opt(name).await;
-    Ok(found
-        .map_err(|e| failed(&format!("Secret {name}"))(e.to_string()))?
-        .is_some())
+/// The data of a Secret that is there.
+async fn get(client: &Client, namespace: &str, name: &str) -> Result<Option<Value>, CliError> {
+    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &kind());
+    let found = api.get_opt(name).await;
+    let found = found.map_err(|e| failed(&format!("Secret {namespace}/{name}"))(e.to_string()))?;
+    Ok(found.map(|mut secret| secret.data["data"].take()))
 }
 
-async fn create(
-    api: &Api<DynamicObject>,
-    name: &str,
-    data: &BTreeMap<&str, String>,
-    dry_run: bool,
-) -> Result<(), CliError> {
-    let mut secret = DynamicObject::new(name, &kind()).within(BACKEND);
-    secret.data = json!({ "type": "Opaque", "stringData": data });
+async fn create(client: &Client, namespace: &str, name: &str, data: &Made, dry_run: bool) -> Result<(), CliError> {
+    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &kind());
+    let mut secret = DynamicObject::new(name, &kind()).within(namespace);
+    secret.data = match data {
+        Made::New(data) => json!({ "type": "Opaque", "stringData": data }),
+        Made::Copy(data) => json!({ "type": "Opaque", "data": data }),
+    };
     secret.metadata.labels = Some(BTreeMap::from([(
         "app.kubernetes.io/part-of".to_owned(),
         "imageflow".to_owned(),
@@ -92,7 +181,12 @@ async fn create(
     };
     let made = api.create(&params, &secret).await;
     made.map(drop)
-        .map_err(|e| failed(&format!("Secret {name} was not made"))(e.to_string()))
+        .map_err(|e| failed(&format!("Secret {namespace}/{name} was not made"))(e.to_string()))
+}
+
+/// A value of a Secret as the API server gives it.
+fn decoded(value: &Value) -> Option<String> {
+    String::from_utf8(STANDARD.decode(value.as_str()?).ok()?).ok()
 }
 
 /// 256 bits, in hex.
@@ -100,6 +194,14 @@ fn key() -> String {
     let mut bytes = [0_u8; 32];
     rand::rng().fill_bytes(&mut bytes);
     hex::encode(bytes)
+}
+
+/// An id as Kafka wants it: 128 bits in base64 for URLs, and none that begins like an option of a command.
+fn cluster_id() -> String {
+    let mut bytes = [0_u8; 16];
+    rand::rng().fill_bytes(&mut bytes);
+    bytes[0] &= 0x7f;
+    URL_SAFE_NO_PAD.encode(bytes)
 }
 
 /// A line of a file of keys.
@@ -124,5 +226,47 @@ mod tests {
         };
         assert!(auth.role(&headers(&one)).is_ok());
         assert!(auth.role(&headers(&other)).is_err());
+        assert_eq!(cluster_id().len(), 22);
+    }
+
+    #[test]
+    fn what_pods_need_is_made_wherever_it_is_named() {
+        let object = |namespace: &str, pod: Value| -> DynamicObject {
+            let value = json!({ "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": "x", "namespace": namespace },
+                "spec": { "template": { "spec": pod } } });
+            serde_json::from_value(value).unwrap()
+        };
+        let variable = |name: &str, optional: bool| {
+            json!({ "containers": [{ "env": [{ "name": "A", "valueFrom": {
+                "secretKeyRef": { "name": name, "key": "k", "optional": optional } } }] }] })
+        };
+        let volumes = json!({ "volumes": [
+            { "name": "a", "secret": { "secretName": "as-a-volume" } },
+            { "name": "b", "projected": { "sources": [{ "secret": { "name": "as-a-part" } }] } },
+        ] });
+        let all = [
+            object("a", variable("both", true)),
+            object("b", variable("both", false)),
+            object("a", variable("optional", true)),
+            object("c", volumes),
+        ];
+        let of = |namespaces: &[&str]| namespaces.iter().map(|&n| n.to_owned()).collect::<BTreeSet<_>>();
+        assert_eq!(
+            wanted(&all),
+            BTreeMap::from([
+                ("as-a-part".to_owned(), of(&["c"])),
+                ("as-a-volume".to_owned(), of(&["c"])),
+                ("both".to_owned(), of(&["a", "b"])),
+            ])
+        );
+    }
+
+    #[test]
+    fn who_has_its_own_store_needs_no_credentials_from_outside() {
+        let made = new("imageflow-s3-router", true).unwrap();
+        assert_eq!(made["access-key"], "imageflow-router");
+        assert_eq!(made["secret-key"].len(), 64);
+        let error = new("unheard-of", true).unwrap_err().to_string();
+        assert!(error.contains("unheard-of"), "{error}");
     }
 }
