@@ -248,6 +248,7 @@ fn worker_config(bootstrap: &str, credentials: &str) -> BTreeMap<String, String>
 async fn make_topics(bootstrap: &str) {
     let mut config = KafkaConfig::new(bootstrap.to_owned());
     config.replication = 1;
+    config.min_in_sync = 1;
     let log = Kafka::open(config).await.unwrap();
     let archived = |spec: &TopicSpec| ARCHIVED.contains(&spec.name.as_str());
     let specs: Vec<TopicSpec> = Router::topics().into_iter().filter(archived).collect();

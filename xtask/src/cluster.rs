@@ -50,6 +50,8 @@ pub fn test() -> Outcome {
         "kubernetes",
         "--test",
         "installation",
+        "--test",
+        "kubernetes_faults",
     ];
     // While the machine's network is there.
     if let Err(reason) = setup::servers() {
@@ -74,7 +76,7 @@ pub fn test() -> Outcome {
 
 /// An image of Kafka for the cluster, made once.
 fn kafka() -> Result<PathBuf, String> {
-    let archive = tool::cache().join("kafka-image-4.3.1.tar");
+    let archive = tool::cache().join("kafka-image-4.3.1-2.tar");
     if !archive.exists() {
         let part = archive.with_extension("part");
         let mut make = Command::new(tool::target().join("debug/kafka-image"));

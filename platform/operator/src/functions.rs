@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use imageflow_resources::FunctionEntry;
 use imageflow_types::function::Program;
-use imageflow_types::manifest::{API_VERSION, Document, Kind, Metadata};
+use imageflow_types::manifest::{API_VERSION, Document, Metadata};
 use imageflow_types::names::{FunctionName, RevisionName};
 use imageflow_types::revision::template_digest;
 use imageflow_types::{ErrorCode, Revision as KeptRevision};
@@ -13,17 +13,16 @@ use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::runtime::controller::Action;
 use kube::{Resource, ResourceExt};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::context::{Context, ReconcileError, Result, count_write, ready};
 use crate::crd::{Function, Revision, RevisionResource};
 use crate::objects::{self, FIELD_MANAGER, Owner};
+use crate::told::{complain, keep, removed};
 
-/// Keeps a resource there until the other services have forgotten it.
-pub const FINALIZER: &str = "imageflow.dev/mirror";
 /// A look without a cause: the watches tell of all that changes, so this finds what nobody told.
 const RESYNC: Duration = Duration::from_secs(600);
-/// Until a resource that is wrong or in use is looked at again: what it refers to may have come or gone.
+/// Until one that failed is tried again.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// Revisions kept of a function beside those that have traffic.
 const KEPT_REVISIONS: usize = 20;
@@ -44,20 +43,20 @@ const TROUBLE: [(&str, &str); 6] = [
 pub async fn reconcile(function: Arc<Function>, context: Arc<Context>) -> Result<Action> {
     context.children.ready().await?;
     if function.meta().deletion_timestamp.is_some() {
-        return removed(&function, &context).await;
+        return removed(&*function, &context).await;
     }
     let name = match FunctionName::new(function.name_any()) {
         Ok(name) => name,
         // The API server refuses it; one that is older than that rule is told.
-        Err(error) => return refused(&function, &context, "Invalid", &error.to_string()).await,
+        Err(error) => return complain(&*function, &context, "Validate", "Invalid", &error.to_string()).await,
     };
     if matches!(function.spec.0.program(), Some(Program::Command(_))) {
         let message = "spec.command runs a local program: pack it into an image by `imageflow deploy NAME --command PROGRAM --image NAME:TAG --pack FILE`, and set spec.image";
-        return refused(&function, &context, "CommandNeedsImage", message).await;
+        return complain(&*function, &context, "Validate", "CommandNeedsImage", message).await;
     }
     let catalog = context.store.snapshot();
     if let Err(faults) = function.spec.0.validate(&catalog.operations.names()) {
-        return refused(&function, &context, "Invalid", &faults.to_string()).await;
+        return complain(&*function, &context, "Validate", "Invalid", &faults.to_string()).await;
     }
     keep(&*function, &context).await?;
     let revisions = revisions(&function, &name, &context).await?;
@@ -66,7 +65,7 @@ pub async fn reconcile(function: Arc<Function>, context: Arc<Context>) -> Result
     let entry = entry(&function, &name, &revisions);
     if let Err(problem) = context.store.mirror_function(entry).await {
         if problem.code == ErrorCode::InvalidArgument {
-            return refused(&function, &context, "Invalid", &problem.to_string()).await;
+            return complain(&*function, &context, "Validate", "Invalid", &problem.to_string()).await;
         }
         return Err(problem.into());
     }
@@ -98,104 +97,6 @@ fn entry(function: &Function, name: &FunctionName, revisions: &[Arc<Revision>]) 
         },
         revisions: kept.collect(),
     }
-}
-
-/// Has a resource stay until it was taken out of the store.
-pub async fn keep<K>(object: &K, context: &Context) -> Result<()>
-where
-    K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
-        + Clone
-        + serde::de::DeserializeOwned
-        + std::fmt::Debug,
-{
-    if object.finalizers().iter().any(|f| f == FINALIZER) {
-        return Ok(());
-    }
-    finalizers(object, context, |all| all.push(FINALIZER.to_owned())).await
-}
-
-/// Lets a resource go.
-pub async fn release<K>(object: &K, context: &Context) -> Result<()>
-where
-    K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
-        + Clone
-        + serde::de::DeserializeOwned
-        + std::fmt::Debug,
-{
-    if !object.finalizers().iter().any(|f| f == FINALIZER) {
-        return Ok(());
-    }
-    finalizers(object, context, |all| all.retain(|f| f != FINALIZER)).await
-}
-
-async fn finalizers<K>(object: &K, context: &Context, change: impl FnOnce(&mut Vec<String>)) -> Result<()>
-where
-    K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
-        + Clone
-        + serde::de::DeserializeOwned
-        + std::fmt::Debug,
-{
-    let mut all = object.finalizers().to_vec();
-    change(&mut all);
-    // With the version that was seen: a finalizer of somebody else that came meanwhile is not lost.
-    let patch = json!({ "metadata": { "finalizers": all, "resourceVersion": object.resource_version() } });
-    let params = PatchParams {
-        field_manager: Some(FIELD_MANAGER.to_owned()),
-        ..PatchParams::default()
-    };
-    context
-        .api::<K>()
-        .patch(&object.name_any(), &params, &Patch::Merge(&patch))
-        .await?;
-    count_write("Finalizers");
-    Ok(())
-}
-
-async fn removed(function: &Function, context: &Context) -> Result<Action> {
-    if !function.finalizers().iter().any(|f| f == FINALIZER) {
-        return Ok(Action::await_change());
-    }
-    match context.store.unmirror(Kind::Function, &function.name_any()).await {
-        Ok(()) => {}
-        Err(problem) if problem.code == ErrorCode::NotFound => {}
-        Err(problem) if problem.code == ErrorCode::Conflict => {
-            if !is_told(&serde_json::to_value(&function.status)?, "InUse", &problem.detail) {
-                context
-                    .tell(function, true, "InUse", "Delete", problem.detail.clone())
-                    .await;
-            }
-            say(function, context, false, "InUse", &problem.detail).await?;
-            return Ok(Action::requeue(LOOK_AGAIN));
-        }
-        Err(problem) => return Err(problem.into()),
-    }
-    // Deployments and the rest go by their owner.
-    release(function, context).await?;
-    Ok(Action::await_change())
-}
-
-/// Whether the status says so already: then nobody needs to hear of it again.
-pub fn is_told(status: &Value, reason: &str, message: &str) -> bool {
-    let said = status["conditions"].as_array();
-    said.is_some_and(|all| all.iter().any(|c| c["reason"] == reason && c["message"] == message))
-}
-
-async fn refused(function: &Function, context: &Context, reason: &str, message: &str) -> Result<Action> {
-    if !is_told(&serde_json::to_value(&function.status)?, reason, message) {
-        context
-            .tell(function, true, reason, "Validate", message.to_owned())
-            .await;
-    }
-    say(function, context, false, reason, message).await?;
-    Ok(Action::requeue(LOOK_AGAIN * 6))
-}
-
-async fn say(function: &Function, context: &Context, is: bool, reason: &str, message: &str) -> Result<()> {
-    let now = serde_json::to_value(&function.status)?;
-    let generation = function.meta().generation.unwrap_or(0);
-    let conditions = ready(&now, is, reason, message, generation, (context.clock)());
-    let wanted = json!({ "observedGeneration": generation, "conditions": conditions });
-    context.status(function, &now, wanted).await
 }
 
 /// The function's revisions, oldest first, with one of the spec as it is now; surplus ones go.
@@ -414,6 +315,8 @@ pub fn again<K>(_: Arc<K>, error: &ReconcileError, _: Arc<Context>) -> Action {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     fn pod(status: Value) -> Arc<Pod> {

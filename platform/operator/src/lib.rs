@@ -9,7 +9,10 @@ pub mod crd;
 mod functions;
 mod mirror;
 pub mod objects;
+#[cfg(test)]
+mod scenarios;
 mod schema;
+mod told;
 
 use std::sync::Arc;
 

@@ -71,10 +71,10 @@ fn write(archive: &Path) -> Result<(), Box<dyn Error>> {
         .iter()
         .map(|name| Path::new("/bin").join(name))
         .collect();
-    let objects: Vec<PathBuf> = files.values().chain(&programs).cloned().collect();
-    for object in objects.iter().filter(|path| is_elf(path)) {
+    // What these load, Java's other libraries load too; its own lie beside them.
+    let of_java = ["bin/java", "lib/server/libjvm.so"].map(|name| java.join(name));
+    for object in programs.iter().chain(&of_java) {
         for library in libraries(object)? {
-            // Java finds its own beside itself.
             if !library.starts_with(made.path()) {
                 let place = library.to_string_lossy().trim_start_matches('/').to_owned();
                 files.insert(place, library);
@@ -82,10 +82,10 @@ fn write(archive: &Path) -> Result<(), Box<dyn Error>> {
         }
     }
     for program in &programs {
-        files.insert(
-            program.to_string_lossy().trim_start_matches('/').to_owned(),
-            program.clone(),
-        );
+        let place = program.to_string_lossy().trim_start_matches('/').to_owned();
+        // Our images have but the root in their PATH.
+        files.insert(place.trim_start_matches("bin/").to_owned(), program.clone());
+        files.insert(place, program.clone());
     }
     let mut image = Image::of(NAME, "/bin/sh");
     image.files = files;
@@ -105,8 +105,4 @@ fn add(files: &mut BTreeMap<String, PathBuf>, place: &str, folder: &Path) -> std
         }
     }
     Ok(())
-}
-
-fn is_elf(path: &Path) -> bool {
-    std::fs::read(path).is_ok_and(|bytes| bytes.starts_with(b"\x7fELF"))
 }
