@@ -10,7 +10,7 @@ END
 
 # From a file, for the words of a command can be seen by others.
 user() {
-  echo "SCRAM-SHA-512=[iterations=8192,password=$2]" > /tmp/user.properties
+  echo "SCRAM-SHA-512=iterations=8192,password=$2" > /tmp/user.properties
   /opt/kafka/bin/kafka-configs.sh --bootstrap-server "$brokers" --command-config /tmp/broker.properties \
     --alter --entity-type users --entity-name "$1" --add-config-file /tmp/user.properties
   rm /tmp/user.properties
