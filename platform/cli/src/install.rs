@@ -90,7 +90,10 @@ impl Cluster {
         // What a Job does cannot be changed: it is made anew.
         let is_job = object.types.as_ref().is_some_and(|t| t.kind == "Job");
         let refused = matches!(&after, Err(kube::Error::Api(status)) if status.code == UNPROCESSABLE);
-        if is_job && refused && before.is_some() && !dry_run {
+        if is_job && refused && before.is_some() {
+            if dry_run {
+                return Ok("would be made anew");
+            }
             replace_job(&api, &name).await.map_err(wrong)?;
             after = api.patch(&name, &params, &Patch::Apply(object)).await;
         }
