@@ -347,10 +347,7 @@ impl KafkaConfig {
     /// Of a member of a group.
     pub(super) fn member(&self, member: &ConsumerConfig) -> ClientConfig {
         let session = member.session_timeout.max(MIN_SESSION);
-        let mut config = self.client();
-        for (key, value) in self.consumer(&member.group).config_map() {
-            config.set(key, value);
-        }
+        let mut config = self.consumer(&member.group);
         for (key, value) in [
             // A rebalance is learned of by a heartbeat: the default of 3 s would be a part of every one.
             ("heartbeat.interval.ms", "500".to_owned()),
@@ -464,5 +461,28 @@ mod tests {
         assert!(!format!("{config:?}").contains("hush"));
         assert_eq!(config.admin().get("security.protocol"), Some("sasl_ssl"));
         assert_eq!(config.admin().get("sasl.mechanism"), Some("SCRAM-SHA-512"));
+    }
+
+    /// What rdkafka shows of a configuration, it shows without secrets: a client made of that is let in nowhere.
+    #[test]
+    fn every_client_has_the_secrets() {
+        let mut config = KafkaConfig::new("b:1").setting("ssl.key.password", "of the key");
+        config.sasl = Some(KafkaSasl {
+            mechanism: SaslMechanism::ScramSha512,
+            username: "u".to_owned(),
+            password: "hush".to_owned(),
+        });
+        let member = ConsumerConfig::new("g", "m", crate::Topics::one("t"));
+        for client in [
+            config.admin(),
+            config.asking(),
+            config.producer(None),
+            config.producer(Some("id")),
+            config.consumer("g"),
+            config.member(&member),
+        ] {
+            assert_eq!(client.get("sasl.password"), Some("hush"));
+            assert_eq!(client.get("ssl.key.password"), Some("of the key"));
+        }
     }
 }

@@ -4,11 +4,15 @@ use std::path::Path;
 use std::time::Duration;
 
 use imageflow_eventlog::{
-    EventLog, Kafka, KafkaConfig, KafkaOpenError, KafkaSasl, KafkaTls, NewRecord, SaslMechanism, TopicSpec,
+    ConsumerConfig, ConsumerEvent, EventLog, Kafka, KafkaConfig, KafkaOpenError, KafkaSasl, KafkaTls, NewRecord,
+    SaslMechanism, TopicSpec, Topics, Transaction,
 };
 use imageflow_servers::kafka::{Cluster, PASSWORD, USER, is_skipped};
 
 use super::subject::config;
+
+/// For what takes a broker a moment.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Writes a broker's key with its certificate to `keystore`, and the authority that signed it to `authority`.
 fn certify(keystore: &Path, authority: &Path) {
@@ -53,6 +57,30 @@ async fn brokers_are_reached_by_tls_and_scram() {
     log.ensure_topics(&[TopicSpec::new("secure", 1)]).await.unwrap();
     log.produce(vec![NewRecord::new("secure").value("v")]).await.unwrap();
     assert_eq!(log.read("secure", 0, 0, 1).await.unwrap().len(), 1);
+    // Whoever reads in a group, and whoever writes in transactions, is let in too.
+    let mut member = log
+        .consumer(ConsumerConfig::new("secure-group", "a", Topics::one("secure")))
+        .await
+        .unwrap();
+    let read = async {
+        loop {
+            let events = member.poll(100).await.unwrap();
+            if events.iter().any(|event| matches!(event, ConsumerEvent::Records(..))) {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, read)
+        .await
+        .expect("the group reads the record");
+    member.close().await.unwrap();
+    let mut producer = log.transactional("secure-id").await.unwrap();
+    let transaction = Transaction {
+        records: vec![NewRecord::new("secure").value("in a transaction")],
+        ..Transaction::default()
+    };
+    producer.commit(transaction).await.unwrap();
+    drop(producer);
     log.close().await;
 
     for (wrong, why) in [
