@@ -5,8 +5,30 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
+use crate::external::World;
+
 /// Where functions are, and where kubectl looks when nothing else is said.
 pub const NAMESPACE: &str = "imageflow-processing";
+
+/// Whether this runs on the network of the cluster; says so when it does not.
+pub fn is_on_cluster() -> bool {
+    let is = std::env::var_os("IMAGEFLOW_CLUSTER").is_some();
+    if !is {
+        println!("skipped: run by cargo xtask test cluster, on the network of the cluster");
+    }
+    is
+}
+
+/// Kafka and an S3 server beside a cluster that knows our kinds and has nothing of an earlier run; `None` where there is no cluster.
+pub async fn world() -> Option<World> {
+    if !is_on_cluster() {
+        return None;
+    }
+    let world = World::start().await?;
+    define();
+    clean();
+    Some(world)
+}
 
 /// What kubectl says, and whether it succeeded.
 pub fn try_kubectl(args: &[&str], input: &str) -> (bool, String) {

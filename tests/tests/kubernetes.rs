@@ -7,7 +7,7 @@ use http::Method;
 use imageflow_tests::Api;
 use imageflow_tests::external::{RESOURCES, RESULT_WIDTH, World, photo, put, until};
 use imageflow_tests::http::json;
-use imageflow_tests::kubectl::{apply, clean, define, get, kubectl, try_kubectl};
+use imageflow_tests::kubectl::{apply, get, kubectl, try_kubectl, world};
 use imageflow_tests::role::Role;
 use imageflow_tests::roles::Roles;
 use serde_json::Value;
@@ -202,13 +202,7 @@ async fn removal() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn functions_are_pods_from_zero_and_back() {
-    if std::env::var_os("IMAGEFLOW_CLUSTER").is_none() {
-        println!("skipped: run by cargo xtask test cluster, on the network of the cluster");
-        return;
-    }
-    let Some(world) = World::start().await else { return };
-    define();
-    clean();
+    let Some(world) = world().await else { return };
     let folder = tempfile::tempdir().unwrap();
     let mut roles = Roles::on_kubernetes(&world, folder.path());
     let pods = roles.pods();

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use imageflow_tests::Api;
 use imageflow_tests::external::{RESOURCES, World, put, until};
-use imageflow_tests::kubectl::{apply, clean, define, get, kubectl, try_kubectl};
+use imageflow_tests::kubectl::{apply, get, kubectl, try_kubectl, world};
 use imageflow_tests::role::Role;
 use imageflow_tests::roles::Roles;
 use rustix::process::{Pid, Signal, kill_process};
@@ -203,13 +203,7 @@ async fn api_server_restarted(scene: &mut Scene<'_>) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_fails_no_event_is_lost_and_no_result_doubled() {
-    if std::env::var_os("IMAGEFLOW_CLUSTER").is_none() {
-        println!("skipped: run by cargo xtask test cluster, on the network of the cluster");
-        return;
-    }
-    let Some(world) = World::start().await else { return };
-    define();
-    clean();
+    let Some(world) = world().await else { return };
     let folder = tempfile::tempdir().unwrap();
     let mut roles = Roles::on_kubernetes(&world, folder.path());
     let pods = roles.pods();
