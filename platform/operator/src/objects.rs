@@ -166,10 +166,14 @@ pub fn deployment(
             "securityContext": {
                 "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": { "drop": ["ALL"] },
             },
-            "volumeMounts": [{ "name": "scratch", "mountPath": "/tmp" }],
         }],
-        "volumes": [{ "name": "scratch", "emptyDir": { "sizeLimit": SCRATCH } }],
     });
+    if !matches!(template.program()?, Program::Operation(_)) {
+        // Functions of the catalogue write no files. A kubelet looks for what it has to mount each 300 ms, so a pod without
+        // any volume starts sooner by most of that.
+        pod["containers"][0]["volumeMounts"] = json!([{ "name": "scratch", "mountPath": "/tmp" }]);
+        pod["volumes"] = json!([{ "name": "scratch", "emptyDir": { "sizeLimit": SCRATCH } }]);
+    }
     if gpu > 0 {
         pod["tolerations"] = json!([{ "key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule" }]);
     }
