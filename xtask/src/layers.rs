@@ -6,7 +6,7 @@ use serde_json::Value;
 use crate::tool::{self, Outcome};
 
 /// Layer of each crate.
-const LAYERS: [(&str, u8); 25] = [
+const LAYERS: [(&str, u8); 26] = [
     ("imageflow-proto", 0),
     ("imageflow-types", 0),
     ("imageflow-images", 0),
@@ -25,6 +25,7 @@ const LAYERS: [(&str, u8); 25] = [
     ("imageflow-dispatcher", 4),
     ("imageflow-router", 4),
     ("imageflow-operator", 4),
+    ("imageflow-simulator", 3),
     ("imageflow-autoscaler", 4),
     ("imageflow-cpu", 4),
     ("imageflow-cli", 5),

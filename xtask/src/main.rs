@@ -27,7 +27,7 @@ cargo xtask COMMAND
   image [--profile P] [--import] [--sbom]   container images as archives, and their bills of materials
   layers | map         no crate depends on a layer above it or beside it; the README's question-to-file table is true
   sizes                no file is over 600 lines before its tests, no main.rs over 60
-  bench NAME [PART...] figures as JSON lines: platform, kafka, cluster
+  bench NAME [PART...] figures as JSON lines: platform, kafka, cluster, autoscaler
   soak [MINUTES]       the kill test, again and again; soak external [MINUTES]: the faults of brokers and S3 server
 ";
 

@@ -93,8 +93,20 @@ pub fn bench(args: &[String]) -> Outcome {
             measure("bench-kafka", parts)
         }
         Some("cluster") => cluster::bench(parts),
-        _ => Err("name what to measure: platform, kafka, cluster".to_owned()),
+        Some("autoscaler") => autoscaler(parts),
+        _ => Err("name what to measure: platform, kafka, cluster, autoscaler".to_owned()),
     }
+}
+
+/// All policies on all loads, or on those that are named. The tables and the chart of the documents are written when all were run.
+fn autoscaler(loads: &[String]) -> Outcome {
+    let build = ["build", "--release", "--locked", "-p", "imageflow-simulator", "--bins"];
+    run("build", &mut cargo(&build))?;
+    let mut simulate = Command::new(tool::target().join("release/simulate"));
+    if loads.is_empty() {
+        simulate.arg("--report").arg(tool::root().join("docs/autoscaler.md"));
+    }
+    run("simulate", simulate.args(loads))
 }
 
 /// Runs a program that measures the platform, both in release.

@@ -4,10 +4,12 @@
 
 pub mod decide;
 mod keep_warm;
+pub mod load;
 pub mod memory;
 pub mod policy;
 pub mod reason;
 mod service;
+pub mod slots;
 
 pub use decide::{Decision, Figures, Observation, decide};
 pub use memory::Memory;

@@ -4,15 +4,23 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize};
 
 use crate::decide::Observation;
-use crate::keep_warm::Pauses;
+use crate::keep_warm::{Cost, Pauses, Plan};
+use crate::load::Load;
 use crate::policy::PolicyConfig;
+use crate::policy::kpa::KpaState;
+use crate::policy::lag::LagState;
 use crate::service::ServiceTime;
 
 /// Version of the shape of [`Memory`].
-pub const MEMORY_SCHEMA: u32 = 1;
+pub const MEMORY_SCHEMA: u32 = 2;
 
-/// Arrivals are smoothed over this time, ms.
-const RATE_WINDOW_MS: f64 = 30_000.0;
+/// Work that waits beside free slots for so long is work that no pod can get, ms.
+const UNREACHED_MS: u64 = 5_000;
+/// So many cold starts' time is the patience on the way down, within bounds, ms.
+const PATIENCE: f64 = 2.0;
+const LEAST_PATIENCE_MS: f64 = 5_000.0;
+/// What a second of a caller's waiting costs, in pod-seconds.
+const WAITING: f64 = 2.0;
 /// After so long without a look (asleep at zero, or a restart), rate and progress of before say nothing, ms.
 const LONGEST_GAP_MS: f64 = 60_000.0;
 /// At most so many steps of the window are kept; neighbours are merged to the careful side.
@@ -32,10 +40,20 @@ pub struct Memory {
     pub pauses: Pauses,
     /// When the last observation was learned from, ms since 1970.
     pub seen_ms: Option<i64>,
-    /// Arrivals per second, smoothed. May be a little under zero by the jitter of its sources.
-    pub rate: f64,
-    /// When the rate was brought up to date, ms since 1970.
+    /// Arrivals, requests at work, callers and cold starts, learned.
+    pub load: Load,
+    /// When the arrivals were brought up to date, ms since 1970.
     pub rate_ms: Option<i64>,
+    /// Records that waited although slots were free: no pod gets them.
+    pub unreached: u64,
+    /// Since when records wait beside free slots, ms since 1970, and the fewest of them.
+    pub beside_ms: Option<i64>,
+    /// Fewest records in that time.
+    pub beside: u64,
+    /// Most pods that the work asked for since the last pause, and the mean of that.
+    pub peak: u32,
+    /// The mean of it over the last pauses.
+    pub peaks: f64,
     /// Pieces of work at that time.
     pub items: u64,
     /// Completions since that time.
@@ -48,6 +66,19 @@ pub struct Memory {
     pub idle_ms: Option<i64>,
     /// What the law asked for lately: (ms since 1970, pods), pods falling.
     pub recent: VecDeque<(i64, u32)>,
+    /// What another law than ours remembers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer: Option<Peer>,
+}
+
+/// What one of the other laws remembers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Peer {
+    /// Knative's.
+    Kpa(Box<KpaState>),
+    /// KEDA's.
+    Lag(Box<LagState>),
 }
 
 impl Default for Memory {
@@ -58,14 +89,20 @@ impl Default for Memory {
             service: ServiceTime::default(),
             pauses: Pauses::default(),
             seen_ms: None,
-            rate: 0.0,
+            load: Load::default(),
             rate_ms: None,
+            unreached: 0,
+            beside_ms: None,
+            beside: 0,
+            peak: 0,
+            peaks: 0.0,
             items: 0,
             completed: 0,
             progress_ms: None,
             in_flight: 0,
             idle_ms: None,
             recent: VecDeque::new(),
+            peer: None,
         }
     }
 }
@@ -80,6 +117,8 @@ impl Memory {
         Self {
             service: self.service,
             pauses: self.pauses,
+            load: self.load.learned(),
+            peaks: self.peaks,
             ..Self::default()
         }
     }
@@ -99,9 +138,14 @@ impl Memory {
         let since = self.seen_ms.map_or(0.0, |before| elapsed(before, now));
         self.service.add(seen.completed, seen.service_ms_sum, since);
         if since > LONGEST_GAP_MS {
-            (self.rate, self.rate_ms, self.completed, self.in_flight) = (0.0, None, 0, 0);
+            self.load = self.load.learned();
+            (self.rate_ms, self.completed, self.in_flight) = (None, 0, 0);
         }
+        self.load.started(seen.started, seen.start_ms_sum);
+        self.load.completed(seen.completed, seen.calls);
+        self.load.worked(seen.in_flight, since);
         self.learn_rate(seen);
+        self.learn_unreached(config, seen);
         if seen.completed > 0 || seen.in_flight == 0 || self.in_flight == 0 {
             self.progress_ms = Some(now);
         }
@@ -117,11 +161,7 @@ impl Memory {
         if let Some(before) = self.rate_ms {
             let time = elapsed(before, seen.now_ms).max(1.0);
             let arrived = self.completed as f64 + items as f64 - self.items as f64;
-            let weight = 1.0 - (-time / RATE_WINDOW_MS).exp();
-            self.rate += weight * (arrived / (time / 1000.0) - self.rate);
-            if !self.rate.is_finite() {
-                self.rate = 0.0;
-            }
+            self.load.arrived(arrived, time);
         }
         self.rate_ms = Some(seen.now_ms);
         self.items = items;
@@ -132,11 +172,63 @@ impl Memory {
         if (seen.has_work() || seen.completed > 0)
             && let Some(since) = self.idle_ms.take()
         {
-            self.pauses.add(elapsed_ms(since, seen.now_ms), config);
+            self.pauses
+                .add(elapsed_ms(since, seen.now_ms), self.cold_start(config), config);
+            let weight = if self.peaks == 0.0 { 1.0 } else { 0.3 };
+            self.peaks += weight * (f64::from(self.peak.max(1)) - self.peaks);
+            self.peak = 0;
         }
         if seen.items() == Some(0) && self.idle_ms.is_none() {
             self.idle_ms = Some(seen.now_ms);
         }
+    }
+
+    /// Records beside free slots for some time are not delivered, for whatever reason: more pods would not change that.
+    fn learn_unreached(&mut self, config: &PolicyConfig, seen: &Observation) {
+        let Some(backlog) = seen.backlog else { return };
+        if backlog < self.unreached {
+            // Fewer wait than could not be reached: they are reached now.
+            self.unreached = 0;
+        }
+        let slots = u64::from(seen.ready) * u64::from(config.target.max(1));
+        if seen.ready == 0 || backlog == 0 || u64::from(seen.in_flight) >= slots {
+            self.beside_ms = None;
+            return;
+        }
+        match self.beside_ms {
+            None => (self.beside_ms, self.beside) = (Some(seen.now_ms), backlog),
+            Some(since) => {
+                self.beside = self.beside.min(backlog);
+                if elapsed_ms(since, seen.now_ms) >= UNREACHED_MS {
+                    self.unreached = self.unreached.max(self.beside);
+                    (self.beside_ms, self.beside) = (Some(seen.now_ms), backlog);
+                }
+            }
+        }
+    }
+
+    /// What a cold start costs.
+    fn cold_start(&self, config: &PolicyConfig) -> Cost {
+        let start_ms = self.load.start_estimate_ms();
+        // Those who come together wait together: as many as the pods that they needed, but for the first, were for.
+        let together = 1.0 + (self.peaks - 1.0).max(0.0) * f64::from(config.target.max(1));
+        let callers = self.load.callers * together;
+        Cost {
+            start_ms,
+            waiting_ms: WAITING * callers * start_ms,
+        }
+    }
+
+    /// What to do in a pause.
+    pub(crate) fn plan(&self, config: &PolicyConfig) -> Plan {
+        self.pauses.plan(self.cold_start(config), config)
+    }
+
+    /// How long more pods than needed are kept, ms: what several cold starts cost, and at most what the owner allows.
+    pub(crate) fn patience_ms(&self, config: &PolicyConfig) -> u64 {
+        let start = self.load.start_estimate_ms() * (1.0 + WAITING * self.load.callers);
+        let patience = (PATIENCE * start).max(LEAST_PATIENCE_MS) as u64;
+        patience.min(config.window_ms)
     }
 
     /// How long there has been no work, ms.

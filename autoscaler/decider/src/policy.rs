@@ -1,19 +1,23 @@
 //! What a function's owner wants, and the law that says how many pods the work asks for.
 use serde::{Deserialize, Serialize};
 
-use crate::decide::Observation;
-use crate::memory::Memory;
 use crate::reason::Reason;
 
 pub mod imageflow;
+pub mod kpa;
+pub mod lag;
 
 /// Which law.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum PolicyKind {
     /// Backlog, held requests, arrivals and service time in one law.
     #[default]
     Imageflow,
+    /// Knative's.
+    Kpa(kpa::KpaConfig),
+    /// KEDA's for Kafka.
+    Lag(lag::LagConfig),
 }
 
 /// What the owner of a function wants.
@@ -49,7 +53,7 @@ impl Default for PolicyConfig {
             pinned: None,
             target: 2,
             drain_target_ms: 10_000,
-            keep_warm_min_ms: 10_000,
+            keep_warm_min_ms: 1_000,
             keep_warm_max_ms: 600_000,
             window_ms: 30_000,
         }
@@ -57,7 +61,7 @@ impl Default for PolicyConfig {
 }
 
 /// What a law asks for, before bounds and patience.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Wanted {
     /// Pods.
     pub pods: u32,
@@ -65,14 +69,4 @@ pub struct Wanted {
     pub slots: f64,
     /// Why.
     pub reasons: Vec<Reason>,
-}
-
-impl PolicyConfig {
-    /// Asks the law.
-    #[must_use]
-    pub fn wanted(&self, memory: &Memory, seen: &Observation) -> Wanted {
-        match self.policy {
-            PolicyKind::Imageflow => imageflow::wanted(self, memory, seen),
-        }
-    }
 }

@@ -31,6 +31,7 @@ pub enum Reason {
         per_second: f64,
         service_ms: f64,
         slots: f64,
+        spare: f64,
     },
     NothingCompleted {
         in_flight: u32,
@@ -47,9 +48,10 @@ pub enum Reason {
         pods: u32,
         most: u32,
     },
-    Capacity {
-        pods: u32,
-        capacity: u32,
+    Cards {
+        wanted: u32,
+        granted: u32,
+        cards: u32,
     },
     Patience {
         wanted: u32,
@@ -59,7 +61,20 @@ pub enum Reason {
     KeptWarm {
         idle_ms: u64,
         keep_ms: u64,
-        usual_pause_ms: Option<u64>,
+        pauses: usize,
+    },
+    Expected {
+        idle_ms: u64,
+        until_ms: u64,
+        pauses: usize,
+    },
+    Unreached {
+        records: u64,
+    },
+    SoonFree {
+        held: u32,
+        wait_ms: f64,
+        start_ms: f64,
     },
     Idle {
         idle_ms: u64,
@@ -75,6 +90,20 @@ pub enum Reason {
     BacklogUnknown {
         kept: u32,
     },
+    Kpa {
+        stable: f64,
+        panic: f64,
+        target: f64,
+        panicking: bool,
+    },
+    KpaHolds,
+    Lag {
+        lag: u64,
+        threshold: u64,
+    },
+    LagCooling {
+        cooldown_s: u32,
+    },
 }
 
 impl Reason {
@@ -83,7 +112,14 @@ impl Reason {
     pub const fn explains_staying(&self) -> bool {
         matches!(
             self,
-            Self::KeptWarm { .. } | Self::BacklogUnknown { .. } | Self::Max { .. } | Self::Capacity { .. }
+            Self::KeptWarm { .. }
+                | Self::BacklogUnknown { .. }
+                | Self::Max { .. }
+                | Self::Unreached { .. }
+                | Self::Expected { .. }
+                | Self::Cards { .. }
+                | Self::KpaHolds
+                | Self::LagCooling { .. }
         )
     }
 }
@@ -120,12 +156,17 @@ impl fmt::Display for Reason {
                 per_second,
                 service_ms,
                 slots,
+                spare,
             } => {
                 write!(
                     f,
                     "{per_second:.1} arrive each second x {} each: {slots:.1} slots",
                     Ms(*service_ms)
-                )
+                )?;
+                if *spare >= 0.05 {
+                    write!(f, ", and {spare:.1} to spare for callers")?;
+                }
+                Ok(())
             }
             Self::NothingCompleted { in_flight, for_ms } => {
                 write!(
@@ -144,7 +185,9 @@ impl fmt::Display for Reason {
             Self::AnyWork => f.write_str("any work needs one pod"),
             Self::OneEach { items } => write!(f, "no more pods than the {items} pieces of work"),
             Self::Growth { pods, most } => write!(f, "{pods} asked for, at most {most} in one step"),
-            Self::Capacity { pods, capacity } => write!(f, "{pods} asked for, the machine carries {capacity}"),
+            Self::Cards { wanted, granted, cards } => {
+                write!(f, "{wanted} asked for, its share of the {cards} GPU cards is {granted}")
+            }
             Self::Patience {
                 wanted,
                 pods,
@@ -159,7 +202,7 @@ impl fmt::Display for Reason {
             Self::KeptWarm {
                 idle_ms,
                 keep_ms,
-                usual_pause_ms,
+                pauses,
             } => {
                 write!(
                     f,
@@ -167,11 +210,37 @@ impl fmt::Display for Reason {
                     Ms(*idle_ms as f64),
                     Ms(*keep_ms as f64)
                 )?;
-                match usual_pause_ms {
-                    Some(pause) => write!(f, " (9 of 10 pauses are within {})", Ms(*pause as f64)),
-                    None => Ok(()),
+                match pauses {
+                    0 => Ok(()),
+                    pauses => write!(f, ", cheapest by the last {pauses} pauses"),
                 }
             }
+            Self::Expected {
+                idle_ms,
+                until_ms,
+                pauses,
+            } => write!(
+                f,
+                "no work for {}, and by the last {pauses} pauses it comes before {}",
+                Ms(*idle_ms as f64),
+                Ms(*until_ms as f64)
+            ),
+            Self::Unreached { records } => {
+                write!(
+                    f,
+                    "{records} records wait beside free slots: more pods would not get them"
+                )
+            }
+            Self::SoonFree {
+                held,
+                wait_ms,
+                start_ms,
+            } => write!(
+                f,
+                "{held} callers have a slot in {}, sooner than a new pod's {}",
+                Ms(*wait_ms),
+                Ms(*start_ms)
+            ),
             Self::Idle { idle_ms, keep_ms } => {
                 write!(
                     f,
@@ -182,6 +251,19 @@ impl fmt::Display for Reason {
             }
             Self::Min { min } => write!(f, "never fewer than {min}"),
             Self::Max { wanted, max } => write!(f, "{wanted} asked for, never more than {max}"),
+            Self::Kpa {
+                stable,
+                panic,
+                target,
+                panicking,
+            } => write!(
+                f,
+                "Knative's law: {stable:.1} at a time in the stable window, {panic:.1} in the panic window, {target:.1} a pod{}",
+                if *panicking { ", in a panic" } else { "" }
+            ),
+            Self::KpaHolds => f.write_str("no traffic, and the last pod is held until the activator has taken over"),
+            Self::Lag { lag, threshold } => write!(f, "KEDA's law: a lag of {lag}, {threshold} a pod"),
+            Self::LagCooling { cooldown_s } => write!(f, "no lag, zero pods after a cool-down of {cooldown_s} s"),
             Self::BacklogUnknown { kept } => write!(f, "the backlog is not known: {kept} kept"),
         }
     }

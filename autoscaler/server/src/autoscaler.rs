@@ -25,8 +25,6 @@ pub struct Settings {
     pub window: Duration,
     /// A call to the pod host is given up after this, and made again at the next look.
     pub scale_timeout: Duration,
-    /// Cores of the machine in thousandths, when pods share one machine; bounds each function's pods by their `cpu`.
-    pub machine_cpu_millis: Option<u32>,
 }
 
 impl Default for Settings {
@@ -35,7 +33,6 @@ impl Default for Settings {
             tick: Duration::from_secs(1),
             window: Duration::from_secs(30),
             scale_timeout: Duration::from_secs(5),
-            machine_cpu_millis: None,
         }
     }
 }

@@ -1,10 +1,14 @@
 //! What the autoscaler needs of others, as traits: in one process they are called directly, else over gRPC.
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use imageflow_decider::policy::kpa::{Aggregation, KpaConfig, Metric};
+use imageflow_decider::policy::lag::LagConfig;
 use imageflow_decider::{Memory, PolicyConfig, PolicyKind};
-use imageflow_types::function::{Concurrency, Policy, Resources, Scale};
+use imageflow_types::duration::HumanDuration;
+use imageflow_types::function::{Concurrency, Lag, Policy, Resources, Scale};
+use imageflow_types::knative::{self, Annotations};
 use imageflow_types::scaling::DecisionRecord;
 use imageflow_types::{FunctionName, RevisionName};
 use serde::{Deserialize, Serialize};
@@ -23,6 +27,8 @@ pub struct FunctionLoad {
     pub in_flight: u32,
     /// Completions since the last [`StatsSource::collect`].
     pub completed_since: u64,
+    /// Those of them for which a caller waited.
+    pub calls_since: u64,
     /// Sum of their service times, ms.
     pub service_ms_sum: u64,
     /// Records of the function's work topic that no pod has yet. Set it on any one entry of the function; when no entry of
@@ -50,6 +56,8 @@ pub struct RevisionPods {
     pub ready: u32,
     /// Pods on their way, backing off included; draining ones are not counted.
     pub starting: u32,
+    /// Of the ready ones: when each became ready, ms since 1970, and how long that took from when it was asked for, ms.
+    pub starts: Vec<(i64, u64)>,
 }
 
 /// The pods as the autoscaler needs them: a narrow view of the pod host.
@@ -62,6 +70,8 @@ pub trait Replicas: Send + Sync + 'static {
     async fn scale(&self, function: &FunctionName, revision: &RevisionName, replicas: u32) -> Result<(), ScaleError>;
     /// The revisions that have pods now. Cheap.
     fn pods(&self) -> Vec<RevisionPods>;
+    /// GPU cards there are, used or not; `None` when that is not known. Cheap.
+    fn gpus(&self) -> Option<u32>;
 }
 
 /// The pod host did not take a number of pods.
@@ -97,6 +107,8 @@ pub struct FunctionScaling {
     pub resources: Resources,
     /// The revisions in the traffic.
     pub revisions: Vec<RevisionShare>,
+    /// Its annotations: Knative's set the law `kpa`.
+    pub annotations: BTreeMap<String, String>,
 }
 
 /// All functions. Entries are shared, so that a change of one costs little with thousands.
@@ -104,24 +116,83 @@ pub type Functions = HashMap<FunctionName, Arc<FunctionScaling>>;
 
 impl FunctionScaling {
     pub(crate) fn policy(&self, window_ms: u64) -> PolicyConfig {
-        PolicyConfig {
-            policy: match self.scale.policy {
-                Policy::Imageflow => PolicyKind::Imageflow,
-            },
-            min: self.scale.min,
-            max: self.scale.max,
-            pinned: self.scale.replicas,
+        let scale = &self.scale;
+        let mut config = PolicyConfig {
+            policy: PolicyKind::Imageflow,
+            min: scale.min,
+            max: scale.max,
+            pinned: scale.replicas,
             target: self.concurrency.target,
-            drain_target_ms: self.scale.drain_target.as_millis(),
-            keep_warm_min_ms: self.scale.keep_warm.min.as_millis(),
-            keep_warm_max_ms: self.scale.keep_warm.max.as_millis(),
+            drain_target_ms: scale.drain_target.as_millis(),
+            keep_warm_min_ms: scale.keep_warm.min.as_millis(),
+            keep_warm_max_ms: scale.keep_warm.max.as_millis(),
             window_ms,
+        };
+        match scale.policy {
+            Policy::Imageflow => {}
+            Policy::Lag => config.policy = PolicyKind::Lag(lag(scale.lag.unwrap_or_default())),
+            Policy::Kpa => {
+                // They were read when the function was applied; what cannot be read is as if it were not there.
+                let said = Annotations::read(&self.annotations).unwrap_or_default();
+                config.min = said.min_scale.unwrap_or(scale.min);
+                config.max = said
+                    .max_scale
+                    .map_or(scale.max, |max| if max == 0 { u32::MAX } else { max });
+                config.policy = PolicyKind::Kpa(kpa(&said, self.concurrency.limit));
+            }
         }
+        config
     }
 
     /// Whether it has pods even without any work.
     pub(crate) fn always_on(&self) -> bool {
-        self.scale.replicas.unwrap_or(self.scale.min) > 0
+        self.scale.replicas.unwrap_or_else(|| self.policy(0).min) > 0
+    }
+}
+
+fn seconds(time: HumanDuration) -> u32 {
+    u32::try_from(time.0.as_secs()).unwrap_or(u32::MAX)
+}
+
+fn lag(said: Lag) -> LagConfig {
+    LagConfig {
+        lag_threshold: said.lag_threshold,
+        activation_lag_threshold: said.activation_lag_threshold,
+        polling_interval_s: seconds(said.polling_interval),
+        cooldown_period_s: seconds(said.cooldown_period),
+        stabilization_window_s: seconds(said.stabilization_window),
+        // Work is pushed: every pod has some, however few partitions there are.
+        allow_idle_consumers: true,
+        ..LagConfig::default()
+    }
+}
+
+fn kpa(said: &Annotations, limit: u32) -> KpaConfig {
+    let base = KpaConfig::default();
+    KpaConfig {
+        metric: match said.metric {
+            Some(knative::Metric::Rps) => Metric::Rps,
+            Some(knative::Metric::Concurrency) | None => Metric::Concurrency,
+        },
+        target: said.target,
+        container_concurrency: limit,
+        target_utilization: said
+            .target_utilization_percentage
+            .map_or(base.target_utilization, |percent| percent / 100.0),
+        target_burst_capacity: said.target_burst_capacity.unwrap_or(base.target_burst_capacity),
+        stable_window_s: said.window.map_or(base.stable_window_s, seconds),
+        panic_window_percentage: said.panic_window_percentage.unwrap_or(base.panic_window_percentage),
+        panic_threshold_percentage: said
+            .panic_threshold_percentage
+            .unwrap_or(base.panic_threshold_percentage),
+        scale_down_delay_s: said.scale_down_delay.map_or(base.scale_down_delay_s, seconds),
+        activation_scale: said.activation_scale.unwrap_or(base.activation_scale),
+        scale_to_zero_pod_retention_s: said.pod_retention.map_or(base.scale_to_zero_pod_retention_s, seconds),
+        aggregation: match said.aggregation {
+            Some(knative::Aggregation::WeightedExponential) => Aggregation::WeightedExponential,
+            Some(knative::Aggregation::Linear) | None => Aggregation::Linear,
+        },
+        ..base
     }
 }
 

@@ -28,6 +28,7 @@ const REMEMBERED: Duration = Duration::from_secs(60);
 #[derive(Debug, Default, Clone, Copy)]
 struct Done {
     completed: u64,
+    calls: u64,
     service_ms: f64,
 }
 
@@ -137,6 +138,7 @@ impl State {
             let Some(revision) = revision(stats)? else { continue };
             let total = Done {
                 completed: stats.completed_total,
+                calls: stats.calls_total,
                 service_ms: stats.service_ms_total,
             };
             let before = reporter.totals.insert(revision.clone(), total);
@@ -149,6 +151,7 @@ impl State {
             };
             let done = self.done.entry((function, revision)).or_default();
             done.completed += total.completed - before.completed;
+            done.calls += total.calls.saturating_sub(before.calls);
             done.service_ms += (total.service_ms - before.service_ms).max(0.0);
         }
         reporter.now = report.functions;
@@ -182,6 +185,7 @@ impl State {
             held: 0,
             in_flight: 0,
             completed_since: 0,
+            calls_since: 0,
             service_ms_sum: 0,
             backlog: untold,
             oldest_ms: None,
@@ -206,6 +210,7 @@ impl State {
                 .entry((function.clone(), Some(revision.clone())))
                 .or_insert_with(|| empty(&function, Some(&revision)));
             load.completed_since = done.completed;
+            load.calls_since = done.calls;
             load.service_ms_sum = done.service_ms.round() as u64;
         }
         if !known {

@@ -3,6 +3,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::future::join_all;
+use imageflow_decider::slots::{Claim, Turn, share};
 use imageflow_decider::{Decision, Memory, Observation, Reason, decide};
 use imageflow_types::scaling::DecisionRecord;
 use imageflow_types::{FunctionName, RevisionName};
@@ -22,6 +23,7 @@ struct Load {
     held: u32,
     in_flight: u32,
     completed: u64,
+    calls: u64,
     service_ms_sum: u64,
     backlog: Option<u64>,
     oldest_ms: Option<u64>,
@@ -34,10 +36,71 @@ struct Known {
     memory: Memory,
     /// Completions that were collected while another function was decided on.
     completed: u64,
+    calls: u64,
     service_ms_sum: u64,
     /// Why nothing changed, the last time it was noted.
     staying: Option<std::mem::Discriminant<Reason>>,
     scale_failed: bool,
+    /// The number that was told last, after cards were shared.
+    desired: Option<u32>,
+    turn: Turn,
+    /// Until when starts of pods were learned from, ms since 1970.
+    started_ms: Option<i64>,
+}
+
+/// A function without any work.
+static IDLE: Load = Load {
+    held: 0,
+    in_flight: 0,
+    completed: 0,
+    calls: 0,
+    service_ms_sum: 0,
+    backlog: Some(0),
+    oldest_ms: None,
+    by_revision: BTreeMap::new(),
+};
+
+/// What was decided on one function.
+struct Decided {
+    name: FunctionName,
+    function: Arc<FunctionScaling>,
+    seen: Observation,
+    decision: Decision,
+}
+
+impl Known {
+    /// Pods that became ready since the last look, and how long they took together, ms. What was there at the first look may
+    /// have been started by somebody else.
+    fn starts(&mut self, pods: &[RevisionPods]) -> (u64, u64) {
+        let all = || pods.iter().flat_map(|p| &p.starts);
+        let newest = all().map(|(at, _)| *at).max().unwrap_or(0);
+        let until = *self.started_ms.get_or_insert(newest);
+        self.started_ms = Some(until.max(newest));
+        let new = all().filter(|(at, _)| *at > until);
+        new.fold((0, 0), |(pods, sum), (_, took)| (pods + 1, sum + took))
+    }
+}
+
+impl Decided {
+    /// What it asks for of the GPU cards.
+    fn claim(&self, turn: Turn) -> Claim {
+        let scale = &self.function.scale;
+        let working = self.seen.has_work();
+        let always = scale.replicas.unwrap_or(scale.min);
+        // To be kept warm is no reason to start: a pod that had to give its card away does not come back without work.
+        let wanted = match working {
+            true => self.decision.desired,
+            false => (self.decision.desired).min(always.max(self.seen.ready.saturating_add(self.seen.starting))),
+        };
+        Claim {
+            wanted,
+            cards: self.function.resources.gpu,
+            weight: scale.weight,
+            priority: scale.priority,
+            working,
+            turn,
+        }
+    }
 }
 
 /// One call to the pod host.
@@ -65,6 +128,8 @@ pub struct ScalingLoop<C> {
     known: HashMap<FunctionName, Known>,
     /// Functions with work or pods; no other is looked at.
     active: HashSet<FunctionName>,
+    /// Those that are to be looked at later although they have neither, by when, ms since 1970: work is expected then.
+    later: BTreeMap<i64, HashSet<FunctionName>>,
 }
 
 impl<C: Fn() -> i64 + Send> ScalingLoop<C> {
@@ -100,6 +165,7 @@ impl<C: Fn() -> i64 + Send> ScalingLoop<C> {
             clock,
             known,
             active: HashSet::new(),
+            later: BTreeMap::new(),
         }
     }
 
@@ -154,12 +220,11 @@ impl<C: Fn() -> i64 + Send> ScalingLoop<C> {
         let look = self.look();
         self.active.extend(look.loads.keys().cloned());
         self.active.extend(look.pods.keys().cloned());
-        let names: Vec<FunctionName> = self.active.iter().cloned().collect();
-        let acts = names
-            .iter()
-            .flat_map(|name| self.decide_one(name, &look, false))
-            .collect();
-        self.act(acts).await;
+        let still = self.later.split_off(&((self.clock)() + 1));
+        self.active
+            .extend(std::mem::replace(&mut self.later, still).into_values().flatten());
+        let names = self.active.clone();
+        self.decide_all(names, &HashSet::new(), &look).await;
     }
 
     async fn on_poke(&mut self, first: FunctionName) {
@@ -169,10 +234,47 @@ impl<C: Fn() -> i64 + Send> ScalingLoop<C> {
         }
         let look = self.look();
         self.active.extend(names.iter().cloned());
-        let acts = names
-            .iter()
-            .flat_map(|name| self.decide_one(name, &look, true))
+        let poked = names.clone();
+        if self.replicas.gpus().is_some() && names.iter().any(|name| self.cards_of(name) > 0) {
+            // What one gets of the cards is what others give up.
+            let others = self.active.iter().filter(|name| self.cards_of(name) > 0);
+            names.extend(others.cloned().collect::<Vec<_>>());
+        }
+        self.decide_all(names, &poked, &look).await;
+    }
+
+    /// GPU cards of one pod of a function.
+    fn cards_of(&self, name: &FunctionName) -> u32 {
+        self.functions.borrow().get(name).map_or(0, |f| f.resources.gpu)
+    }
+
+    async fn decide_all(&mut self, names: HashSet<FunctionName>, poked: &HashSet<FunctionName>, look: &Look) {
+        let mut acts = Vec::new();
+        let mut decided = Vec::new();
+        for name in names {
+            match self.functions.borrow().get(&name).cloned() {
+                Some(function) => decided.push((name, function)),
+                None => {
+                    self.active.remove(&name);
+                    self.known.remove(&name);
+                    let pods = look.pods.get(&name).map(Vec::as_slice).unwrap_or_default();
+                    acts.extend(pods.iter().map(|p| act(&name, &p.revision, 0)));
+                }
+            }
+        }
+        // The order decides between equals: it must not be that of a hash.
+        decided.sort_by(|a, b| a.0.cmp(&b.0));
+        let mut decided: Vec<Decided> = decided
+            .into_iter()
+            .map(|(name, function)| {
+                let poked = poked.contains(&name);
+                self.decide_one(name, function, look, poked)
+            })
             .collect();
+        self.share_cards(&mut decided);
+        for one in &decided {
+            acts.extend(self.settle(one, look));
+        }
         self.act(acts).await;
     }
 
@@ -186,6 +288,7 @@ impl<C: Fn() -> i64 + Send> ScalingLoop<C> {
             // Kept for the next decision on it, which may not be now: a poke decides on one function only.
             let known = self.known.entry(function.clone()).or_default();
             known.completed = known.completed.saturating_add(load.completed);
+            known.calls = known.calls.saturating_add(load.calls);
             known.service_ms_sum = known.service_ms_sum.saturating_add(load.service_ms_sum);
         }
         let mut pods: HashMap<FunctionName, Vec<RevisionPods>> = HashMap::new();
@@ -195,19 +298,11 @@ impl<C: Fn() -> i64 + Send> ScalingLoop<C> {
         Look { loads, pods }
     }
 
-    fn decide_one(&mut self, name: &FunctionName, look: &Look, poked: bool) -> Vec<Act> {
-        let pods = look.pods.get(name).map(Vec::as_slice).unwrap_or_default();
-        let Some(function) = self.functions.borrow().get(name).cloned() else {
-            self.active.remove(name);
-            self.known.remove(name);
-            return pods.iter().map(|p| act(name, &p.revision, 0)).collect();
-        };
-        let idle = Load {
-            backlog: Some(0),
-            ..Load::default()
-        };
-        let load = look.loads.get(name).unwrap_or(&idle);
+    fn decide_one(&mut self, name: FunctionName, function: Arc<FunctionScaling>, look: &Look, poked: bool) -> Decided {
+        let pods = look.pods.get(&name).map(Vec::as_slice).unwrap_or_default();
+        let load = look.loads.get(&name).unwrap_or(&IDLE);
         let known = self.known.entry(name.clone()).or_default();
+        let (started, start_ms_sum) = known.starts(pods);
         let mut seen = Observation {
             now_ms: (self.clock)(),
             ready: pods.iter().map(|p| p.ready).sum(),
@@ -218,7 +313,10 @@ impl<C: Fn() -> i64 + Send> ScalingLoop<C> {
             oldest_ms: load.oldest_ms,
             completed: std::mem::take(&mut known.completed),
             service_ms_sum: std::mem::take(&mut known.service_ms_sum),
-            capacity_pods: capacity(&function, self.settings),
+            calls: std::mem::take(&mut known.calls),
+            started,
+            start_ms_sum,
+            partitions: Vec::new(),
         };
         let there = seen.ready.saturating_add(seen.starting);
         if poked && there == 0 && !seen.has_work() {
@@ -226,31 +324,76 @@ impl<C: Fn() -> i64 + Send> ScalingLoop<C> {
             seen.held = 1;
         }
         let window_ms = u64::try_from(self.settings.window.as_millis()).unwrap_or(u64::MAX);
-        let before = known.memory.desired.unwrap_or(there);
         let (memory, decision) = decide(&function.policy(window_ms), &known.memory, &seen);
         known.memory = memory;
-        publish(name, &seen, &decision);
-        if worth_a_note(known, before, &decision) {
-            let record = record(name, before, &seen, &decision);
+        Decided {
+            name,
+            function,
+            seen,
+            decision,
+        }
+    }
+
+    /// Gives each function that wants GPU cards its share of those there are.
+    fn share_cards(&mut self, decided: &mut [Decided]) {
+        let Some(cards) = self.replicas.gpus() else { return };
+        let mut with_cards: Vec<&mut Decided> = decided.iter_mut().filter(|d| d.function.resources.gpu > 0).collect();
+        let claims: Vec<Claim> = with_cards
+            .iter()
+            .map(|d| d.claim(self.known.get(&d.name).map(|k| k.turn).unwrap_or_default()))
+            .collect();
+        metrics::gauge!("imageflow_scaling_gpu_cards").set(f64::from(cards));
+        let Some(now_ms) = with_cards.first().map(|d| d.seen.now_ms) else {
+            return;
+        };
+        let granted = share(cards, &claims, now_ms);
+        for ((one, claim), granted) in with_cards.iter_mut().zip(&claims).zip(granted) {
+            if let Some(known) = self.known.get_mut(&one.name) {
+                known.turn.note(granted, claim.working, now_ms);
+            }
+            let wanted = std::mem::replace(&mut one.decision.desired, granted);
+            if granted < wanted {
+                one.decision.reasons.push(Reason::Cards { wanted, granted, cards });
+            }
+        }
+    }
+
+    /// Tells what was decided and says what is to be done.
+    fn settle(&mut self, one: &Decided, look: &Look) -> Vec<Act> {
+        let Decided {
+            name,
+            function,
+            seen,
+            decision,
+        } = one;
+        let there = seen.ready.saturating_add(seen.starting);
+        publish(name, seen, decision);
+        let Some(known) = self.known.get_mut(name) else {
+            return Vec::new();
+        };
+        let before = known.desired.replace(decision.desired).unwrap_or(there);
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        if worth_a_note(known, before, decision) {
+            let record = record(name, before, seen, decision);
             self.store.put(StoredDecision {
                 record: record.clone(),
                 memory: known.memory.clone().learned(),
             });
             tracing::debug!(function = %name, from = before, to = decision.desired, reasons = ?record.reasons, "scaling");
-            self.shared
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .history
-                .push(record);
+            shared.history.push(record);
         }
         if decision.desired == 0 && there == 0 && !seen.has_work() && seen.backlog.is_some() {
             self.active.remove(name);
+            if let Some(at) = decision.look_again_ms {
+                self.later.entry(at).or_default().insert(name.clone());
+            }
         }
-        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         shared.desired.insert(name.clone(), decision.desired);
         shared.active = self.active.len();
         drop(shared);
-        acts(name, &function, load, pods, decision.desired)
+        let pods = look.pods.get(name).map(Vec::as_slice).unwrap_or_default();
+        let load = look.loads.get(name).unwrap_or(&IDLE);
+        acts(name, function, load, pods, decision.desired)
     }
 
     async fn act(&mut self, acts: Vec<Act>) {
@@ -284,6 +427,7 @@ impl Load {
         self.held = self.held.saturating_add(one.held);
         self.in_flight = self.in_flight.saturating_add(one.in_flight);
         self.completed = self.completed.saturating_add(one.completed_since);
+        self.calls = self.calls.saturating_add(one.calls_since);
         self.service_ms_sum = self.service_ms_sum.saturating_add(one.service_ms_sum);
         // `None` of one part does not hide what another knows.
         self.backlog = self.backlog.max(one.backlog);
@@ -324,11 +468,6 @@ fn act(function: &FunctionName, revision: &RevisionName, replicas: u32) -> Act {
         revision: revision.clone(),
         replicas,
     }
-}
-
-fn capacity(function: &FunctionScaling, settings: Settings) -> Option<u32> {
-    let machine = settings.machine_cpu_millis?;
-    Some((machine / function.resources.cpu.millis.max(1)).max(1))
 }
 
 /// A change is always worth a note; staying is when its reason is new.

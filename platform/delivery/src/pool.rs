@@ -58,6 +58,7 @@ struct Queue {
     coming: u32,
     failure: Option<String>,
     completed: u64,
+    calls: u64,
     service: Duration,
 }
 
@@ -84,6 +85,7 @@ pub struct Slot {
     pub(crate) pod: PodId,
     pub(crate) addr: std::net::SocketAddr,
     revision: RevisionName,
+    class: Class,
     weight: u32,
     cold: bool,
     /// How many requests the pod held when the first of them was lost with it; 0 while none was.
@@ -211,7 +213,7 @@ impl Delivery {
                 }
             }
             let first = queue.hold.is_empty();
-            if first && let Some(slot) = self.place(&mut state, revision, demand, false) {
+            if first && let Some(slot) = self.place(&mut state, revision, (class, demand), false) {
                 return Ok(slot);
             }
             let (grant, receiver) = oneshot::channel();
@@ -260,6 +262,7 @@ impl Delivery {
                 held_batch: u32::try_from(queue.hold.waiting(Class::Batch)).unwrap_or(u32::MAX),
                 in_flight: in_flight.get(revision).copied().unwrap_or(0),
                 completed: std::mem::take(&mut queue.completed),
+                calls: std::mem::take(&mut queue.calls),
                 service: std::mem::take(&mut queue.service),
             });
         }
@@ -270,10 +273,11 @@ impl Delivery {
         all
     }
 
-    pub(crate) fn completed(&self, revision: &RevisionName, service: Duration) {
+    pub(crate) fn completed(&self, slot: &Slot, service: Duration) {
         let mut state = self.lock();
-        let queue = state.queues.entry(revision.clone()).or_default();
+        let queue = state.queues.entry(slot.revision.clone()).or_default();
         queue.completed += 1;
+        queue.calls += u64::from(slot.class == Class::Interactive);
         queue.service += service;
     }
 
@@ -303,7 +307,13 @@ impl Delivery {
     }
 
     /// A place at the accepting pod with the fewest requests.
-    fn place(self: &Arc<Self>, state: &mut State, revision: &RevisionName, demand: Demand, cold: bool) -> Option<Slot> {
+    fn place(
+        self: &Arc<Self>,
+        state: &mut State,
+        revision: &RevisionName,
+        (class, demand): (Class, Demand),
+        cold: bool,
+    ) -> Option<Slot> {
         let (pod, endpoint) = state
             .endpoints
             .iter_mut()
@@ -320,6 +330,7 @@ impl Delivery {
             pod: pod.clone(),
             addr: endpoint.addr,
             revision: revision.clone(),
+            class,
             weight,
             cold,
             crowd: endpoint.crowd.clone(),
@@ -347,10 +358,10 @@ impl Delivery {
             let Some(queue) = state.queues.get_mut(revision) else {
                 return;
             };
-            let Some((_, waiter)) = queue.hold.next(free) else {
+            let Some((class, waiter)) = queue.hold.next(free) else {
                 return;
             };
-            let Some(slot) = self.place(state, revision, waiter.demand, cold) else {
+            let Some(slot) = self.place(state, revision, (class, waiter.demand), cold) else {
                 return;
             };
             if let Err(mut slot) = waiter.grant.send(slot) {

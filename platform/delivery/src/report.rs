@@ -61,7 +61,7 @@ pub struct Reporter {
 
 #[derive(Default)]
 struct Totals {
-    completed: HashMap<RevisionName, (u64, Duration)>,
+    completed: HashMap<RevisionName, (u64, u64, Duration)>,
     sequence: u64,
 }
 
@@ -173,8 +173,9 @@ impl Totals {
         if self.completed.len() >= MOST_TOTALS {
             self.completed.clear();
         }
-        let (completed, service) = self.completed.entry(stats.revision.clone()).or_default();
+        let (completed, calls, service) = self.completed.entry(stats.revision.clone()).or_default();
         *completed += stats.completed;
+        *calls += stats.calls;
         *service += stats.service;
         v1::FunctionStats {
             function: stats.function.to_string(),
@@ -182,6 +183,7 @@ impl Totals {
             held: stats.held,
             in_flight: stats.in_flight,
             completed_total: *completed,
+            calls_total: *calls,
             service_ms_total: service.as_secs_f64() * 1000.0,
             ..v1::FunctionStats::default()
         }

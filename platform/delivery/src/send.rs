@@ -78,7 +78,7 @@ impl Delivery {
                 why: why.to_str().unwrap_or("unknown").to_owned(),
             });
         }
-        self.completed(slot.revision(), begun.elapsed());
+        self.completed(slot, begun.elapsed());
         Ok(response)
     }
 

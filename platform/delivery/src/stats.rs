@@ -18,6 +18,8 @@ pub struct RevisionStats {
     pub in_flight: u32,
     /// Requests that a pod answered since the last collection.
     pub completed: u64,
+    /// Those of them for which somebody waited.
+    pub calls: u64,
     /// Sum of their times with the pod.
     pub service: Duration,
 }

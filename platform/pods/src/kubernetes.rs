@@ -22,6 +22,7 @@ use crate::pod::{PodId, PodTable};
 mod announce;
 pub mod lease;
 mod logs;
+mod nodes;
 mod seen;
 mod table;
 
@@ -92,6 +93,7 @@ impl KubernetesHost {
         };
         until(Box::pin(keep_watching(host.clone())));
         until(Box::pin(keep_expiring(host.clone())));
+        until(Box::pin(nodes::keep_watching(host.clone())));
         until(Box::pin(logs::keep(host.clone())));
         if let Some((listener, master)) = config.announcements {
             let gate = announce::Gate::new(master);

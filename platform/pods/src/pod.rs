@@ -128,6 +128,8 @@ pub struct PodTable {
     pub pods: BTreeMap<PodId, Pod>,
     /// Who has requests with the pods of a revision, when that are several: each gives a pod its share only.
     pub sharers: BTreeMap<RevisionName, u32>,
+    /// GPU cards that the host's nodes have for pods, used or not; `None` when it cannot tell, and then nothing is held back.
+    pub gpus: Option<u32>,
 }
 
 impl PodTable {

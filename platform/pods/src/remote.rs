@@ -24,6 +24,7 @@ fn to_message(table: &PodTable, sharers: &BTreeMap<RevisionName, u32>) -> v1::Po
         schema_version: SCHEMA,
         pods: table.pods.values().map(pod_to_message).collect(),
         sharers: sharers.iter().map(|(name, n)| (name.to_string(), *n)).collect(),
+        gpus: table.gpus,
     }
 }
 
@@ -66,7 +67,10 @@ fn pod_to_message(pod: &Pod) -> v1::PodInfo {
 
 /// The pods of a message. What cannot be read is left out and told.
 fn from_message(message: v1::PodTable) -> PodTable {
-    let mut table = PodTable::default();
+    let mut table = PodTable {
+        gpus: message.gpus,
+        ..PodTable::default()
+    };
     for info in message.pods {
         let id = info.id.clone();
         match pod_from_message(info) {

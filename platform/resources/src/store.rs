@@ -3,7 +3,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use imageflow_eventlog::{EventLog, FollowEvent, LogError, NewRecord, Record, Start, TopicSpec};
-use imageflow_types::function::{FunctionSpec, TrafficTarget};
+use imageflow_types::function::{FunctionSpec, Policy, TrafficTarget};
+use imageflow_types::knative::Annotations;
 use imageflow_types::manifest::{Document, Kind, Resource};
 use imageflow_types::names::{FlowName, FunctionName, RevisionName, TriggerName};
 use imageflow_types::{ErrorCode, FieldError, FieldErrors, Problem, Revision, schema, topics};
@@ -207,6 +208,9 @@ impl ResourceStore {
         match resource {
             Resource::Function(document) => {
                 document.spec.validate(&catalog.operations.names())?;
+                if document.spec.scale.policy == Policy::Kpa {
+                    Annotations::read(&document.metadata.annotations)?;
+                }
                 if document.spec.image.is_some() && !self.images {
                     let fault = FieldError::new("spec.image", "this platform runs local processes, not images");
                     return Err(FieldErrors::from(

@@ -138,6 +138,15 @@ pub struct Scale {
     pub keep_warm: KeepWarm,
     /// Which law decides.
     pub policy: Policy,
+    /// Settings of the law `lag`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lag: Option<Lag>,
+    /// Who gets scarce GPU cards first: higher goes first, and waiting raises it, by one each 10 s.
+    #[schemars(range(min = -10, max = 10))]
+    pub priority: i32,
+    /// Share of scarce GPU cards, against others of the same priority.
+    #[schemars(range(min = 1, max = 100))]
+    pub weight: u32,
 }
 
 impl Default for Scale {
@@ -149,11 +158,15 @@ impl Default for Scale {
             drain_target: HumanDuration::from_secs(10),
             keep_warm: KeepWarm::default(),
             policy: Policy::default(),
+            lag: None,
+            priority: 0,
+            weight: 1,
         }
     }
 }
 
-/// How long the last pods are kept without work: learned between these bounds.
+/// How long the last pods are kept without work: as long as that is cheaper than a cold start by the pauses so far, between these
+/// bounds. Equal bounds fix it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct KeepWarm {
@@ -166,7 +179,7 @@ pub struct KeepWarm {
 impl Default for KeepWarm {
     fn default() -> Self {
         Self {
-            min: HumanDuration::from_secs(10),
+            min: HumanDuration::from_secs(1),
             max: HumanDuration::from_secs(600),
         }
     }
@@ -179,6 +192,39 @@ pub enum Policy {
     /// Lag, held requests, in-flight work and service time in one law.
     #[default]
     Imageflow,
+    /// Knative's pod autoscaler; set by the annotations `autoscaling.knative.dev/*`.
+    Kpa,
+    /// KEDA's Kafka scaler with the Horizontal Pod Autoscaler; set by `scale.lag`.
+    Lag,
+}
+
+/// Settings of the law `lag`, with KEDA's names and defaults. Work is pushed to pods, so partitions do not limit them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Lag {
+    /// Records for one pod.
+    #[schemars(range(min = 1))]
+    pub lag_threshold: u64,
+    /// More records than this wake a function at zero.
+    pub activation_lag_threshold: u64,
+    /// Between two looks whether there is lag.
+    pub polling_interval: HumanDuration,
+    /// To zero after so long without lag.
+    pub cooldown_period: HumanDuration,
+    /// Fewer pods only when that was so for so long.
+    pub stabilization_window: HumanDuration,
+}
+
+impl Default for Lag {
+    fn default() -> Self {
+        Self {
+            lag_threshold: 10,
+            activation_lag_threshold: 0,
+            polling_interval: HumanDuration::from_secs(30),
+            cooldown_period: HumanDuration::from_secs(300),
+            stabilization_window: HumanDuration::from_secs(300),
+        }
+    }
 }
 
 /// One variable of the program's environment.
@@ -413,6 +459,12 @@ impl FunctionSpec {
             faults.push(
                 FieldError::new("spec.scale.keepWarm.min", "is longer than keepWarm.max")
                     .remedy("lower min or raise max"),
+            );
+        }
+        if self.scale.lag.is_some() && self.scale.policy != Policy::Lag {
+            faults.push(
+                FieldError::new("spec.scale.lag", "has no effect with another law")
+                    .remedy("set spec.scale.policy to lag"),
             );
         }
         if self.timeout.as_millis() < 10 || self.timeout > HumanDuration::from_secs(3600) {

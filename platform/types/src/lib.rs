@@ -7,6 +7,7 @@ pub mod error;
 pub mod field;
 pub mod flow;
 pub mod function;
+pub mod knative;
 pub mod manifest;
 pub mod names;
 pub mod quantity;

@@ -517,6 +517,9 @@ pub struct PodTable {
     /// or none.
     #[prost(map = "string, uint32", tag = "3")]
     pub sharers: ::std::collections::HashMap<::prost::alloc::string::String, u32>,
+    /// GPU cards that the nodes have for pods, used or not; absent when the host cannot tell.
+    #[prost(uint32, optional, tag = "4")]
+    pub gpus: ::core::option::Option<u32>,
 }
 /// One pod.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1251,6 +1254,9 @@ pub struct FunctionStats {
     /// Sum of their times with the pod, milliseconds.
     #[prost(double, tag = "8")]
     pub service_ms_total: f64,
+    /// Those of `completed_total` for which somebody waited.
+    #[prost(uint64, tag = "9")]
+    pub calls_total: u64,
 }
 /// Answers a report.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

@@ -29,7 +29,6 @@ fn configs() -> impl Strategy<Value = PolicyConfig> {
 fn looks() -> impl Strategy<Value = Observation> {
     let few = || prop_oneof![Just(0_u32), 0_u32..40];
     let backlog = prop_oneof![1 => Just(None), 3 => Just(Some(0_u64)), 4 => (0_u64..5_000).prop_map(Some)];
-    let capacity = prop_oneof![3 => Just(None), 1 => (0_u32..10).prop_map(Some)];
     (
         few(),
         0_u32..5,
@@ -39,10 +38,9 @@ fn looks() -> impl Strategy<Value = Observation> {
         any::<Option<u16>>(),
         0_u64..200,
         0_u64..100_000,
-        capacity,
     )
         .prop_map(
-            |(ready, starting, held, in_flight, backlog, oldest, completed, sum, capacity_pods)| Observation {
+            |(ready, starting, held, in_flight, backlog, oldest, completed, sum)| Observation {
                 now_ms: 0,
                 ready,
                 starting,
@@ -52,7 +50,10 @@ fn looks() -> impl Strategy<Value = Observation> {
                 oldest_ms: oldest.map(u64::from),
                 completed,
                 service_ms_sum: if completed == 0 { 0 } else { sum },
-                capacity_pods,
+                calls: 0,
+                started: 0,
+                start_ms_sum: 0,
+                partitions: Vec::new(),
             },
         )
 }
@@ -192,12 +193,12 @@ proptest! {
             let seen = Observation {
                 now_ms, ready: narrow(at(0)), starting: narrow(at(1)), held: narrow(at(2)), in_flight: narrow(at(3)),
                 backlog: Some(at(4)), oldest_ms: Some(at(5)), completed: at(6), service_ms_sum: at(7),
-                capacity_pods: (at(8) > 5).then(|| narrow(at(9))),
+                calls: 0, started: 0, start_ms_sum: 0, partitions: Vec::new(),
             };
             let decision;
             (memory, decision) = decide(&config, &memory, &seen);
             prop_assert!(decision.desired >= config.min && decision.desired <= config.max.max(config.min));
-            prop_assert!(memory.rate.is_finite() && memory.service.mean_ms.is_finite());
+            prop_assert!(memory.load.slow.is_finite() && memory.load.fast.is_finite() && memory.service.mean_ms.is_finite());
             prop_assert!(decision.figures.slots.is_finite() && decision.figures.service_ms.is_finite());
         }
     }

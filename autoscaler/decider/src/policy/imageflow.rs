@@ -13,55 +13,59 @@ const CAREFUL_GROWTH: u32 = 2;
 /// A missed drain target raises the backlog's share at most by this factor.
 const MAX_OVERDUE: f64 = 2.0;
 
+/// Spare slots for callers, in roots of the slots that they keep busy (square-root staffing of Halfin and Whitt): of a stream with
+/// chance, hardly one then waits.
+const SPARE: f64 = 1.5;
+
 /// The pods that the work asks for.
 pub fn wanted(config: &PolicyConfig, memory: &Memory, seen: &Observation) -> Wanted {
     let items = seen.known_items();
     if items == 0 {
-        return Wanted {
-            pods: 0,
-            slots: 0.0,
-            reasons: Vec::new(),
-        };
+        return Wanted::default();
     }
     let mut reasons = Vec::new();
     let target = f64::from(config.target.max(1));
     let service_ms = service_time(memory, seen, &mut reasons);
-    let held = f64::from(seen.held);
+    let held = held_slots(memory, seen, target, service_ms, &mut reasons);
+    let (rate, callers) = (memory.load.rate(), memory.load.callers);
 
-    let now = f64::from(seen.in_flight).min(f64::from(seen.ready) * target) + held;
-    let keep_up = memory.rate.max(0.0) * service_ms / 1000.0;
-    let drain = drain_slots(config, seen, service_ms, &mut reasons);
-    let flow = held + keep_up + drain;
+    let at_work = f64::from(seen.in_flight).min(f64::from(seen.ready) * target);
+    let keep_up = rate * service_ms / 1_000.0;
+    let spare = SPARE * callers * keep_up.sqrt();
+    let drain = drain_slots(config, memory, seen, service_ms, &mut reasons);
+    let busy = memory.load.busy.min(at_work);
+    // Not the sum of all: while a backlog drains, the requests at work are those that drain it.
+    let needed = held + busy.max(keep_up + drain);
 
-    if now > 0.0 {
+    if at_work > 0.0 || held > 0.0 {
         reasons.push(Reason::AtWork {
             in_flight: seen.in_flight,
             held: seen.held,
-            slots: now,
+            slots: busy + held,
         });
     }
     if keep_up > 0.0 {
         reasons.push(Reason::Arrivals {
-            per_second: memory.rate,
+            per_second: rate,
             service_ms,
             slots: keep_up,
+            spare,
         });
     }
-    let (pods_now, mut pods_flow) = (pods(now, target), pods(flow, target));
+    // Room to spare is worth the nearest number of pods, not the next.
+    let mut pods = pods(needed, target).max(((needed + spare) / target).round() as u32);
     let there = seen.ready.saturating_add(seen.starting).max(1);
     let growth = if memory.service.trusted() {
         MAX_GROWTH
     } else {
         CAREFUL_GROWTH
     };
-    let most = there.saturating_mul(growth);
     // Callers that wait need no estimate: only what rests on one is held back.
-    let most = most.max(pods(held, target));
-    if pods_flow > most {
-        reasons.push(Reason::Growth { pods: pods_flow, most });
-        pods_flow = most;
+    let most = there.saturating_mul(growth).max(rounded(held / target));
+    if pods > most {
+        reasons.push(Reason::Growth { pods, most });
+        pods = most;
     }
-    let mut pods = pods_now.max(pods_flow);
     if pods == 0 {
         reasons.push(Reason::AnyWork);
         pods = 1;
@@ -70,15 +74,30 @@ pub fn wanted(config: &PolicyConfig, memory: &Memory, seen: &Observation) -> Wan
         pods = u32::try_from(items).unwrap_or(u32::MAX);
         reasons.push(Reason::OneEach { items });
     }
-    if let Some(capacity) = seen.capacity_pods.map(|c| c.max(1)).filter(|c| *c < pods) {
-        reasons.push(Reason::Capacity { pods, capacity });
-        pods = capacity;
-    }
     Wanted {
         pods,
-        slots: now.max(flow),
+        slots: needed + spare,
         reasons,
     }
+}
+
+/// Slots for callers that wait: one each, but none when the slots there are serve them sooner than a new pod would be ready.
+fn held_slots(memory: &Memory, seen: &Observation, target: f64, service_ms: f64, reasons: &mut Vec<Reason>) -> f64 {
+    let held = f64::from(seen.held);
+    let slots = f64::from(seen.ready.saturating_add(seen.starting)) * target;
+    if held == 0.0 || slots == 0.0 {
+        return held;
+    }
+    let (wait_ms, start_ms) = (held * service_ms / slots, memory.load.start_estimate_ms());
+    if wait_ms >= start_ms {
+        return held;
+    }
+    reasons.push(Reason::SoonFree {
+        held: seen.held,
+        wait_ms,
+        start_ms,
+    });
+    0.0
 }
 
 /// The learned mean, but at least the time in which nothing completed although work is in flight: a slow function is
@@ -99,8 +118,19 @@ pub fn service_time(memory: &Memory, seen: &Observation, reasons: &mut Vec<Reaso
     estimate
 }
 
-fn drain_slots(config: &PolicyConfig, seen: &Observation, service_ms: f64, reasons: &mut Vec<Reason>) -> f64 {
-    let backlog = seen.backlog.unwrap_or(0);
+fn drain_slots(
+    config: &PolicyConfig,
+    memory: &Memory,
+    seen: &Observation,
+    service_ms: f64,
+    reasons: &mut Vec<Reason>,
+) -> f64 {
+    let backlog = seen.backlog.unwrap_or(0).saturating_sub(memory.unreached);
+    if memory.unreached > 0 {
+        reasons.push(Reason::Unreached {
+            records: memory.unreached,
+        });
+    }
     if backlog == 0 {
         return 0.0;
     }
@@ -124,7 +154,12 @@ fn drain_slots(config: &PolicyConfig, seen: &Observation, service_ms: f64, reaso
     slots
 }
 
-/// Slots to pods; the cast is saturating and the value neither negative nor NaN.
+/// Slots to pods; a little more than a whole pod is no pod more.
 fn pods(slots: f64, target: f64) -> u32 {
-    (slots / target - TOLERANCE).ceil().clamp(0.0, f64::from(u32::MAX)) as u32
+    rounded(slots / target - TOLERANCE)
+}
+
+/// Up to a whole number; the cast is saturating and the value neither negative nor NaN.
+pub fn rounded(pods: f64) -> u32 {
+    pods.ceil().clamp(0.0, f64::from(u32::MAX)) as u32
 }

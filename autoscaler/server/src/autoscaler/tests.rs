@@ -26,6 +26,7 @@ impl StatsSource for FakeStats {
 
 /// Pods that are ready the moment they are asked for.
 struct FakeReplicas {
+    gpus: Option<u32>,
     pods: watch::Sender<Pods>,
     failing: Mutex<u32>,
 }
@@ -49,6 +50,9 @@ impl Replicas for FakeReplicas {
         });
         Ok(())
     }
+    fn gpus(&self) -> Option<u32> {
+        self.gpus
+    }
     fn pods(&self) -> Vec<RevisionPods> {
         let pods = self.pods.borrow();
         pods.iter()
@@ -57,6 +61,7 @@ impl Replicas for FakeReplicas {
                 revision: revision.clone(),
                 ready: *ready,
                 starting: 0,
+                starts: Vec::new(),
             })
             .collect()
     }
@@ -91,6 +96,7 @@ fn scaling(function: &str, percents: &[u32]) -> Arc<FunctionScaling> {
         concurrency: Concurrency::default(),
         resources: Resources::default(),
         revisions: revisions.collect(),
+        annotations: BTreeMap::new(),
     })
 }
 
@@ -101,6 +107,7 @@ fn load(function: &str, backlog: Option<u64>) -> FunctionLoad {
         held: 0,
         in_flight: 0,
         completed_since: 0,
+        calls_since: 0,
         service_ms_sum: 0,
         backlog,
         oldest_ms: None,
@@ -121,15 +128,20 @@ struct World {
 
 impl World {
     fn of(functions: Vec<(&str, Arc<FunctionScaling>)>) -> Self {
-        Self::knowing(functions, HashMap::new())
+        Self::knowing(functions, HashMap::new(), None)
     }
 
-    fn knowing(functions: Vec<(&str, Arc<FunctionScaling>)>, learned: HashMap<FunctionName, Memory>) -> Self {
+    fn knowing(
+        functions: Vec<(&str, Arc<FunctionScaling>)>,
+        learned: HashMap<FunctionName, Memory>,
+        gpus: Option<u32>,
+    ) -> Self {
         let all: Functions = functions.into_iter().map(|(function, f)| (name(function), f)).collect();
         let (functions, functions_seen) = watch::channel(Arc::new(all));
         let (pods, pods_seen) = watch::channel(Pods::new());
         let (stats, sink) = (Arc::new(FakeStats::default()), Arc::new(FakeSink::default()));
         let replicas = Arc::new(FakeReplicas {
+            gpus,
             pods,
             failing: Mutex::new(0),
         });
@@ -206,7 +218,7 @@ async fn pods_come_with_the_backlog_and_go_after_it_and_every_change_says_why() 
     world.work(Vec::new());
     let took = world.until(&revision("blur", 1), 0).await;
     assert!(
-        (Duration::from_secs(10)..Duration::from_secs(13)).contains(&took),
+        (Duration::from_secs(2)..Duration::from_secs(5)).contains(&took),
         "{took:?}"
     );
     tokio::time::sleep(Duration::from_secs(2)).await;
@@ -242,10 +254,9 @@ async fn an_unknown_backlog_keeps_the_pods() {
 
 #[tokio::test(start_paused = true)]
 async fn completions_collected_for_another_function_are_not_lost() {
-    let mut world = World::of(vec![
-        ("blur", scaling("blur", &[100])),
-        ("crop", scaling("crop", &[100])),
-    ]);
+    let mut blur = FunctionScaling::clone(&scaling("blur", &[100]));
+    blur.scale.max = 7;
+    let mut world = World::of(vec![("blur", Arc::new(blur)), ("crop", scaling("crop", &[100]))]);
     world.work(vec![load("blur", Some(1))]);
     world.until(&revision("blur", 1), 1).await;
     let mut done = load("blur", Some(0));
@@ -329,9 +340,38 @@ async fn what_was_learned_is_stored_and_known_after_a_restart() {
     let back: StoredDecision = serde_json::from_str(&json).unwrap();
 
     let learned = HashMap::from([(name("blur"), back.memory)]);
-    let mut world = World::knowing(vec![("blur", scaling("blur", &[100]))], learned);
+    let mut world = World::knowing(vec![("blur", scaling("blur", &[100]))], learned, None);
     // 2 s each: 30 in 10 s are 6 slots, 3 pods, in the very first decision.
     world.work(vec![load("blur", Some(30))]);
     assert_eq!(world.until(&revision("blur", 1), 3).await, Duration::ZERO);
     assert_eq!(world.autoscaler.decisions(&name("blur")).len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_one_card_everybody_has_a_turn_and_who_is_idle_gives_it_up_at_once() {
+    let with_card = |function: &str| {
+        let mut one = FunctionScaling::clone(&scaling(function, &[100]));
+        one.resources.gpu = 1;
+        (name(function).to_string(), Arc::new(one))
+    };
+    let (a, b) = (with_card("a"), with_card("b"));
+    let functions = vec![(a.0.as_str(), a.1), (b.0.as_str(), b.1)];
+    let mut world = World::knowing(functions, HashMap::new(), Some(1));
+    world.work(vec![load("a", Some(50))]);
+    world.until(&revision("a", 1), 1).await;
+    // Both want many: the one that waits has the card after a turn, and then the other again.
+    world.work(vec![load("a", Some(50)), load("b", Some(50))]);
+    let took = world.until(&revision("b", 1), 1).await;
+    assert!((29..35).contains(&took.as_secs()), "{took:?}");
+    assert_eq!(world.pods.borrow().get(&revision("a", 1)), None, "there is one card");
+    let told = &world.autoscaler.decisions(&name("a"))[0];
+    assert_eq!((told.from, told.to), (1, 0));
+    let why = told.reasons.last().unwrap();
+    assert!(why.ends_with("asked for, its share of the 1 GPU cards is 0"), "{why}");
+    let took = world.until(&revision("a", 1), 1).await;
+    assert!((29..35).contains(&took.as_secs()), "{took:?}");
+    // Its turn has just begun, but it has nothing to do any more.
+    world.work(vec![load("b", Some(50))]);
+    let took = world.until(&revision("b", 1), 1).await;
+    assert!(took <= Duration::from_secs(2), "{took:?}");
 }

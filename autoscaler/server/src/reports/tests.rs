@@ -24,6 +24,7 @@ fn functions() -> Functions {
         concurrency: Concurrency::default(),
         resources: spec.resources,
         revisions: Vec::new(),
+        annotations: std::collections::BTreeMap::new(),
     };
     let other = FunctionName::new("blur").unwrap();
     [(names().0, Arc::new(scaling.clone())), (other, Arc::new(scaling))].into()

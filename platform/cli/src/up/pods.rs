@@ -112,6 +112,7 @@ fn scaling(entry: &FunctionEntry) -> FunctionScaling {
         concurrency: spec.concurrency,
         resources: spec.resources.clone(),
         revisions,
+        annotations: entry.document.metadata.annotations.clone(),
     }
 }
 

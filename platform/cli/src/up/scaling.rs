@@ -68,6 +68,7 @@ impl StatsSource for Stats {
                 held: stats.held,
                 in_flight: stats.in_flight,
                 completed_since: stats.completed,
+                calls_since: stats.calls,
                 service_ms_sum: u64::try_from(stats.service.as_millis()).unwrap_or(u64::MAX),
                 backlog: None,
                 oldest_ms: None,
@@ -85,6 +86,7 @@ impl StatsSource for Stats {
                 held: 0,
                 in_flight: 0,
                 completed_since: 0,
+                calls_since: 0,
                 service_ms_sum: 0,
                 backlog: Some(backlog.waiting),
                 oldest_ms: age,
@@ -113,6 +115,10 @@ impl Replicas for Pods {
         })
     }
 
+    fn gpus(&self) -> Option<u32> {
+        self.0.watch().borrow().gpus
+    }
+
     fn pods(&self) -> Vec<RevisionPods> {
         let table = self.0.watch().borrow().clone();
         let mut counts: HashMap<RevisionName, RevisionPods> = HashMap::new();
@@ -127,7 +133,12 @@ impl Replicas for Pods {
                 revision: pod.revision.clone(),
                 ready: 0,
                 starting: 0,
+                starts: Vec::new(),
             });
+            if let (1, Some(at)) = (ready, pod.phases.ready_ms) {
+                let took = u64::try_from(at - pod.phases.asked_ms).unwrap_or(0);
+                count.starts.push((at, took));
+            }
             count.ready += ready;
             count.starting += starting;
         }

@@ -124,6 +124,7 @@ async fn who_shares_a_pod_with_others_gives_it_its_share_only() {
         Arc::new(PodTable {
             pods: [(one.id.clone(), one.clone())].into(),
             sharers: [(revision.clone(), sharers)].into(),
+            ..PodTable::default()
         })
     };
     world.host.table.send_replace(table(2));

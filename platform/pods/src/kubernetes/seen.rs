@@ -34,9 +34,16 @@ pub struct Seen {
     /// Pods that are to go, since when.
     chosen: HashMap<PodId, i64>,
     loads: HashMap<PodId, u32>,
+    /// GPU cards of the nodes, once they were listed.
+    gpus: Option<u32>,
 }
 
 impl Seen {
+    /// The nodes have so many GPU cards for pods.
+    pub const fn cards(&mut self, gpus: u32) {
+        self.gpus = Some(gpus);
+    }
+
     /// A list begins.
     pub fn list(&mut self) {
         self.listing = Some(BTreeMap::new());
@@ -140,6 +147,7 @@ impl Seen {
         }
         PodTable {
             pods,
+            gpus: self.gpus,
             ..PodTable::default()
         }
     }

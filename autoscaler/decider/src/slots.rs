@@ -1,0 +1,293 @@
+//! Who gets the GPU cards when fewer are there than are wanted: weighted max-min fairness in whole cards, with priorities that
+//! waiting raises. Pure; see `README.md`, "Cards".
+use std::cmp::Reverse;
+
+use serde::{Deserialize, Serialize};
+
+/// A function that holds cards and works is not asked to give up its last pod for so long, ms: shorter turns would be spent on
+/// cold starts.
+pub const TURN_MS: u64 = 30_000;
+/// For each such time without a card a function counts as one priority higher, ms.
+pub const AGEING_MS: u64 = 10_000;
+
+/// Whether a function has cards or waits for its first, and since when. Kept from look to look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Turn {
+    /// Since when it has had cards, ms since 1970.
+    pub holds_ms: Option<i64>,
+    /// Since when it has wanted a card and had none, ms since 1970.
+    pub waits_ms: Option<i64>,
+}
+
+impl Turn {
+    /// Takes in what a function was granted at a moment.
+    pub fn note(&mut self, granted: u32, working: bool, now_ms: i64) {
+        if granted > 0 {
+            self.waits_ms = None;
+            self.holds_ms.get_or_insert(now_ms);
+        } else {
+            self.holds_ms = None;
+            if working {
+                self.waits_ms.get_or_insert(now_ms);
+            } else {
+                self.waits_ms = None;
+            }
+        }
+    }
+}
+
+/// What one function asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Claim {
+    /// Pods that its law asks for.
+    pub wanted: u32,
+    /// Cards of one pod, at least 1.
+    pub cards: u32,
+    /// Its share of what is left when each has its first pod, against others of its priority; at least 1.
+    pub weight: u32,
+    /// Higher goes first.
+    pub priority: i32,
+    /// Whether it has work; else it is only kept warm, or has a minimum.
+    pub working: bool,
+    /// Its turn so far.
+    pub turn: Turn,
+}
+
+/// Where a claim stands in the queue for first pods; smaller is sooner.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    /// Works, and its turn is not over.
+    InTurn(Reverse<i32>),
+    /// Works, by priority with age; of equals those who wait, the longest wait first, then those who hold.
+    Works(Reverse<i64>, bool, Reverse<u64>),
+    /// Has no work; those that hold a card first.
+    Idle(Reverse<i32>, bool),
+}
+
+fn since(from: i64, now_ms: i64) -> u64 {
+    u64::try_from(now_ms.saturating_sub(from)).unwrap_or(0)
+}
+
+fn rank(claim: &Claim, now_ms: i64) -> Rank {
+    let held = claim.turn.holds_ms.map(|from| since(from, now_ms));
+    if !claim.working {
+        return Rank::Idle(Reverse(claim.priority), held.is_none());
+    }
+    if held.is_some_and(|ms| ms < TURN_MS) {
+        return Rank::InTurn(Reverse(claim.priority));
+    }
+    let waited = claim.turn.waits_ms.map_or(0, |from| since(from, now_ms));
+    let age = i64::try_from(waited / AGEING_MS).unwrap_or(i64::MAX);
+    Rank::Works(
+        Reverse(i64::from(claim.priority).saturating_add(age)),
+        held.is_some(),
+        Reverse(waited),
+    )
+}
+
+/// How many pods each claim gets of `total` cards, in the order of the claims; claims that are equal in all else are served in
+/// that order. The sum over `granted x cards` is never over `total`.
+///
+/// First pods: those whose turn is not over, then by priority, where each [`AGEING_MS`] of waiting counts for one, then those
+/// without work. A working claim that does not fit yet keeps what is free for itself, so that one which needs many cards is not
+/// starved by many that need few. Then the rest, among those that work, by priority, and within one priority always to the claim
+/// with the fewest cards for its weight (weighted max-min fairness, in whole pods); then among those without work.
+#[must_use]
+pub fn share(total: u32, claims: &[Claim], now_ms: i64) -> Vec<u32> {
+    let mut granted = vec![0_u32; claims.len()];
+    let mut free = total;
+    let mut queue: Vec<usize> = (0..claims.len())
+        .filter(|i| claims[*i].wanted > 0 && cards(&claims[*i]) <= total)
+        .collect();
+    queue.sort_by_key(|i| (rank(&claims[*i], now_ms), *i));
+    for i in queue {
+        let claim = &claims[i];
+        if cards(claim) <= free {
+            granted[i] = 1;
+            free -= cards(claim);
+        } else if claim.working {
+            return granted;
+        }
+    }
+    while let Some(i) = next(claims, &granted, free) {
+        granted[i] += 1;
+        free -= cards(&claims[i]);
+    }
+    granted
+}
+
+fn cards(claim: &Claim) -> u32 {
+    claim.cards.max(1)
+}
+
+/// Whose pod comes next when each has its first.
+fn next(claims: &[Claim], granted: &[u32], free: u32) -> Option<usize> {
+    let open = (0..claims.len()).filter(|i| granted[*i] > 0 && granted[*i] < claims[*i].wanted);
+    open.filter(|i| cards(&claims[*i]) <= free).min_by(|a, b| {
+        let (x, y) = (&claims[*a], &claims[*b]);
+        // Cards for the weight, compared as fractions without rounding.
+        let has = |i: usize, claim: &Claim| u64::from(granted[i]) * u64::from(cards(claim));
+        let (left, right) = (
+            u128::from(has(*a, x)) * u128::from(y.weight.max(1)),
+            u128::from(has(*b, y)) * u128::from(x.weight.max(1)),
+        );
+        (Reverse(x.working), Reverse(x.priority), left, a).cmp(&(Reverse(y.working), Reverse(y.priority), right, b))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn wants(wanted: u32) -> Claim {
+        Claim {
+            wanted,
+            cards: 1,
+            weight: 1,
+            priority: 0,
+            working: wanted > 0,
+            turn: Turn::default(),
+        }
+    }
+
+    #[test]
+    fn cards_are_shared_by_weight_and_what_one_does_not_want_goes_to_the_others() {
+        assert_eq!(share(9, &[wants(9), wants(9), wants(9)], 0), [3, 3, 3]);
+        assert_eq!(share(9, &[wants(1), wants(9), wants(9)], 0), [1, 4, 4]);
+        let heavy = Claim { weight: 2, ..wants(9) };
+        assert_eq!(share(9, &[heavy, wants(9)], 0), [6, 3]);
+        let wide = Claim { cards: 2, ..wants(9) };
+        assert_eq!(share(8, &[wide, wants(9)], 0), [2, 4]);
+        let urgent = Claim {
+            priority: 1,
+            ..wants(9)
+        };
+        assert_eq!(
+            share(9, &[wants(9), urgent], 0),
+            [1, 8],
+            "each has one, the rest is by priority"
+        );
+        assert_eq!(share(0, &[wants(1)], 0), [0]);
+        let impossible = Claim { cards: 5, ..wants(1) };
+        assert_eq!(
+            share(4, &[impossible, wants(1)], 0),
+            [0, 1],
+            "it cannot ever be served, and blocks nobody"
+        );
+    }
+
+    #[test]
+    fn a_pod_that_is_only_kept_warm_gives_its_card_to_work_at_once() {
+        let warm = Claim {
+            working: false,
+            turn: Turn {
+                holds_ms: Some(0),
+                waits_ms: None,
+            },
+            ..wants(1)
+        };
+        assert_eq!(share(1, &[warm, wants(1)], 1), [0, 1]);
+        assert_eq!(share(2, &[warm, wants(1)], 1), [1, 1]);
+    }
+
+    #[test]
+    fn one_that_needs_many_cards_is_not_starved_by_many_that_need_one() {
+        let waits = Turn {
+            holds_ms: None,
+            waits_ms: Some(0),
+        };
+        let big = Claim {
+            cards: 4,
+            turn: waits,
+            ..wants(1)
+        };
+        let holds = Turn {
+            holds_ms: Some(90_000),
+            waits_ms: None,
+        };
+        let small = Claim {
+            turn: holds,
+            ..wants(1)
+        };
+        assert_eq!(
+            share(4, &[small, small, wants(1), big], 100_000),
+            [1, 1, 0, 0],
+            "what is free is kept for it"
+        );
+        assert_eq!(
+            share(4, &[small, small, wants(1), big], 121_000),
+            [0, 0, 0, 1],
+            "and then it has its turn"
+        );
+    }
+
+    fn claims() -> impl Strategy<Value = Vec<Claim>> {
+        let claim = (
+            0..9_u32,
+            1..5_u32,
+            1..5_u32,
+            -3..4_i32,
+            any::<bool>(),
+            proptest::option::of(-100_000..0_i64),
+            any::<bool>(),
+        );
+        let claim = claim.prop_map(|(wanted, cards, weight, priority, working, at, holds)| Claim {
+            wanted,
+            cards,
+            weight,
+            priority,
+            working,
+            turn: Turn {
+                holds_ms: at.filter(|_| holds),
+                waits_ms: at.filter(|_| !holds && working),
+            },
+        });
+        proptest::collection::vec(claim, 0..12)
+    }
+
+    proptest! {
+        #[test]
+        fn never_more_than_there_is_nor_than_was_asked_for(claims in claims(), total in 0..20_u32) {
+            let granted = share(total, &claims, 0);
+            let used: u32 = granted.iter().zip(&claims).map(|(n, c)| n * c.cards).sum();
+            prop_assert!(used <= total);
+            prop_assert!(granted.iter().zip(&claims).all(|(n, c)| *n <= c.wanted));
+        }
+
+        #[test]
+        fn time_is_relative(claims in claims(), total in 0..20_u32, shift in -1_000_000..1_000_000_i64) {
+            let moved: Vec<Claim> = claims
+                .iter()
+                .map(|c| Claim {
+                    turn: Turn { holds_ms: c.turn.holds_ms.map(|t| t + shift), waits_ms: c.turn.waits_ms.map(|t| t + shift) },
+                    ..*c
+                })
+                .collect();
+            prop_assert_eq!(share(total, &claims, 0), share(total, &moved, shift));
+        }
+
+        /// Whoever always wants a card, against any others that always want all: it has one within the turns of all others and the
+        /// age that makes up for the difference of priorities.
+        #[test]
+        fn age_beats_priority(claims in claims(), total in 4..9_u32) {
+            let mut claims: Vec<Claim> =
+                claims.into_iter().map(|c| Claim { wanted: c.wanted.max(1), working: true, turn: Turn::default(), ..c }).collect();
+            let mut served = vec![0_i64; claims.len()];
+            // Each round of turns serves at least one more of those who wait; 6 priorities apart is the most there is.
+            let bound = i64::try_from((TURN_MS + 7 * AGEING_MS) * (claims.len() as u64 + 1)).unwrap();
+            for now_ms in (0..3 * bound).step_by(1_000) {
+                let granted = share(total, &claims, now_ms);
+                for (i, claim) in claims.iter_mut().enumerate() {
+                    claim.turn.note(granted[i], true, now_ms);
+                    if granted[i] > 0 {
+                        served[i] = now_ms;
+                    }
+                    prop_assert!(now_ms - served[i] <= bound, "claim {i} waits {} ms", now_ms - served[i]);
+                }
+            }
+        }
+    }
+}
