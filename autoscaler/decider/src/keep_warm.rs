@@ -101,7 +101,7 @@ impl Pauses {
             };
             best = cheaper(best, (expected(&plan, &pauses, cost), plan));
             for (i, first) in pauses.iter().enumerate() {
-                let lead = cost.start_ms.max(0.0) as u64 + LOOK_MS + first / 200;
+                let lead = cost.start_ms.max(0.0) as u64 + LOOK_MS + first / 500;
                 let from = first.saturating_sub(lead);
                 if from <= keep_ms {
                     continue;

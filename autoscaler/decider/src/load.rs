@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Arrivals are smoothed over this time, ms.
-const SLOW_MS: f64 = 30_000.0;
+const SLOW_MS: f64 = 10_000.0;
 /// And over this one, to see a rise soon, ms.
 const FAST_MS: f64 = 5_000.0;
 /// Requests at work are smoothed over this time, ms.

@@ -18,7 +18,7 @@ pub const MEMORY_SCHEMA: u32 = 2;
 const UNREACHED_MS: u64 = 5_000;
 /// So many cold starts' time is the patience on the way down, within bounds, ms.
 const PATIENCE: f64 = 2.0;
-const LEAST_PATIENCE_MS: f64 = 5_000.0;
+const LEAST_PATIENCE_MS: f64 = 4_000.0;
 /// What a second of a caller's waiting costs, in pod-seconds.
 const WAITING: f64 = 2.0;
 /// After so long without a look (asleep at zero, or a restart), rate and progress of before say nothing, ms.

@@ -79,6 +79,8 @@ fn panel(area: &DrawingArea<SVGBackend<'_>, Shift>, one: &Compared) -> Result<()
     chart
         .configure_mesh()
         .disable_mesh()
+        .x_label_formatter(&|value| format!("{value:.0}"))
+        .y_label_formatter(&|value| format!("{value:.0}"))
         .x_labels(4)
         .y_labels(5)
         .label_style(("sans-serif", 10))
