@@ -167,7 +167,8 @@ async fn many(world: &World, api: &Api) {
     at_zero(api, "grey").await;
 }
 
-/// A function with a GPU is on the node with the cards; one more than there are cards waits, and that is told.
+/// A function with a GPU is on the node with the cards, never with more pods than there are cards, and that is told; one that has work
+/// gets a card of one that has none.
 async fn gpus(api: &Api) {
     apply(
         "apiVersion: imageflow.dev/v1alpha1\nkind: Function\nmetadata: { name: dear }\nspec: { operation: grayscale, resources: { cpu: 50m, memory: 64Mi, gpu: 1 }, scale: { replicas: 3 } }\n",
@@ -180,10 +181,23 @@ async fn gpus(api: &Api) {
         all.iter().filter(on_cards).count()
     };
     until("both cards are in use", PATIENCE, async || running() == 2).await;
-    until("the third is said to wait", PATIENCE, async || {
-        pods().to_string().contains("Insufficient nvidia.com/gpu")
+    until("it is said why there is no third", PATIENCE, async || {
+        let explained = api.get("/v1/scaling/dear").await.to_string();
+        explained.contains("3 asked for, its share of the 2 GPU cards is 2")
     })
     .await;
+    assert_eq!(
+        pods()["items"].as_array().unwrap().len(),
+        2,
+        "nobody waits for a card in vain"
+    );
+    apply(
+        "apiVersion: imageflow.dev/v1alpha1\nkind: Function\nmetadata: { name: busy }\nspec: { operation: grayscale, resources: { cpu: 50m, memory: 64Mi, gpu: 1 } }\n",
+    );
+    kubectl(&["wait", "--for=condition=Ready", "fn/busy", "--timeout=60s"]);
+    let called = api.send(Method::POST, "/v1/functions/busy/invoke", &[], photo(1)).await;
+    assert_eq!(called.status(), 200, "a pod without work gave its card up");
+    kubectl(&["delete", "fn", "busy", "--timeout=60s"]);
     // By the scale subresource, as kubectl does it.
     kubectl(&["scale", "fn/dear", "--replicas=0"]);
     at_zero(api, "dear").await;

@@ -195,6 +195,8 @@ fn own(config: &PolicyConfig, memory: &mut Memory, seen: &Observation) -> Asked 
     let mut wanted = imageflow::wanted(config, memory, seen);
     memory.peak = memory.peak.max(wanted.pods);
     let mut reasons = std::mem::take(&mut wanted.reasons);
+    // First what asks for pods, then how well it is known.
+    reasons.sort_by_key(Reason::is_doubt);
     let window_ms = memory.patience_ms(config);
     let mut desired = memory.most_within(window_ms, seen.now_ms, wanted.pods);
     let mut look_again_ms = None;

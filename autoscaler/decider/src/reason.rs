@@ -107,6 +107,11 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Whether it says how well something is known.
+    pub(crate) const fn is_doubt(&self) -> bool {
+        matches!(self, Self::ServiceTimeGuessed { .. } | Self::NothingCompleted { .. })
+    }
+
     /// For a decision that changes nothing: whether this reason is worth a note when it is new.
     #[must_use]
     pub const fn explains_staying(&self) -> bool {

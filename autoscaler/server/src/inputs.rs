@@ -115,7 +115,9 @@ pub struct FunctionScaling {
 pub type Functions = HashMap<FunctionName, Arc<FunctionScaling>>;
 
 impl FunctionScaling {
-    pub(crate) fn policy(&self, window_ms: u64) -> PolicyConfig {
+    /// Its settings as the decider takes them; `window_ms` is the longest patience of the loop.
+    #[must_use]
+    pub fn policy(&self, window_ms: u64) -> PolicyConfig {
         let scale = &self.scale;
         let mut config = PolicyConfig {
             policy: PolicyKind::Imageflow,

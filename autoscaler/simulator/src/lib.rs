@@ -7,5 +7,6 @@ pub mod grid;
 pub mod metrics;
 pub mod policy;
 pub mod report;
+pub mod trace;
 pub mod workload;
 pub mod world;

@@ -1,8 +1,8 @@
 //! Policies as the world asks them.
 use imageflow_decider::slots::{Claim, Turn, share};
-use imageflow_decider::{Memory, Observation, PolicyConfig, PolicyKind, decide};
+use imageflow_decider::{Memory, Observation, PolicyConfig, PolicyKind, Reason, decide};
 
-use crate::workload::{Function, Kind, Workload};
+use crate::workload::{Function, Kind, Ms, Workload};
 
 /// One of the functions that are looked at, as it is seen.
 #[derive(Debug, Clone)]
@@ -25,8 +25,25 @@ pub trait Policy {
     }
 }
 
+/// A change that was decided, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    /// When, ms since the world began.
+    pub at: Ms,
+    /// Pods wanted before.
+    pub from: u32,
+    /// Pods wanted from then on.
+    pub to: u32,
+    /// Why.
+    pub reasons: Vec<String>,
+}
+
 /// The decider with one of its laws.
 pub struct Decider {
+    /// What changed for each function, when it is wanted to be known.
+    told: Option<Vec<Told>>,
+    desired: Vec<u32>,
+    begun_ms: Option<i64>,
     config: PolicyConfig,
     functions: Vec<Function>,
     gpus: u32,
@@ -39,11 +56,42 @@ impl Decider {
     #[must_use]
     pub fn new(config: PolicyConfig, load: &Workload) -> Self {
         Self {
+            told: None,
+            desired: vec![0; load.functions.len()],
+            begun_ms: None,
             config,
             functions: load.functions.clone(),
             gpus: load.gpus,
             memories: vec![Memory::default(); load.functions.len()],
             turns: vec![Turn::default(); load.functions.len()],
+        }
+    }
+
+    /// The same, and it remembers its changes.
+    #[must_use]
+    pub fn telling(mut self) -> Self {
+        self.told = Some(Vec::new());
+        self
+    }
+
+    /// The changes so far.
+    #[must_use]
+    pub fn told(&self) -> Vec<Told> {
+        self.told.clone().unwrap_or_default()
+    }
+
+    fn tell(&mut self, index: usize, now_ms: i64, to: u32, reasons: &[Reason]) {
+        let begun = *self.begun_ms.get_or_insert(now_ms);
+        let from = std::mem::replace(&mut self.desired[index], to);
+        if let Some(told) = &mut self.told
+            && from != to
+        {
+            told.push(Told {
+                at: Ms::try_from(now_ms - begun).unwrap_or(0),
+                from,
+                to,
+                reasons: reasons.iter().map(ToString::to_string).collect(),
+            });
         }
     }
 
@@ -99,12 +147,21 @@ impl Policy for Decider {
                     },
                 ));
             }
+            if function.cards == 0 {
+                self.tell(index, seen.now_ms, decision.desired, &decision.reasons);
+            }
             answers.push((decision.desired, decision.look_again_ms));
         }
         if let Some(now_ms) = looks.first().map(|look| look.seen.now_ms) {
             let all: Vec<Claim> = claims.iter().map(|(_, claim)| *claim).collect();
             for ((i, claim), granted) in claims.iter().zip(share(self.gpus, &all, now_ms)) {
                 answers[*i].0 = granted;
+                let reason = Reason::Cards {
+                    wanted: claim.wanted,
+                    granted,
+                    cards: self.gpus,
+                };
+                self.tell(looks[*i].function as usize, now_ms, granted, &[reason]);
                 self.turns[looks[*i].function as usize].note(granted, claim.working, now_ms);
             }
         }

@@ -108,6 +108,13 @@ impl Workload {
         }
     }
 
+    /// The same with these requests.
+    #[must_use]
+    pub fn with(mut self, requests: Vec<Request>) -> Self {
+        self.requests = requests;
+        self.sorted()
+    }
+
     fn sorted(mut self) -> Self {
         self.requests.sort_by_key(|r| (r.at, r.function));
         for (i, request) in self.requests.iter_mut().enumerate() {

@@ -165,6 +165,7 @@ fn wanted() -> BTreeSet<String> {
     // Outside. That of the API server is no pod's address, so whoever may reach it may reach that port of anybody.
     let watch = [
         "imageflow-gateway",
+        "imageflow-autoscaler",
         "imageflow-operator",
         "imageflow-pods",
         "otel-agent",

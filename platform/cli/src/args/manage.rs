@@ -241,6 +241,37 @@ pub enum ScalingCommand {
         #[arg(short, long)]
         watch: bool,
     },
+    /// What a function's settings would have done with a recorded load, and cost; nothing is applied
+    #[command(
+        after_help = "The trace is CSV with a header: at_ms (since its begin) and service_ms; other columns are not looked at.\n\nExamples:\n  imageflow scaling simulate -f thumb.yaml --trace monday.csv\n  imageflow scaling simulate -f thumb.yaml --trace monday.csv --callers --cold-start 600ms -o json"
+    )]
+    Simulate(SimulateArgs),
+}
+
+/// `imageflow scaling simulate`
+#[derive(Debug, Args)]
+pub struct SimulateArgs {
+    /// File with the function
+    #[arg(short, long, value_name = "FILE")]
+    pub file: PathBuf,
+    /// Which function of the file, when it has several
+    #[arg(long, value_name = "NAME")]
+    pub function: Option<String>,
+    /// The recorded requests
+    #[arg(long, value_name = "CSV")]
+    pub trace: PathBuf,
+    /// The requests are calls that somebody waits for, not records
+    #[arg(long)]
+    pub callers: bool,
+    /// How long a pod takes to be ready
+    #[arg(long, value_name = "DURATION", default_value = "600ms")]
+    pub cold_start: HumanDuration,
+    /// GPU cards there are, for a function that wants some
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub gpus: u32,
+    /// Changes that are shown, from the first
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub changes: usize,
 }
 
 /// `imageflow operations`

@@ -152,6 +152,20 @@ pub struct AutoscalerArgs {
     /// Where `imageflow serve pods` listens
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:7001")]
     pub pods: String,
+    /// One of several: only the one that holds a Lease of Kubernetes listens and decides, the others wait
+    #[arg(long)]
+    pub leader_election: bool,
+    /// Its name among the autoscalers
+    #[arg(long, value_name = "NAME", default_value = "autoscaler-0")]
+    pub member: String,
+    /// Namespace of the lease
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "IMAGEFLOW_SYSTEM_NAMESPACE",
+        default_value = "imageflow-backend"
+    )]
+    pub system_namespace: String,
     #[command(flatten)]
     pub door: DoorArgs,
     #[command(flatten)]

@@ -10,7 +10,7 @@ use crate::error::CliError;
 use crate::output::{Context, at};
 
 /// Reads and checks manifests; nothing is sent when one is wrong.
-fn resources(paths: &[std::path::PathBuf]) -> Result<Vec<Resource>, CliError> {
+pub(super) fn resources(paths: &[std::path::PathBuf]) -> Result<Vec<Resource>, CliError> {
     let mut out = vec![];
     for path in files::manifests(paths)? {
         let text = files::read_text(&path)?;

@@ -9,6 +9,8 @@ use crate::error::CliError;
 use crate::output::{Context, at};
 use crate::render;
 
+mod simulate;
+
 /// `imageflow scaling`
 ///
 /// # Errors
@@ -32,6 +34,7 @@ pub async fn scaling(cx: &mut Context, args: ScalingArgs) -> Result<(), CliError
                 },
             )
         }
+        ScalingCommand::Simulate(args) => simulate::simulate(cx, &args),
         ScalingCommand::Explain { function, watch } => {
             let path = format!("/v1/scaling/{}", encode(&function));
             let first: Value = cx.client.get_json(path.clone()).await?;

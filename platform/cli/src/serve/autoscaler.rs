@@ -1,9 +1,14 @@
 //! `imageflow serve autoscaler`
 use std::sync::Arc;
 
-use imageflow_autoscaler::{Autoscaler, Parts, Reports};
+use imageflow_autoscaler::{Autoscaler, Functions, Parts, Reports};
+use imageflow_eventlog::{EventLog, LogError};
+use imageflow_pods::kubernetes::lease::{LeaseConfig, Led, lead};
 use imageflow_pods::{RemoteConfig, RemoteHost};
 use imageflow_process::ServiceRole;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use super::{RoleServer, Shell, peer};
@@ -16,31 +21,95 @@ fn allowed(_: &str) -> &'static [ServiceRole] {
     &[ServiceRole::Gateway, ServiceRole::Dispatcher]
 }
 
+const LEASE: &str = "imageflow-autoscaler";
+
 pub async fn run(args: AutoscalerArgs) -> Result<(), CliError> {
     let shell = Shell::open("autoscaler", Some(args.admin_listen), &args.common).await?;
-    let server = RoleServer::open(args.listen, args.door.role_keys.as_deref(), allowed).await?;
     let log = shell.log()?;
-    let log_failed = |e: imageflow_eventlog::LogError| failed("the event log")(platform::chain(&e));
     log.ensure_topics(&[scaling::topic()]).await.map_err(log_failed)?;
     let resources = shell.resources().await?;
     let host = RemoteHost::start(RemoteConfig::new(peer(&args.pods)), &shell.tasks, &shell.rest);
     let host = host.map_err(|e| CliError::Usage(format!("--pods: {e}")))?;
     let functions = pods::follow(resources, None, &shell.tasks, &shell.rest).await;
-    let reports = Reports::new(functions.clone(), shell.stop.gentle.clone());
-    let parts = Parts {
+    let (member, namespace) = (args.member.clone(), args.system_namespace.clone());
+    let (stop, elected) = (shell.stop.gentle.clone(), args.leader_election);
+    let warm = Warm {
+        log,
         functions,
-        stats: reports.clone(),
-        replicas: Arc::new(scaling::Pods(host)),
-        sink: Arc::new(scaling::Sink(log.clone())),
-        learned: scaling::learned(&log).await.map_err(log_failed)?,
-        pokes: reports.pokes(),
+        host,
+        args,
     };
-    let (_, task) = Autoscaler::spawn(parts, scaling_settings(), shell.stop.gentle.clone());
-    let at = format!(", reports of work at http://{}", server.address);
-    let stop = shell.stop.gentle.clone();
+    if !elected {
+        let decider = warm.open(&stop).await?;
+        let at = format!(", reports of work at http://{}", decider.server.address);
+        return shell.run(&at, decider.decide(stop)).await;
+    }
+    let client = kube::Client::try_default().await;
+    let client = client.map_err(|e| failed("the Kubernetes API")(platform::chain(&e)))?;
+    let lease = LeaseConfig::new(LEASE, namespace, member);
     let role = async {
-        server.serve(Routes::new(reports.service()), stop).await?;
-        task.await.map_err(|e| failed("the autoscaler")(platform::chain(&e)))
+        let mut ended = Ok(());
+        // Who waits does not listen, so that whoever reports comes to the one that leads; what was learned is read when it leads.
+        let work = async |ours: CancellationToken| {
+            ended = match warm.open(&ours).await {
+                Ok(decider) => decider.decide(ours).await,
+                Err(error) => Err(error),
+            };
+        };
+        let led = lead(client, &lease, &stop, work).await;
+        match led {
+            Led::Stopped => ended,
+            Led::Ended => ended.and(Err(CliError::Failed("the autoscaler ended by itself".to_owned()))),
+            // Started anew it waits for the lease again.
+            Led::Lost => Err(CliError::Failed("another autoscaler leads".to_owned())),
+        }
     };
-    shell.run(&at, role).await
+    shell.run(", and decides when it holds the lease", role).await
+}
+
+fn log_failed(error: LogError) -> CliError {
+    failed("the event log")(platform::chain(&error))
+}
+
+/// All that can be there before it decides.
+struct Warm {
+    log: Arc<dyn EventLog>,
+    functions: watch::Receiver<Arc<Functions>>,
+    host: Arc<RemoteHost>,
+    args: AutoscalerArgs,
+}
+
+impl Warm {
+    async fn open(&self, stop: &CancellationToken) -> Result<Decider, CliError> {
+        let args = &self.args;
+        let server = RoleServer::open(args.listen, args.door.role_keys.as_deref(), allowed).await?;
+        let reports = Reports::new(self.functions.clone(), stop.clone());
+        let parts = Parts {
+            functions: self.functions.clone(),
+            stats: reports.clone(),
+            replicas: Arc::new(scaling::Pods(self.host.clone())),
+            sink: Arc::new(scaling::Sink(self.log.clone())),
+            learned: scaling::learned(&self.log).await.map_err(log_failed)?,
+            pokes: reports.pokes(),
+        };
+        let (_, task) = Autoscaler::spawn(parts, scaling_settings(), stop.clone());
+        Ok(Decider { server, reports, task })
+    }
+}
+
+/// An autoscaler that hears of work.
+struct Decider {
+    server: RoleServer,
+    reports: Arc<Reports>,
+    task: JoinHandle<()>,
+}
+
+impl Decider {
+    /// Until it is told to stop.
+    async fn decide(self, stop: CancellationToken) -> Result<(), CliError> {
+        self.server.serve(Routes::new(self.reports.service()), stop).await?;
+        self.task
+            .await
+            .map_err(|e| failed("the autoscaler")(platform::chain(&e)))
+    }
 }
