@@ -98,6 +98,7 @@ pub fn bench(parts: &[String]) -> Outcome {
         let mut exec = program()?;
         exec.arg("exec").arg(built.join("bench-cluster")).args(parts);
         exec.env("IMAGEFLOW_SERVERS_HOST", FIRST_ADDRESS)
+            .env("IMAGEFLOW_KAFKA_HEAP", up::HEAP)
             .env("IMAGEFLOW_BIN", built.join("imageflow"))
             .env("CARGO_MANIFEST_DIR", tool::root().join("tests"));
         step("bench-cluster", &mut exec)

@@ -145,9 +145,24 @@ fn materials(archives: &[PathBuf]) -> Outcome {
         std::fs::rename(&written, &kept)
             .or_else(|_| std::fs::copy(&written, &kept).and_then(|_| std::fs::remove_file(&written)))
             .map_err(|e| format!("{}: {e}", written.display()))?;
+        // The tool writes one for every member of the workspace, and only this one was asked for.
+        for folder in members()? {
+            let _ = std::fs::remove_file(folder.join(format!("{name}.json")));
+        }
         println!("{}", kept.display());
     }
     Ok(())
+}
+
+/// The folders of all crates of the workspace.
+fn members() -> Result<Vec<PathBuf>, String> {
+    let mut metadata = cargo(&["metadata", "--format-version", "1", "--no-deps", "--locked"]);
+    let metadata: serde_json::Value = serde_json::from_str(&tool::output(&mut metadata)?).map_err(|e| e.to_string())?;
+    let packages = metadata["packages"].as_array().into_iter().flatten();
+    let manifests = packages.filter_map(|package| package["manifest_path"].as_str());
+    Ok(manifests
+        .filter_map(|path| Some(Path::new(path).parent()?.to_path_buf()))
+        .collect())
 }
 
 fn manifest(package: &str) -> Result<PathBuf, String> {

@@ -5,6 +5,9 @@ use std::process::Command;
 use crate::tool::{self, Outcome, cargo, run};
 use crate::{cluster, setup};
 
+/// Of a broker in a bench, where there are thousands of partitions.
+pub const HEAP: &str = "1g";
+
 /// Builds `imageflow` in release and returns where it is.
 fn build() -> Result<PathBuf, String> {
     setup::packages()?;
@@ -120,6 +123,7 @@ fn with_tests(built: &Path, name: &str) -> Command {
     let mut command = Command::new(built.join(name));
     command
         .env("IMAGEFLOW_BIN", built.join("imageflow"))
+        .env("IMAGEFLOW_KAFKA_HEAP", HEAP)
         .env("CARGO_MANIFEST_DIR", tool::root().join("tests"))
         .current_dir(tool::root());
     command

@@ -33,6 +33,11 @@ pub const PASSWORD: &str = "for tests only";
 /// Less than it takes for a test of three nodes to press other processes out of a small machine's memory.
 const HEAP: &str = "256m";
 
+/// What a broker may have of it: more than [`HEAP`] for thousands of partitions, with which it would only collect garbage.
+fn most_heap() -> String {
+    std::env::var("IMAGEFLOW_KAFKA_HEAP").unwrap_or_else(|_| HEAP.to_owned())
+}
+
 /// Why the cluster is not there.
 #[derive(Debug, thiserror::Error)]
 pub enum KafkaServerError {
@@ -395,7 +400,7 @@ impl Cluster {
         let errors = log.try_clone().map_err(folder("a node's log", &path))?;
         let mut command = Command::new("java");
         command
-            .args([format!("-Xms{HEAP}"), format!("-Xmx{HEAP}")])
+            .args([format!("-Xms{HEAP}"), format!("-Xmx{}", most_heap())])
             .args([
                 "-XX:+UseSerialGC",
                 "-XX:TieredStopAtLevel=1",
