@@ -11,3 +11,9 @@ pub mod peer;
 pub mod v1 {
     include!("gen/imageflow.v1.rs");
 }
+
+/// Package `externalscaler`: KEDA's.
+#[allow(clippy::all, clippy::allow_attributes_without_reason, reason = "generated code")]
+pub mod externalscaler {
+    include!("gen/externalscaler.rs");
+}

@@ -5,7 +5,13 @@ use std::path::Path;
 fn the_committed_code_is_what_the_proto_files_generate() {
     let root = std::env::var("CARGO_MANIFEST_DIR").expect("cargo runs this");
     let root = Path::new(&root);
-    let files = ["function", "pods", "stats"].map(|name| format!("imageflow/v1/{name}.proto"));
+    let files = [
+        "imageflow/v1/function",
+        "imageflow/v1/pods",
+        "imageflow/v1/stats",
+        "keda/externalscaler",
+    ];
+    let files = files.map(|name| format!("{name}.proto"));
     let descriptors = protox::compile(files, [root.join("proto")]).expect("the proto files compile");
     let out = tempfile::tempdir().unwrap();
     tonic_prost_build::configure()

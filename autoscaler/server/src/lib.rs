@@ -12,6 +12,7 @@
 mod autoscaler;
 mod history;
 pub mod inputs;
+mod keda;
 mod reports;
 mod scaling_loop;
 mod split;
@@ -22,4 +23,5 @@ pub use inputs::{
     DecisionSink, FunctionLoad, FunctionScaling, Functions, Replicas, RevisionPods, RevisionShare, ScaleError,
     StatsSource, StoreError, StoredDecision,
 };
+pub use keda::Keda;
 pub use reports::Reports;

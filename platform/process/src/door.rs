@@ -103,6 +103,16 @@ pub async fn serve_roles(
         .await
 }
 
+/// Serves what anybody who reaches it may call, until `stop`.
+///
+/// # Errors
+/// When the listener fails.
+pub async fn serve_open(listener: TcpListener, services: Router, stop: CancellationToken) -> std::io::Result<()> {
+    axum::serve(listener, services)
+        .with_graceful_shutdown(stop.cancelled_owned())
+        .await
+}
+
 async fn guard(State(door): State<Arc<Door>>, request: Request, next: Next) -> Response {
     // A page in a browser can reach loopback, too, but speaks no HTTP/2 without TLS.
     if request.version() != Version::HTTP_2 {

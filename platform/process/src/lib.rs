@@ -10,7 +10,7 @@ pub mod testing;
 pub mod trace;
 
 pub use admin::{Readiness, serve_admin};
-pub use door::{Allowed, Door, KeysNeeded, ServiceRole, serve_roles};
+pub use door::{Allowed, Door, KeysNeeded, ServiceRole, serve_open, serve_roles};
 pub use keys::{KeyFileError, KeyRole, Keys};
 pub use signals::{Stop, on_signals};
 pub use telemetry::{LogFormat, Telemetry, TelemetryConfig, TelemetryError};

@@ -375,3 +375,71 @@ async fn of_one_card_everybody_has_a_turn_and_who_is_idle_gives_it_up_at_once() 
     let took = world.until(&revision("b", 1), 1).await;
     assert!(took <= Duration::from_secs(2), "{took:?}");
 }
+
+/// A client made from KEDA's contract, over a real connection.
+#[tokio::test]
+async fn keda_gets_the_pods_that_the_law_wants() {
+    use imageflow_proto::externalscaler::external_scaler_client::ExternalScalerClient;
+    use imageflow_proto::externalscaler::{GetMetricsRequest, ScaledObjectRef};
+
+    let mut world = World::of(vec![("blur", scaling("blur", &[100]))]);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let keda = crate::Keda::service(
+        world.autoscaler.clone(),
+        world.functions.subscribe(),
+        world.stop.clone(),
+    );
+    let router = tonic::service::Routes::new(keda).prepare().into_axum_router();
+    let stop = world.stop.clone();
+    let served = tokio::spawn(async move {
+        axum::serve(listener, router)
+            .with_graceful_shutdown(stop.cancelled_owned())
+            .await
+    });
+    let mut client = ExternalScalerClient::connect(format!("http://{address}"))
+        .await
+        .unwrap();
+    let asked = |function: &str| ScaledObjectRef {
+        name: "any".into(),
+        namespace: "any".into(),
+        scaler_metadata: [("function".to_owned(), function.to_owned())].into(),
+    };
+    assert!(!client.is_active(asked("blur")).await.unwrap().into_inner().result);
+    let mut changes = client.stream_is_active(asked("blur")).await.unwrap().into_inner();
+    assert!(!changes.message().await.unwrap().unwrap().result);
+    let spec = client.get_metric_spec(asked("blur")).await.unwrap().into_inner();
+    assert_eq!(
+        (
+            spec.metric_specs[0].metric_name.as_str(),
+            spec.metric_specs[0].target_size
+        ),
+        ("imageflow-pods", 1)
+    );
+
+    let mut busy = load("blur", Some(1_000));
+    (busy.completed_since, busy.service_ms_sum) = (100, 10_000);
+    world.work(vec![busy]);
+    world.until(&revision("blur", 1), 5).await;
+    assert!(changes.message().await.unwrap().unwrap().result, "it is told at once");
+    let request = GetMetricsRequest {
+        scaled_object_ref: Some(asked("blur")),
+        metric_name: "imageflow-pods".into(),
+    };
+    let metrics = client.get_metrics(request).await.unwrap().into_inner();
+    assert_eq!(
+        metrics.metric_values[0].metric_value,
+        i64::from(world.autoscaler.desired(&name("blur")))
+    );
+    assert!(metrics.metric_values[0].metric_value >= 5);
+
+    assert_eq!(
+        client.is_active(asked("crop")).await.unwrap_err().code(),
+        tonic::Code::NotFound
+    );
+    let nobody = client.is_active(ScaledObjectRef::default()).await.unwrap_err();
+    assert!(nobody.message().contains("function"), "{nobody}");
+    world.stop.cancel();
+    drop((client, changes));
+    served.await.unwrap().unwrap();
+}

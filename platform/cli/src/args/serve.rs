@@ -152,6 +152,13 @@ pub struct AutoscalerArgs {
     /// Where `imageflow serve pods` listens
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:7001")]
     pub pods: String,
+    /// Address of KEDA's external scaler: a ScaledObject whose trigger names a function gets as many replicas as the law wants. Anybody
+    /// who reaches it may read these numbers
+    #[arg(long, value_name = "ADDR")]
+    pub keda_listen: Option<SocketAddr>,
+    /// Decide and tell, but scale nothing: for a look at what it would do, or where KEDA scales
+    #[arg(long)]
+    pub dry_run: bool,
     /// One of several: only the one that holds a Lease of Kubernetes listens and decides, the others wait
     #[arg(long)]
     pub leader_election: bool,

@@ -1,17 +1,18 @@
 //! `imageflow serve autoscaler`
 use std::sync::Arc;
 
-use imageflow_autoscaler::{Autoscaler, Functions, Parts, Reports};
+use imageflow_autoscaler::{Autoscaler, Functions, Keda, Parts, Reports};
 use imageflow_eventlog::{EventLog, LogError};
 use imageflow_pods::kubernetes::lease::{LeaseConfig, Led, lead};
 use imageflow_pods::{RemoteConfig, RemoteHost};
-use imageflow_process::ServiceRole;
+use imageflow_process::{ServiceRole, serve_open};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
-use super::{RoleServer, Shell, peer};
+use super::{RoleServer, Shell, listen, peer};
 use crate::args::serve::AutoscalerArgs;
 use crate::error::CliError;
 use crate::up::platform::scaling_settings;
@@ -84,16 +85,34 @@ impl Warm {
         let args = &self.args;
         let server = RoleServer::open(args.listen, args.door.role_keys.as_deref(), allowed).await?;
         let reports = Reports::new(self.functions.clone(), stop.clone());
+        let keda = match args.keda_listen {
+            Some(address) => Some(listen("--keda-listen", address).await?),
+            None => None,
+        };
+        let pods = scaling::Pods(self.host.clone());
         let parts = Parts {
             functions: self.functions.clone(),
             stats: reports.clone(),
-            replicas: Arc::new(scaling::Pods(self.host.clone())),
+            replicas: match args.dry_run {
+                true => Arc::new(scaling::Untouched(pods)),
+                false => Arc::new(pods),
+            },
             sink: Arc::new(scaling::Sink(self.log.clone())),
             learned: scaling::learned(&self.log).await.map_err(log_failed)?,
             pokes: reports.pokes(),
         };
-        let (_, task) = Autoscaler::spawn(parts, scaling_settings(), stop.clone());
-        Ok(Decider { server, reports, task })
+        let (autoscaler, task) = Autoscaler::spawn(parts, scaling_settings(), stop.clone());
+        let keda = keda.map(|(listener, address)| {
+            tracing::info!(%address, "answers KEDA");
+            let service = Keda::service(autoscaler, self.functions.clone(), stop.clone());
+            (listener, Routes::new(service))
+        });
+        Ok(Decider {
+            server,
+            reports,
+            keda,
+            task,
+        })
     }
 }
 
@@ -101,13 +120,22 @@ impl Warm {
 struct Decider {
     server: RoleServer,
     reports: Arc<Reports>,
+    keda: Option<(TcpListener, Routes)>,
     task: JoinHandle<()>,
 }
 
 impl Decider {
     /// Until it is told to stop.
     async fn decide(self, stop: CancellationToken) -> Result<(), CliError> {
-        self.server.serve(Routes::new(self.reports.service()), stop).await?;
+        let keda = async {
+            let Some((listener, routes)) = self.keda else {
+                return Ok(());
+            };
+            let served = serve_open(listener, routes.prepare().into_axum_router(), stop.clone()).await;
+            served.map_err(|e| failed("--keda-listen")(e.to_string()))
+        };
+        let reports = self.server.serve(Routes::new(self.reports.service()), stop.clone());
+        tokio::try_join!(reports, keda)?;
         self.task
             .await
             .map_err(|e| failed("the autoscaler")(platform::chain(&e)))

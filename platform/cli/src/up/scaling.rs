@@ -146,6 +146,25 @@ impl Replicas for Pods {
     }
 }
 
+/// The pods as they are, which nobody scales from here.
+pub struct Untouched(pub Pods);
+
+#[async_trait]
+impl Replicas for Untouched {
+    async fn scale(&self, _: &FunctionName, revision: &RevisionName, replicas: u32) -> Result<(), ScaleError> {
+        tracing::debug!(%revision, replicas, "would be scaled");
+        Ok(())
+    }
+
+    fn gpus(&self) -> Option<u32> {
+        self.0.gpus()
+    }
+
+    fn pods(&self) -> Vec<RevisionPods> {
+        self.0.pods()
+    }
+}
+
 /// Keeps decisions in the log.
 pub struct Sink(pub Arc<dyn EventLog>);
 

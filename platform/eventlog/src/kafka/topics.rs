@@ -23,6 +23,8 @@ const MAX_PARTITIONS: u32 = 10_000;
 const KNOWN_FOR: Duration = Duration::from_secs(300);
 /// Topics remembered; more than that begins anew.
 const MOST_KNOWN: usize = 20_000;
+/// So many topics are asked for one by one.
+const FEW: usize = 16;
 /// Topics of one question about settings.
 const ASK_AT_ONCE: usize = 200;
 /// Between two looks at whether a change has reached the brokers.
@@ -204,18 +206,12 @@ impl Handle {
         lock(&self.catalog).0.remove(name);
     }
 
-    /// All topics but Kafka's own, with their settings.
+    /// All topics but Kafka's own, with their settings, or those of the wanted that are there.
     async fn existing(&self, wanted: Option<&[TopicSpec]>) -> Result<Vec<(TopicSpec, ConfigResource)>> {
-        let metadata = self.metadata(None).await?;
-        let counts: HashMap<&str, usize> = metadata
-            .topics()
-            .iter()
-            .filter(|t| is_there(t) && !t.name().starts_with("__"))
-            .filter(|t| wanted.is_none_or(|specs| specs.iter().any(|s| s.name == t.name())))
-            .map(|t| (t.name(), t.partitions().len()))
-            .collect();
-        let names: Vec<&str> = counts.keys().copied().collect();
-        let described = self.describe(&names).await?;
+        let (counts, described) = match wanted {
+            Some(specs) if specs.len() <= FEW => self.each(specs).await?,
+            _ => self.all(wanted).await?,
+        };
         let specs = described.into_iter().filter_map(|resource| {
             let OwnedResourceSpecifier::Topic(name) = &resource.specifier else {
                 return None;
@@ -228,6 +224,39 @@ impl Handle {
             Some((spec, resource))
         });
         Ok(specs.collect())
+    }
+
+    /// By one look at all topics of the cluster.
+    async fn all(&self, wanted: Option<&[TopicSpec]>) -> Result<(HashMap<String, usize>, Vec<ConfigResource>)> {
+        let metadata = self.metadata(None).await?;
+        let counts: HashMap<String, usize> = metadata
+            .topics()
+            .iter()
+            .filter(|t| is_there(t) && !t.name().starts_with("__"))
+            .filter(|t| wanted.is_none_or(|specs| specs.iter().any(|s| s.name == t.name())))
+            .map(|t| (t.name().to_owned(), t.partitions().len()))
+            .collect();
+        let names: Vec<&str> = counts.keys().map(String::as_str).collect();
+        let described = self.describe(&names).await?;
+        Ok((counts, described))
+    }
+
+    /// One by one, since with thousands of topics each look at all of them costs the brokers a second. What is not there is not
+    /// asked for by name: a broker may be set to make what it is asked for.
+    async fn each(&self, specs: &[TopicSpec]) -> Result<(HashMap<String, usize>, Vec<ConfigResource>)> {
+        let names: Vec<&str> = specs.iter().map(|spec| spec.name.as_str()).collect();
+        let described = self.describe(&names).await?;
+        let mut counts = HashMap::new();
+        for resource in &described {
+            let OwnedResourceSpecifier::Topic(name) = &resource.specifier else {
+                continue;
+            };
+            let metadata = self.metadata(Some(name)).await?;
+            if let Some(topic) = metadata.topics().first().filter(|topic| is_there(topic)) {
+                counts.insert(name.clone(), topic.partitions().len());
+            }
+        }
+        Ok((counts, described))
     }
 
     pub async fn list(&self) -> Result<Vec<TopicSpec>> {
