@@ -43,7 +43,13 @@ impl Cluster {
         let client = Client::try_default().await;
         let client = client.map_err(|e| failed("no cluster: set KUBECONFIG")(chain(&e)))?;
         let version = client.apiserver_version().await;
-        version.map_err(|e| failed("the Kubernetes API does not answer")(chain(&e)))?;
+        version.map_err(|e| match &e {
+            kube::Error::Api(status) if status.code == 401 => CliError::Failed(
+                "the Kubernetes API does not know who you are: look at the user of your KUBECONFIG, its token or its certificate"
+                    .to_owned(),
+            ),
+            _ => failed("the Kubernetes API does not answer")(chain(&e)),
+        })?;
         Ok(Self {
             client,
             kinds: HashMap::new(),
