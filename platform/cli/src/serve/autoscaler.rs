@@ -1,7 +1,7 @@
 //! `imageflow serve autoscaler`
 use std::sync::Arc;
 
-use imageflow_autoscaler::{Autoscaler, Functions, Keda, Parts, Reports};
+use imageflow_autoscaler::{Autoscaler, Functions, Keda, Parts, Reports, Settings};
 use imageflow_eventlog::{EventLog, LogError};
 use imageflow_pods::kubernetes::lease::{LeaseConfig, Led, lead};
 use imageflow_pods::{RemoteConfig, RemoteHost};
@@ -15,7 +15,6 @@ use tonic::service::Routes;
 use super::{RoleServer, Shell, listen, peer};
 use crate::args::serve::AutoscalerArgs;
 use crate::error::CliError;
-use crate::up::platform::scaling_settings;
 use crate::up::{failed, platform, pods, scaling};
 
 fn allowed(_: &str) -> &'static [ServiceRole] {
@@ -101,7 +100,7 @@ impl Warm {
             learned: scaling::learned(&self.log).await.map_err(log_failed)?,
             pokes: reports.pokes(),
         };
-        let (autoscaler, task) = Autoscaler::spawn(parts, scaling_settings(), stop.clone());
+        let (autoscaler, task) = Autoscaler::spawn(parts, Settings::default(), stop.clone());
         let keda = keda.map(|(listener, address)| {
             tracing::info!(%address, "answers KEDA");
             let service = Keda::service(autoscaler, self.functions.clone(), stop.clone());

@@ -32,8 +32,6 @@ const MAX_BODY_BYTES: usize = 64 << 20;
 /// The embedded server misses an event only when the platform dies, an external one whenever it pleases.
 const RECONCILE: Duration = Duration::from_secs(600);
 pub const RECONCILE_EXTERNAL: Duration = Duration::from_secs(60);
-/// A pod of this machine starts in milliseconds, so the way down needs less patience than on a cluster.
-const WINDOW: Duration = Duration::from_secs(5);
 
 /// A running platform.
 pub struct Platform {
@@ -110,14 +108,6 @@ pub fn local_host(data: &Path) -> Result<(Arc<LocalHost>, String), CliError> {
     let warden = vec![exe.clone(), "warden".to_owned()];
     let host = LocalHost::start(LocalHostConfig::new(data.join("pods"), warden));
     Ok((host.map_err(|e| failed("pods")(chain(&e)))?, exe))
-}
-
-/// How the autoscaler of local pods behaves.
-pub fn scaling_settings() -> Settings {
-    Settings {
-        window: WINDOW,
-        ..Settings::default()
-    }
 }
 
 /// How a gateway behaves.
@@ -214,7 +204,7 @@ impl Platform {
             learned,
             pokes: delivery.pokes(),
         };
-        let (autoscaler, scaling_task) = Autoscaler::spawn(parts, scaling_settings(), rest.clone());
+        let (autoscaler, scaling_task) = Autoscaler::spawn(parts, Settings::default(), rest.clone());
         tasks.spawn(async move {
             if let Err(error) = scaling_task.await {
                 tracing::error!(%error, "the autoscaler ended unexpectedly");

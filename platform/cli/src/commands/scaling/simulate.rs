@@ -1,5 +1,5 @@
 //! `scaling simulate`.
-use imageflow_autoscaler::FunctionScaling;
+use imageflow_autoscaler::{FunctionScaling, Settings};
 use imageflow_decider::policy::kpa::KpaConfig;
 use imageflow_decider::policy::lag::LagConfig;
 use imageflow_decider::{PolicyConfig, PolicyKind};
@@ -20,8 +20,6 @@ use crate::error::CliError;
 use crate::output::Context;
 use crate::render;
 
-/// Longest patience of the loop on the way down, ms, as `imageflow serve autoscaler` has it.
-const WINDOW_MS: u64 = 30_000;
 /// How long a caller waits without harm, ms.
 const CALLER_PATIENCE_MS: u64 = 1_000;
 /// Spread of cold starts around their median.
@@ -40,7 +38,7 @@ pub fn simulate(cx: &mut Context, args: &SimulateArgs) -> Result<(), CliError> {
         revisions: Vec::new(),
         annotations: document.metadata.annotations.clone(),
     };
-    let config = scaling.policy(WINDOW_MS);
+    let config = scaling.policy(u64::try_from(Settings::default().window.as_millis()).unwrap_or(u64::MAX));
     let kind = if args.callers { Kind::Interactive } else { Kind::Batch };
     let load = trace::load(requests, function(&document, &config, kind, args), args.gpus);
     let (figures, told) = trace::replay(config.clone(), &load);
