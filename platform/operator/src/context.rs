@@ -1,4 +1,5 @@
 //! What every reconcile needs: the API, what is there by the watches, the store of the other services.
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -109,6 +110,14 @@ where
 pub fn function_of<K: Resource<DynamicType = ()>>(object: &K, namespace: &str) -> Option<ObjectRef<Function>> {
     let name = object.meta().labels.as_ref()?.get(FUNCTION_LABEL)?;
     Some(ObjectRef::new(name).within(namespace))
+}
+
+/// Annotations that say something to the other services. What `kubectl apply` keeps there is the whole object once more.
+pub fn annotations_of<K: Resource>(object: &K) -> BTreeMap<String, String> {
+    let said = object.meta().annotations.iter().flatten();
+    said.filter(|(name, _)| !name.starts_with("kubectl.kubernetes.io/"))
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect()
 }
 
 /// All of it.

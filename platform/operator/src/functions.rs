@@ -15,7 +15,7 @@ use kube::runtime::controller::Action;
 use kube::{Resource, ResourceExt};
 use serde_json::json;
 
-use crate::context::{Context, ReconcileError, Result, count_write, ready};
+use crate::context::{Context, ReconcileError, Result, annotations_of, count_write, ready};
 use crate::crd::{Function, Revision, RevisionResource};
 use crate::objects::{self, FIELD_MANAGER, Owner};
 use crate::told::{complain, keep, removed};
@@ -76,6 +76,7 @@ pub async fn reconcile(function: Arc<Function>, context: Arc<Context>) -> Result
 fn entry(function: &Function, name: &FunctionName, revisions: &[Arc<Revision>]) -> FunctionEntry {
     let mut metadata = Metadata::named(name.clone());
     metadata.labels.clone_from(function.labels());
+    metadata.annotations = annotations_of(function);
     metadata.generation = function
         .meta()
         .generation
@@ -159,18 +160,34 @@ async fn revisions(function: &Function, name: &FunctionName, context: &Context) 
     Ok(kept)
 }
 
+/// All that belongs to a function, at once: none of it needs another.
 async fn children(
     function: &Function,
     name: &FunctionName,
     revisions: &[Arc<Revision>],
     context: &Context,
 ) -> Result<()> {
-    let settings = &context.settings;
+    let (settings, children) = (&context.settings, &context.children);
     let owner = Owner {
         kind: "Function",
         name: function.name_any(),
         uid: function.uid().unwrap_or_default(),
     };
+    let service = objects::service(name, &owner, settings);
+    let budget = objects::budget(name, &owner, settings);
+    let policy = objects::network_policy(name, &owner, settings);
+    tokio::try_join!(
+        deployments(name, revisions, context),
+        context.ensure(&children.services, &service),
+        context.ensure(&children.budgets, &budget),
+        context.ensure(&children.policies, &policy),
+        monitor(name, &owner, context),
+    )?;
+    Ok(())
+}
+
+/// A Deployment for each revision.
+async fn deployments(name: &FunctionName, revisions: &[Arc<Revision>], context: &Context) -> Result<()> {
     for revision in revisions {
         let owner = Owner {
             kind: "Revision",
@@ -178,35 +195,26 @@ async fn children(
             uid: revision.uid().unwrap_or_default(),
         };
         let named = RevisionName::of(name, revision.spec.number);
-        let Some(deployment) = objects::deployment(name, &named, &revision.spec.template, &owner, settings) else {
+        let template = &revision.spec.template;
+        let Some(deployment) = objects::deployment(name, &named, template, &owner, &context.settings) else {
             continue;
         };
-        if context.found(&context.children.deployments, named.as_str()).is_none() {
-            // Without pods; from then on their number is the autoscaler's.
-            let mut first = deployment.clone();
-            if let Some(spec) = &mut first.spec {
-                spec.replicas = Some(0);
-            }
-            match context.api().create(&creating(), &first).await {
-                Ok(_) => count_write("Deployment"),
-                Err(kube::Error::Api(status)) if status.code == 409 => {}
-                Err(error) => return Err(error.into()),
-            }
+        if context.found(&context.children.deployments, named.as_str()).is_some() {
+            context.ensure(&context.children.deployments, &deployment).await?;
             continue;
         }
-        context.ensure(&context.children.deployments, &deployment).await?;
+        // Without pods; from then on their number is the autoscaler's.
+        let mut first = deployment;
+        if let Some(spec) = &mut first.spec {
+            spec.replicas = Some(0);
+        }
+        match context.api().create(&creating(), &first).await {
+            Ok(_) => count_write("Deployment"),
+            Err(kube::Error::Api(status)) if status.code == 409 => {}
+            Err(error) => return Err(error.into()),
+        }
     }
-    let children = &context.children;
-    context
-        .ensure(&children.services, &objects::service(name, &owner, settings))
-        .await?;
-    context
-        .ensure(&children.budgets, &objects::budget(name, &owner, settings))
-        .await?;
-    context
-        .ensure(&children.policies, &objects::network_policy(name, &owner, settings))
-        .await?;
-    monitor(name, &owner, context).await
+    Ok(())
 }
 
 fn creating() -> PostParams {
@@ -218,6 +226,9 @@ fn creating() -> PostParams {
 
 /// The ServiceMonitor, where its kind is known.
 async fn monitor(name: &FunctionName, owner: &Owner, context: &Context) -> Result<()> {
+    if !context.monitoring() {
+        return Ok(());
+    }
     let kind = GroupVersionKind::gvk("monitoring.coreos.com", "v1", "ServiceMonitor");
     let resource = ApiResource::from_gvk(&kind);
     let api: Api<DynamicObject> = Api::namespaced_with(context.client.clone(), &context.settings.namespace, &resource);
@@ -226,7 +237,6 @@ async fn monitor(name: &FunctionName, owner: &Owner, context: &Context) -> Resul
         Ok(Some(live)) if objects::is_there(&wanted, &serde_json::to_value(&live)?) => return Ok(()),
         Ok(Some(_)) => {}
         // Neither is it there, or its kind is not: making it tells which.
-        Ok(None) if !context.monitoring() => return Ok(()),
         Ok(None) => {}
         Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404) => return Ok(()),
         Err(error) => return Err(error.into()),

@@ -35,8 +35,9 @@ use context::{Children, Context, ReconcileError, function_of, watched};
 use crd::{Flow, Function, Revision, Trigger};
 pub use objects::{Master, Settings};
 
-/// Reconciles at once, of each kind.
-const CONCURRENCY: u16 = 16;
+/// Reconciles at once, of each kind: they wait for the API server and the log most of their time, and what waits together is
+/// written together.
+const CONCURRENCY: u16 = 64;
 
 /// The controllers of a namespace.
 pub struct Operator {

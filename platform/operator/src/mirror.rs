@@ -8,7 +8,7 @@ use imageflow_types::names::{FlowName, InvalidName, TriggerName};
 use kube::ResourceExt;
 use kube::runtime::controller::Action;
 
-use crate::context::{Context, Result};
+use crate::context::{Context, Result, annotations_of};
 use crate::crd::{Flow, Trigger};
 use crate::told::{Told, complain, keep, removed, say};
 
@@ -41,6 +41,7 @@ impl Mirrored for Trigger {
 fn document<K: kube::Resource, N, S>(object: &K, name: N, spec: S) -> Document<N, S> {
     let mut metadata = Metadata::named(name);
     metadata.labels.clone_from(object.labels());
+    metadata.annotations = annotations_of(object);
     Document {
         api_version: API_VERSION.to_owned(),
         metadata,

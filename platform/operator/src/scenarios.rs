@@ -276,19 +276,24 @@ async fn a_new_function_gets_what_it_needs_in_the_order_in_which_it_is_needed() 
     let world = World::new().await;
     world.server.answers(Method::GET, MONITORS, 404);
     world.server.answers(Method::PATCH, MONITORS, 404);
-    world.reconcile(&function()).await.unwrap();
-    let writes = world.server.writes();
+    let mut new = function();
+    new["metadata"]["annotations"] = json!({ "autoscaling.knative.dev/target": "8",
+        "kubectl.kubernetes.io/last-applied-configuration": "all of it once more" });
+    world.reconcile(&new).await.unwrap();
+    let mut writes = world.server.writes();
+    // What belongs to it is made at once.
+    writes[3..8].sort_by(|a, b| a.what.cmp(&b.what));
     assert_eq!(
         words(&writes),
         [
             "PATCH functions/thumb",
             "POST revisions",
             "POST events",
-            "POST deployments",
-            "PATCH services/thumb",
-            "PATCH poddisruptionbudgets/thumb",
             "PATCH networkpolicies/thumb",
+            "PATCH poddisruptionbudgets/thumb",
             "PATCH servicemonitors/thumb",
+            "PATCH services/thumb",
+            "POST deployments",
             "PATCH functions/thumb/status",
         ]
     );
@@ -298,9 +303,9 @@ async fn a_new_function_gets_what_it_needs_in_the_order_in_which_it_is_needed() 
     );
     assert_eq!(writes[0].body["metadata"]["resourceVersion"], "1", "by what was seen");
     assert_eq!(writes[1].body["metadata"]["ownerReferences"][0]["uid"], "uid-1");
-    assert_eq!(writes[3].body["spec"]["replicas"], 0);
-    assert_eq!(writes[3].body["metadata"]["ownerReferences"][0]["kind"], "Revision");
-    for apply in &writes[4..7] {
+    assert_eq!(writes[7].body["spec"]["replicas"], 0);
+    assert_eq!(writes[7].body["metadata"]["ownerReferences"][0]["kind"], "Revision");
+    for apply in &writes[3..7] {
         let query = &apply.query;
         assert!(
             query.contains("fieldManager=imageflow-operator") && query.contains("force=true"),
@@ -315,10 +320,11 @@ async fn a_new_function_gets_what_it_needs_in_the_order_in_which_it_is_needed() 
     assert_eq!(status["conditions"][0]["reason"], "ScaledToZero");
     // The other services know it.
     let catalog = world.context.store.snapshot();
-    assert_eq!(
-        catalog.function("thumb").unwrap().latest().unwrap().name.as_str(),
-        "thumb-00001"
-    );
+    let known = catalog.function("thumb").unwrap();
+    assert_eq!(known.latest().unwrap().name.as_str(), "thumb-00001");
+    let annotations = &known.document.metadata.annotations;
+    assert_eq!(annotations.len(), 1, "{annotations:?}");
+    assert_eq!(annotations["autoscaling.knative.dev/target"], "8");
     // Without Prometheus' operator nobody asks a second time.
     world.reconcile(&function()).await.unwrap();
     assert!(!words(&world.server.writes()).contains(&"PATCH servicemonitors/thumb"));

@@ -2,16 +2,18 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use imageflow_eventlog::{EventLog, FollowEvent, LogError, NewRecord, Record, Start, TopicSpec};
+use imageflow_eventlog::{EventLog, LogError, NewRecord, Record, TopicSpec};
 use imageflow_types::function::{FunctionSpec, Policy, TrafficTarget};
 use imageflow_types::knative::Annotations;
 use imageflow_types::manifest::{Document, Kind, Resource};
 use imageflow_types::names::{FlowName, FunctionName, RevisionName, TriggerName};
 use imageflow_types::{ErrorCode, FieldError, FieldErrors, Problem, Revision, schema, topics};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+use changes::{Change, Changer, MOST_WAITING, ask};
 
 use crate::catalog::{Catalog, FunctionEntry, Operations};
 use crate::view::{Table, TableView, ViewError};
@@ -24,8 +26,6 @@ const KEPT_REVISIONS: usize = 20;
 
 /// How long done work is kept. The embedded log keeps what is not done at any age; a full one drops what is done at once.
 const WORK_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
-/// So often others may come first before a change is given up.
-const MOST_FENCED: u32 = 20;
 
 /// What an apply did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,7 +74,7 @@ struct CatalogTable {
 
 impl Table for CatalogTable {
     fn apply(&mut self, record: &Record) {
-        take(&mut self.current, record);
+        take(&mut self.current, record.key.as_deref(), record.value.as_deref());
     }
 
     fn applied(&mut self) {
@@ -82,11 +82,12 @@ impl Table for CatalogTable {
     }
 }
 
-fn take(catalog: &mut Catalog, record: &Record) {
-    let Some(key) = record.key.as_ref().and_then(|k| std::str::from_utf8(k).ok()) else {
+/// Takes a record of the topic.
+fn take(catalog: &mut Catalog, key: Option<&[u8]>, value: Option<&[u8]>) {
+    let Some(key) = key.and_then(|k| std::str::from_utf8(k).ok()) else {
         return;
     };
-    let Some(value) = &record.value else {
+    let Some(value) = value else {
         remove(catalog, key);
         return;
     };
@@ -139,10 +140,9 @@ fn key(kind: Kind, name: &str) -> String {
 /// The resources of one platform.
 pub struct ResourceStore {
     log: Arc<dyn EventLog>,
-    view: TableView<CatalogTable>,
     catalog: watch::Receiver<Arc<Catalog>>,
-    /// One change at a time, of all processes: each is checked against what is there.
-    changing: Mutex<Writer>,
+    /// Changes are made one after the other, of all processes: each is checked against what is there.
+    queue: mpsc::Sender<Box<dyn Change>>,
     clock: fn() -> i64,
     /// Whether the pods of this platform can be container images.
     images: bool,
@@ -176,12 +176,18 @@ impl ResourceStore {
         };
         let (sender, catalog) = watch::channel(Arc::new(empty.clone()));
         let table = CatalogTable { current: empty, sender };
-        let view = TableView::open(&log, topic, table, tasks, stop).await?;
+        let changer = Changer {
+            log: log.clone(),
+            writer: Writer::new(log.clone()),
+            view: TableView::open(&log, topic, table, tasks, stop).await?,
+            catalog: catalog.clone(),
+        };
+        let (queue, changes) = mpsc::channel(MOST_WAITING);
+        tasks.spawn(changer.run(changes, stop.clone()));
         Ok(Arc::new(Self {
-            changing: Mutex::new(Writer::new(log.clone())),
             log,
-            view,
             catalog,
+            queue,
             clock,
             images,
             authority: OnceLock::new(),
@@ -205,44 +211,7 @@ impl ResourceStore {
     /// # Errors
     /// A problem with every fault found.
     pub fn check(&self, resource: &Resource, catalog: &Catalog) -> Result<(), Problem> {
-        match resource {
-            Resource::Function(document) => {
-                document.spec.validate(&catalog.operations.names())?;
-                if document.spec.scale.policy == Policy::Kpa {
-                    Annotations::read(&document.metadata.annotations)?;
-                }
-                if document.spec.image.is_some() && !self.images {
-                    let fault = FieldError::new("spec.image", "this platform runs local processes, not images");
-                    return Err(FieldErrors::from(
-                        fault.remedy("set command to a program of this machine, or use Kubernetes"),
-                    )
-                    .into());
-                }
-                if !self.images
-                    && let Some(i) = document.spec.env.iter().position(|v| v.value_from.is_some())
-                {
-                    let field = format!("spec.env[{i}].valueFrom");
-                    let fault = FieldError::new(field, "this platform has no Secrets and ConfigMaps");
-                    return Err(FieldErrors::from(fault.remedy("set value, or use Kubernetes")).into());
-                }
-                check_params(catalog, &document.spec)?;
-                check_traffic(catalog, document)?;
-                Ok(())
-            }
-            Resource::Flow(document) => Ok(imageflow_flow::check(&document.spec, catalog)?),
-            Resource::Trigger(document) => {
-                document.spec.validate()?;
-                if let Some(flow) = &document.spec.flow {
-                    catalog.flow(flow.as_str()).map_err(|p| under("spec.flow", &p))?;
-                }
-                if let Some(function) = &document.spec.function {
-                    catalog
-                        .function(function.as_str())
-                        .map_err(|p| under("spec.function", &p))?;
-                }
-                Ok(())
-            }
-        }
+        check(resource, catalog, self.images)
     }
 
     /// Checks and keeps a resource, or has the authority keep it. A changed function gets a new revision.
@@ -259,17 +228,6 @@ impl ResourceStore {
 
     /// Checks and keeps a resource here.
     async fn keep(&self, resource: Resource) -> Result<Applied, Problem> {
-        let change = |catalog: &Catalog| {
-            self.check(&resource, catalog)?;
-            let (kept, outcome) = merge(catalog, resource.clone(), (self.clock)());
-            let applied = Applied {
-                outcome,
-                revision: kept.revisions.last().map(|r| r.name.clone()),
-                resource: kept.resource.clone(),
-            };
-            let record = (outcome != Outcome::Unchanged).then(|| kept.record()).transpose()?;
-            Ok((record, applied))
-        };
         let now = self.snapshot();
         if let Resource::Function(document) = &resource
             && !now.functions.contains_key(&document.metadata.name)
@@ -278,7 +236,19 @@ impl ResourceStore {
             self.check(&resource, &now)?;
             self.make_topic(&document.metadata.name).await?;
         }
-        self.change(change).await
+        let (images, clock) = (self.images, self.clock);
+        let change = move |catalog: &Catalog| {
+            check(&resource, catalog, images)?;
+            let (kept, outcome) = merge(catalog, resource.clone(), clock());
+            let applied = Applied {
+                outcome,
+                revision: kept.revisions.last().map(|r| r.name.clone()),
+                resource: kept.resource.clone(),
+            };
+            let record = (outcome != Outcome::Unchanged).then(|| kept.record()).transpose()?;
+            Ok((record, applied))
+        };
+        ask(&self.queue, change).await
     }
 
     async fn make_topic(&self, function: &FunctionName) -> Result<(), Problem> {
@@ -300,60 +270,12 @@ impl ResourceStore {
 
     /// Deletes a resource here.
     async fn remove(&self, kind: Kind, name: &str) -> Result<(), Problem> {
-        let change = |catalog: &Catalog| {
-            is_unused(catalog, kind, name)?;
-            Ok((Some(NewRecord::tombstone(topics::RESOURCES, key(kind, name))), ()))
+        let name = name.to_owned();
+        let change = move |catalog: &Catalog| {
+            is_unused(catalog, kind, &name)?;
+            Ok((Some(NewRecord::tombstone(topics::RESOURCES, key(kind, &name))), ()))
         };
-        self.change(change).await
-    }
-
-    /// Makes a change that is worked out from what is there, with nothing of others in between. `None` for a record changes
-    /// nothing.
-    async fn change<T>(
-        &self,
-        work_out: impl Fn(&Catalog) -> Result<(Option<NewRecord>, T), Problem>,
-    ) -> Result<T, Problem> {
-        let mut writer = self.changing.lock().await;
-        for _ in 0..MOST_FENCED {
-            let catalog = self.begin(&mut writer).await.map_err(log_problem)?;
-            let (record, answer) = work_out(&catalog)?;
-            let Some(record) = record else { return Ok(answer) };
-            match writer.write(record).await {
-                Ok(positions) => {
-                    self.view.reached(&positions).await.map_err(|e| view_problem(&e))?;
-                    return Ok(answer);
-                }
-                Err(LogError::Fenced { .. }) => tracing::debug!("another process changed resources; once more"),
-                Err(error) => return Err(log_problem(error)),
-            }
-        }
-        let detail = "other processes change resources all the time; try again";
-        Err(Problem::new(ErrorCode::Unavailable, detail).retry_after(1))
-    }
-
-    /// What there is, with the right to change it.
-    async fn begin(&self, writer: &mut Writer) -> Result<Arc<Catalog>, LogError> {
-        if writer.holds() {
-            // Nobody else wrote since our last change, which the view has seen.
-            return Ok(self.snapshot());
-        }
-        writer.take().await?;
-        let read = async {
-            let mut catalog = Catalog {
-                operations: self.snapshot().operations.clone(),
-                ..Catalog::default()
-            };
-            let mut follower = self.log.follow(topics::RESOURCES, Start::Earliest).await?;
-            while let FollowEvent::Records(records) = follower.next().await? {
-                records.iter().for_each(|record| take(&mut catalog, record));
-            }
-            Ok(Arc::new(catalog))
-        };
-        let read = read.await;
-        if read.is_err() {
-            writer.give_up();
-        }
-        read
+        ask(&self.queue, change).await
     }
 
     /// Gives all traffic to an earlier revision: the one named, else the one before the one that has most traffic now.
@@ -389,6 +311,46 @@ impl ResourceStore {
             tag: None,
         }];
         self.apply(Resource::Function(document)).await
+    }
+}
+
+/// Checks a resource against what is there; `images` says whether pods can be container images.
+fn check(resource: &Resource, catalog: &Catalog, images: bool) -> Result<(), Problem> {
+    match resource {
+        Resource::Function(document) => {
+            document.spec.validate(&catalog.operations.names())?;
+            if document.spec.scale.policy == Policy::Kpa {
+                Annotations::read(&document.metadata.annotations)?;
+            }
+            if document.spec.image.is_some() && !images {
+                let fault = FieldError::new("spec.image", "this platform runs local processes, not images");
+                return Err(FieldErrors::from(
+                    fault.remedy("set command to a program of this machine, or use Kubernetes"),
+                )
+                .into());
+            }
+            if !images && let Some(i) = document.spec.env.iter().position(|v| v.value_from.is_some()) {
+                let field = format!("spec.env[{i}].valueFrom");
+                let fault = FieldError::new(field, "this platform has no Secrets and ConfigMaps");
+                return Err(FieldErrors::from(fault.remedy("set value, or use Kubernetes")).into());
+            }
+            check_params(catalog, &document.spec)?;
+            check_traffic(catalog, document)?;
+            Ok(())
+        }
+        Resource::Flow(document) => Ok(imageflow_flow::check(&document.spec, catalog)?),
+        Resource::Trigger(document) => {
+            document.spec.validate()?;
+            if let Some(flow) = &document.spec.flow {
+                catalog.flow(flow.as_str()).map_err(|p| under("spec.flow", &p))?;
+            }
+            if let Some(function) = &document.spec.function {
+                catalog
+                    .function(function.as_str())
+                    .map_err(|p| under("spec.function", &p))?;
+            }
+            Ok(())
+        }
     }
 }
 
@@ -562,6 +524,7 @@ fn merge_function(
     )
 }
 
+mod changes;
 mod mirror;
 #[cfg(test)]
 mod tests;

@@ -36,16 +36,16 @@ impl Writer {
         self.producer = None;
     }
 
-    /// Writes a change, durably. After an error it is not known whether others have the right, so it is taken anew.
+    /// Writes changes, durably, all or none. After an error it is not known whether others have the right, so it is taken anew.
     ///
     /// # Errors
     /// `Fenced` when another process took the right over: nothing was written. Others when the log fails.
-    pub async fn write(&mut self, record: NewRecord) -> Result<Vec<Position>, LogError> {
+    pub async fn write(&mut self, records: Vec<NewRecord>) -> Result<Vec<Position>, LogError> {
         let unheld = || LogError::Fenced { id: ID.to_owned() };
         let mut producer = self.producer.take().ok_or_else(unheld)?;
         let positions = producer
             .commit(Transaction {
-                records: vec![record],
+                records,
                 ..Transaction::default()
             })
             .await?;

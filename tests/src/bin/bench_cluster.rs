@@ -23,6 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(300);
 const WORK_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(200);
+/// Between two looks at 1,000 functions, which cost the API server and kubectl a second of a core each.
+const LOOK_AT_MANY: Duration = Duration::from_secs(2);
 /// For how long the idle operator is watched.
 const IDLE: Duration = Duration::from_secs(20);
 
@@ -32,11 +34,11 @@ fn function(name: &str, keep_warm: &str) -> String {
     )
 }
 
-async fn until(what: &str, mut there: impl AsyncFnMut() -> bool) {
+async fn until(what: &str, look: Duration, mut there: impl AsyncFnMut() -> bool) {
     let since = Instant::now();
     while !there().await {
         assert!(since.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(look).await;
     }
 }
 
@@ -45,7 +47,7 @@ async fn cold(api: &Api) {
     kubectl(&["wait", "--for=condition=Ready", "fn/cold", "--timeout=60s"]);
     let (mut whole, mut phases) = (Vec::new(), [Vec::new(), Vec::new(), Vec::new(), Vec::new()]);
     for _ in 0..=ROUNDS {
-        until("it is at zero", async || {
+        until("it is at zero", LOOK, async || {
             let none = kubectl(&["get", "pods", "-l", "imageflow.dev/function=cold", "-o", "name"]);
             none.trim().is_empty()
         })
@@ -148,7 +150,7 @@ async fn many(world: &World, roles: &Roles<'_>) {
         let is = |f: &&Value| f["status"]["conditions"][0]["status"] == "True";
         all["items"].as_array().unwrap().iter().filter(is).count()
     };
-    until("all functions are ready", async || ready() >= MANY).await;
+    until("all functions are ready", LOOK_AT_MANY, async || ready() >= MANY).await;
     let took = begun.elapsed().as_secs_f64();
     figure(
         "operator: from 1,000 Functions that nobody has looked at until all are Ready, with its own start, topics there",
@@ -161,11 +163,10 @@ async fn many(world: &World, roles: &Roles<'_>) {
     let writes = async || metrics.metric("imageflow_operator_writes_total", &[]).await;
     // What the watches still tell of is over when nothing is reconciled any more.
     let mut last = -1.0;
-    until("it is quiet", async || {
+    until("it is quiet", LOOK_AT_MANY, async || {
         let now = metrics.metric("imageflow_operator_reconciles_total", &[]).await;
         let quiet = (now - last).abs() < 0.5;
         last = now;
-        tokio::time::sleep(LOOK * 10).await;
         quiet
     })
     .await;

@@ -5,7 +5,8 @@ use async_trait::async_trait;
 use imageflow_types::Problem;
 use imageflow_types::manifest::{Kind, Resource};
 
-use super::{Applied, Kept, Outcome, ResourceStore, SCHEMA};
+use super::changes::ask;
+use super::{Applied, Kept, Outcome, ResourceStore, SCHEMA, check};
 use crate::catalog::{Catalog, FunctionEntry};
 
 /// Who has the resources.
@@ -37,17 +38,19 @@ impl ResourceStore {
     /// A problem with every fault found, or that the log is full or down.
     pub async fn mirror_function(&self, entry: FunctionEntry) -> Result<Outcome, Problem> {
         let name = entry.document.metadata.name.clone();
-        let change = |catalog: &Catalog| {
+        let images = self.images;
+        let function = name.clone();
+        let change = move |catalog: &Catalog| {
             // Its traffic goes to the revisions that come with it.
             let mut with = catalog.clone();
-            with.functions.insert(name.clone(), Arc::new(entry.clone()));
-            self.check(&Resource::Function(entry.document.clone()), &with)?;
+            with.functions.insert(function.clone(), Arc::new(entry.clone()));
+            check(&Resource::Function(entry.document.clone()), &with, images)?;
             let kept = Kept {
                 schema: SCHEMA,
                 resource: Resource::Function(entry.document.clone()),
                 revisions: entry.revisions.clone(),
             };
-            let before = catalog.functions.get(&name);
+            let before = catalog.functions.get(&function);
             let outcome = match before {
                 None => Outcome::Created,
                 Some(before) if **before == entry => Outcome::Unchanged,
@@ -61,7 +64,7 @@ impl ResourceStore {
             change(&now)?;
             self.make_topic(&name).await?;
         }
-        self.change(change).await
+        ask(&self.queue, change).await
     }
 
     /// Keeps a flow or a trigger that is decided elsewhere. Writes nothing when it is like that already.

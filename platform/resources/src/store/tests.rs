@@ -164,3 +164,53 @@ async fn changes_made_at_once_by_two_stores_are_all_kept_one_after_the_other() {
     two.delete(Kind::Function, "resize").await.unwrap();
     stop.cancel();
 }
+
+/// What waits together is written together: each is worked out on what those before it leave, and one that cannot be written
+/// takes nobody with it.
+#[tokio::test]
+async fn changes_that_wait_together_see_each_other_and_do_not_fail_together() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _log, _stop) = store(dir.path()).await;
+    store.apply(function("")).await.unwrap();
+    let resized = |seconds: u64| store.apply(function(&format!("  timeout: {seconds}s\n")));
+    let Resource::Function(mut large) = function("") else {
+        panic!("not a function")
+    };
+    large.metadata.name = FunctionName::new("large").unwrap();
+    let mirrored = |document: &Document<FunctionName, FunctionSpec>| {
+        store.mirror_function(FunctionEntry {
+            document: document.clone(),
+            revisions: Vec::new(),
+        })
+    };
+    mirrored(&large).await.unwrap();
+    large.metadata.labels.insert("blob".to_owned(), "x".repeat(2 << 20));
+    let flow = "apiVersion: imageflow.dev/v1alpha1\nkind: Flow\nmetadata: { name: f }\nspec: { steps: [ { name: a, function: resize } ] }";
+    let flow = Resource::from_yaml(flow).unwrap().remove(0);
+    // Nothing waits for the disk before it stands in the queue (the topics are made), so these stand there together.
+    let (first, second, large, flow, used) = tokio::join!(
+        resized(1),
+        resized(2),
+        mirrored(&large),
+        store.apply(flow),
+        store.delete(Kind::Function, "resize"),
+    );
+    assert_eq!(first.unwrap().revision.unwrap().as_str(), "resize-00002");
+    assert_eq!(second.unwrap().revision.unwrap().as_str(), "resize-00003");
+    assert_eq!(large.unwrap_err().code, ErrorCode::TooLarge);
+    assert_eq!(flow.unwrap().outcome, Outcome::Created);
+    assert!(used.unwrap_err().detail.contains("Flow f"));
+    let catalog = store.snapshot();
+    assert_eq!(catalog.function("resize").unwrap().revisions.len(), 3);
+    assert!(catalog.flows.contains_key("f"));
+    assert!(catalog.function("large").unwrap().document.metadata.labels.is_empty());
+}
+
+#[tokio::test]
+async fn a_change_after_the_stop_is_refused_and_not_forgotten() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _log, stop) = store(dir.path()).await;
+    stop.cancel();
+    let error = store.delete(Kind::Flow, "f").await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::Unavailable, "{error}");
+}
