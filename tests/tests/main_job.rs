@@ -4,6 +4,7 @@
 use http::Method;
 use imageflow_objects::PutOptions;
 use imageflow_tests::http::json;
+use imageflow_tests::platform::binary;
 use imageflow_tests::{Platform, pictures};
 use serde_json::{Value, json};
 
@@ -430,6 +431,38 @@ async fn any_program_is_a_function() {
     assert_eq!(
         (&run["steps"][0]["data"]["width"], &run["steps"][0]["data"]["height"]),
         (&json!(33), &json!(22))
+    );
+}
+
+#[tokio::test]
+async fn the_pod_of_the_next_step_is_there_before_its_work() {
+    let world = world().await;
+    let api = &world.platform.api;
+    let calls = tempfile::tempdir().unwrap();
+    let program = binary().with_file_name("slow-function");
+    let manifest = format!(
+        "apiVersion: imageflow.dev/v1alpha1\nkind: Function\nmetadata: {{ name: slow }}\nspec:\n  command: [ {} ]\n  env: [ {{ name: SLOW_CALLS, value: {} }} ]\n---\n\
+         apiVersion: imageflow.dev/v1alpha1\nkind: Flow\nmetadata: {{ name: slow-first }}\nspec:\n  steps:\n    - {{ name: slow, function: slow }}\n    \
+         - {{ name: small, function: resize, after: [slow], params: {{ width: 9 }} }}\n",
+        program.display(),
+        calls.path().display()
+    );
+    api.apply(&manifest).await;
+    let headers = [("content-type", "image/png"), ("prefer", "wait=30")];
+    let picture = pictures::png(33, 22, 1);
+    let run = api
+        .send(Method::POST, "/v1/flows/slow-first/runs", &headers, picture)
+        .await;
+    let run = json(&run);
+    assert_eq!(run["status"], "succeeded", "{run}");
+    let cold = |step: usize| run["steps"][step]["cold"].as_bool().unwrap();
+    assert_eq!((cold(0), cold(1)), (true, false), "{run}");
+    let scaling = api.get("/v1/scaling/resize").await;
+    let first = scaling["decisions"].as_array().unwrap().last().unwrap();
+    assert_eq!(
+        first["reasons"],
+        json!(["from steps before it in a flow: 1 on the way"]),
+        "{scaling}"
     );
 }
 

@@ -36,9 +36,17 @@ pub struct Observation {
     pub started: u64,
     /// Sum of their times from being asked for to being ready, ms.
     pub start_ms_sum: u64,
+    /// Steps of flows under way whose results this function will work on: its next work.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub expected: u32,
     /// The partitions of the work topic, where they are told; only the `lag` law looks at them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub partitions: Vec<Partition>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
+const fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 impl Observation {
@@ -78,6 +86,16 @@ pub struct Decision {
     /// When it should be decided again although no work comes until then, ms since 1970: a pod is to be there before its work.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub look_again_ms: Option<i64>,
+}
+
+impl Decision {
+    /// What it gets of the GPU cards.
+    pub fn grant(&mut self, granted: u32, cards: u32) {
+        let wanted = std::mem::replace(&mut self.desired, granted);
+        if granted < wanted {
+            self.reasons.push(Reason::Cards { wanted, granted, cards });
+        }
+    }
 }
 
 /// What the decision was computed with.
@@ -208,6 +226,9 @@ fn own(config: &PolicyConfig, memory: &mut Memory, seen: &Observation) -> Asked 
                 window_ms,
             });
         }
+    } else if seen.expected > 0 {
+        reasons.push(Reason::Announced { steps: seen.expected });
+        desired = desired.max(1);
     } else if seen.backlog.is_some() {
         (desired, look_again_ms) = without_work(config, memory, seen, desired, &mut reasons);
     }

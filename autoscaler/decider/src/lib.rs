@@ -3,6 +3,7 @@
 //! Pure: no I/O, no clock. What is learned lives in [`Memory`], which the caller keeps and stores.
 
 pub mod decide;
+pub mod explain;
 mod keep_warm;
 pub mod load;
 pub mod memory;
@@ -12,6 +13,7 @@ mod service;
 pub mod slots;
 
 pub use decide::{Decision, Figures, Observation, decide};
+pub use explain::{Explanation, explain};
 pub use memory::Memory;
 pub use policy::{PolicyConfig, PolicyKind};
 pub use reason::Reason;

@@ -169,7 +169,8 @@ impl Memory {
     }
 
     fn learn_pauses(&mut self, config: &PolicyConfig, seen: &Observation) {
-        if (seen.has_work() || seen.completed > 0)
+        // What is announced is work on its way: a pause ends with it.
+        if (seen.has_work() || seen.completed > 0 || seen.expected > 0)
             && let Some(since) = self.idle_ms.take()
         {
             self.pauses
@@ -178,7 +179,7 @@ impl Memory {
             self.peaks += weight * (f64::from(self.peak.max(1)) - self.peaks);
             self.peak = 0;
         }
-        if seen.items() == Some(0) && self.idle_ms.is_none() {
+        if seen.items() == Some(0) && seen.expected == 0 && self.idle_ms.is_none() {
             self.idle_ms = Some(seen.now_ms);
         }
     }

@@ -68,6 +68,9 @@ pub enum Reason {
         until_ms: u64,
         pauses: usize,
     },
+    Announced {
+        steps: u32,
+    },
     Unreached {
         records: u64,
     },
@@ -112,6 +115,22 @@ impl Reason {
         matches!(self, Self::ServiceTimeGuessed { .. } | Self::NothingCompleted { .. })
     }
 
+    /// Whether it held the number at another than the work asked for.
+    pub(crate) const fn is_limit(&self) -> bool {
+        matches!(
+            self,
+            Self::Max { .. }
+                | Self::Min { .. }
+                | Self::Cards { .. }
+                | Self::Growth { .. }
+                | Self::OneEach { .. }
+                | Self::Patience { .. }
+                | Self::BacklogUnknown { .. }
+                | Self::KpaHolds
+                | Self::LagCooling { .. }
+        )
+    }
+
     /// For a decision that changes nothing: whether this reason is worth a note when it is new.
     #[must_use]
     pub const fn explains_staying(&self) -> bool {
@@ -122,6 +141,7 @@ impl Reason {
                 | Self::Max { .. }
                 | Self::Unreached { .. }
                 | Self::Expected { .. }
+                | Self::Announced { .. }
                 | Self::Cards { .. }
                 | Self::KpaHolds
                 | Self::LagCooling { .. }
@@ -230,6 +250,7 @@ impl fmt::Display for Reason {
                 Ms(*idle_ms as f64),
                 Ms(*until_ms as f64)
             ),
+            Self::Announced { steps } => write!(f, "from steps before it in a flow: {steps} on the way"),
             Self::Unreached { records } => {
                 write!(
                     f,
@@ -275,7 +296,7 @@ impl fmt::Display for Reason {
 }
 
 /// Milliseconds for people.
-struct Ms(f64);
+pub(crate) struct Ms(pub f64);
 
 impl fmt::Display for Ms {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

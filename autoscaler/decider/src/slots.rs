@@ -4,6 +4,8 @@ use std::cmp::Reverse;
 
 use serde::{Deserialize, Serialize};
 
+use crate::decide::Observation;
+
 /// A function that holds cards and works is not asked to give up its last pod for so long, ms: shorter turns would be spent on
 /// cold starts.
 pub const TURN_MS: u64 = 30_000;
@@ -52,6 +54,16 @@ pub struct Claim {
     pub working: bool,
     /// Its turn so far.
     pub turn: Turn,
+}
+
+/// Pods for which cards are asked. To be kept warm is no reason to start: a pod that had to give its card away does not come back
+/// without work, or work that is on its way. `always` is the number that its owner wants in any case.
+#[must_use]
+pub fn wanted(seen: &Observation, desired: u32, always: u32) -> u32 {
+    if seen.has_work() || seen.expected > 0 {
+        return desired;
+    }
+    desired.min(always.max(seen.ready.saturating_add(seen.starting)))
 }
 
 /// Where a claim stands in the queue for first pods; smaller is sooner.

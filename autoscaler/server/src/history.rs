@@ -46,15 +46,10 @@ mod tests {
         let function = FunctionName::new("f").unwrap();
         let mut history = History::default();
         for at_ms in 0..500 {
-            let reasons = Vec::new();
-            let inputs = serde_json::Map::new();
             history.push(DecisionRecord {
-                function: function.clone(),
                 at_ms,
-                from: 0,
                 to: 1,
-                reasons,
-                inputs,
+                ..DecisionRecord::of(function.clone())
             });
         }
         let kept = history.of(&function);

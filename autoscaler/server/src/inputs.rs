@@ -36,6 +36,8 @@ pub struct FunctionLoad {
     pub backlog: Option<u64>,
     /// Age of the oldest of them, ms.
     pub oldest_ms: Option<u64>,
+    /// Steps of flows under way whose results the function will work on.
+    pub expected: u32,
 }
 
 /// Where loads come from: delivery and dispatcher.

@@ -189,6 +189,7 @@ impl State {
             service_ms_sum: 0,
             backlog: untold,
             oldest_ms: None,
+            expected: 0,
         };
         for stats in self.reporters.values().flat_map(|r| &r.now) {
             // What cannot be read was refused when it came.
@@ -200,6 +201,7 @@ impl State {
                 .or_insert_with(|| empty(&function, revision.as_ref()));
             load.held = load.held.saturating_add(stats.held);
             load.in_flight = load.in_flight.saturating_add(stats.in_flight);
+            load.expected = load.expected.saturating_add(stats.expected);
             if stats.backlog > 0 {
                 load.backlog = Some(load.backlog.unwrap_or(0).saturating_add(stats.backlog));
                 load.oldest_ms = load.oldest_ms.max(Some(stats.backlog_age_ms));

@@ -3,8 +3,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::future::join_all;
-use imageflow_decider::slots::{Claim, Turn, share};
-use imageflow_decider::{Decision, Memory, Observation, Reason, decide};
+use imageflow_decider::slots::{Claim, Turn, share, wanted};
+use imageflow_decider::{Decision, Memory, Observation, PolicyConfig, Reason, decide, explain};
 use imageflow_types::scaling::DecisionRecord;
 use imageflow_types::{FunctionName, RevisionName};
 use serde_json::{Map, Value, json};
@@ -27,6 +27,7 @@ struct Load {
     service_ms_sum: u64,
     backlog: Option<u64>,
     oldest_ms: Option<u64>,
+    expected: u32,
     by_revision: BTreeMap<RevisionName, u64>,
 }
 
@@ -57,6 +58,7 @@ static IDLE: Load = Load {
     service_ms_sum: 0,
     backlog: Some(0),
     oldest_ms: None,
+    expected: 0,
     by_revision: BTreeMap::new(),
 };
 
@@ -64,6 +66,7 @@ static IDLE: Load = Load {
 struct Decided {
     name: FunctionName,
     function: Arc<FunctionScaling>,
+    config: PolicyConfig,
     seen: Observation,
     decision: Decision,
 }
@@ -85,19 +88,12 @@ impl Decided {
     /// What it asks for of the GPU cards.
     fn claim(&self, turn: Turn) -> Claim {
         let scale = &self.function.scale;
-        let working = self.seen.has_work();
-        let always = scale.replicas.unwrap_or(scale.min);
-        // To be kept warm is no reason to start: a pod that had to give its card away does not come back without work.
-        let wanted = match working {
-            true => self.decision.desired,
-            false => (self.decision.desired).min(always.max(self.seen.ready.saturating_add(self.seen.starting))),
-        };
         Claim {
-            wanted,
+            wanted: wanted(&self.seen, self.decision.desired, scale.replicas.unwrap_or(scale.min)),
             cards: self.function.resources.gpu,
             weight: scale.weight,
             priority: scale.priority,
-            working,
+            working: self.seen.has_work(),
             turn,
         }
     }
@@ -316,19 +312,22 @@ impl<C: Fn() -> i64 + Send> ScalingLoop<C> {
             calls: std::mem::take(&mut known.calls),
             started,
             start_ms_sum,
+            expected: load.expected,
             partitions: Vec::new(),
         };
         let there = seen.ready.saturating_add(seen.starting);
-        if poked && there == 0 && !seen.has_work() {
+        if poked && there == 0 && !seen.has_work() && seen.expected == 0 {
             // The poke says that somebody waits, and may be faster than the count of who waits.
             seen.held = 1;
         }
         let window_ms = u64::try_from(self.settings.window.as_millis()).unwrap_or(u64::MAX);
-        let (memory, decision) = decide(&function.policy(window_ms), &known.memory, &seen);
+        let config = function.policy(window_ms);
+        let (memory, decision) = decide(&config, &known.memory, &seen);
         known.memory = memory;
         Decided {
             name,
             function,
+            config,
             seen,
             decision,
         }
@@ -351,10 +350,7 @@ impl<C: Fn() -> i64 + Send> ScalingLoop<C> {
             if let Some(known) = self.known.get_mut(&one.name) {
                 known.turn.note(granted, claim.working, now_ms);
             }
-            let wanted = std::mem::replace(&mut one.decision.desired, granted);
-            if granted < wanted {
-                one.decision.reasons.push(Reason::Cards { wanted, granted, cards });
-            }
+            one.decision.grant(granted, cards);
         }
     }
 
@@ -365,6 +361,7 @@ impl<C: Fn() -> i64 + Send> ScalingLoop<C> {
             function,
             seen,
             decision,
+            ..
         } = one;
         let there = seen.ready.saturating_add(seen.starting);
         publish(name, seen, decision);
@@ -374,7 +371,7 @@ impl<C: Fn() -> i64 + Send> ScalingLoop<C> {
         let before = known.desired.replace(decision.desired).unwrap_or(there);
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         if worth_a_note(known, before, decision) {
-            let record = record(name, before, seen, decision);
+            let record = record(one, before);
             self.store.put(StoredDecision {
                 record: record.clone(),
                 memory: known.memory.clone().learned(),
@@ -432,6 +429,7 @@ impl Load {
         // `None` of one part does not hide what another knows.
         self.backlog = self.backlog.max(one.backlog);
         self.oldest_ms = self.oldest_ms.max(one.oldest_ms);
+        self.expected = self.expected.saturating_add(one.expected);
         if let Some(revision) = one.revision {
             *self.by_revision.entry(revision).or_default() += u64::from(one.held) + u64::from(one.in_flight);
         }
@@ -483,7 +481,14 @@ fn worth_a_note(known: &mut Known, before: u32, decision: &Decision) -> bool {
     before != decision.desired || new
 }
 
-fn record(name: &FunctionName, from: u32, seen: &Observation, decision: &Decision) -> DecisionRecord {
+fn record(one: &Decided, from: u32) -> DecisionRecord {
+    let Decided {
+        name,
+        config,
+        seen,
+        decision,
+        ..
+    } = one;
     let mut inputs = Map::new();
     for part in [json!(seen), json!(decision.figures)] {
         if let Value::Object(fields) = part {
@@ -491,12 +496,16 @@ fn record(name: &FunctionName, from: u32, seen: &Observation, decision: &Decisio
         }
     }
     inputs.insert("valid".into(), json!(decision.valid));
+    let explained = explain(config, from, seen, decision);
     DecisionRecord {
         function: name.clone(),
         at_ms: seen.now_ms,
         from,
         to: decision.desired,
+        summary: explained.sentence,
+        change: explained.change,
         reasons: decision.reasons.iter().map(ToString::to_string).collect(),
+        because: decision.reasons.iter().map(|reason| json!(reason)).collect(),
         inputs,
     }
 }

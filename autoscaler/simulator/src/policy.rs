@@ -1,6 +1,8 @@
 //! Policies as the world asks them.
-use imageflow_decider::slots::{Claim, Turn, share};
-use imageflow_decider::{Memory, Observation, PolicyConfig, PolicyKind, Reason, decide};
+use std::borrow::Cow;
+
+use imageflow_decider::slots::{self, Claim, Turn, share};
+use imageflow_decider::{Decision, Memory, Observation, PolicyConfig, PolicyKind, decide, explain};
 
 use crate::workload::{Function, Kind, Ms, Workload};
 
@@ -34,7 +36,9 @@ pub struct Told {
     pub from: u32,
     /// Pods wanted from then on.
     pub to: u32,
-    /// Why.
+    /// Why, in one sentence.
+    pub summary: String,
+    /// Why, in order of weight.
     pub reasons: Vec<String>,
 }
 
@@ -80,19 +84,21 @@ impl Decider {
         self.told.clone().unwrap_or_default()
     }
 
-    fn tell(&mut self, index: usize, now_ms: i64, to: u32, reasons: &[Reason]) {
-        let begun = *self.begun_ms.get_or_insert(now_ms);
-        let from = std::mem::replace(&mut self.desired[index], to);
-        if let Some(told) = &mut self.told
-            && from != to
-        {
-            told.push(Told {
-                at: Ms::try_from(now_ms - begun).unwrap_or(0),
-                from,
-                to,
-                reasons: reasons.iter().map(ToString::to_string).collect(),
-            });
+    fn tell(&mut self, index: usize, seen: &Observation, decision: &Decision) {
+        let begun = *self.begun_ms.get_or_insert(seen.now_ms);
+        let (from, to) = (self.desired[index], decision.desired);
+        self.desired[index] = to;
+        if self.told.is_none() || from == to {
+            return;
         }
+        let explained = explain(&self.config(&self.functions[index]), from, seen, decision);
+        self.told.get_or_insert_default().push(Told {
+            at: Ms::try_from(seen.now_ms - begun).unwrap_or(0),
+            from,
+            to,
+            summary: explained.sentence,
+            reasons: decision.reasons.iter().map(ToString::to_string).collect(),
+        });
     }
 
     fn config(&self, function: &Function) -> PolicyConfig {
@@ -116,56 +122,43 @@ impl Decider {
 
 impl Policy for Decider {
     fn decide(&mut self, looks: &[Look]) -> Vec<(u32, Option<i64>)> {
-        let (mut answers, mut claims) = (Vec::with_capacity(looks.len()), Vec::new());
+        let (mut decided, mut claims) = (Vec::with_capacity(looks.len()), Vec::new());
         for look in looks {
             let index = look.function as usize;
             let function = &self.functions[index];
-            let mut seen = look.seen.clone();
+            let mut seen = Cow::Borrowed(&look.seen);
             if matches!(self.config.policy, PolicyKind::Lag(_)) && function.kind == Kind::Interactive {
                 // KEDA's add-on for HTTP scales on the requests that wait or are worked on.
+                let seen = seen.to_mut();
                 seen.backlog = Some(u64::from(seen.held) + u64::from(seen.in_flight));
                 seen.partitions.clear();
             }
             let (memory, decision) = decide(&self.config(function), &self.memories[index], &seen);
             self.memories[index] = memory;
             if self.ours() && function.cards > 0 {
-                let working = seen.has_work();
-                let there = seen.ready.saturating_add(seen.starting);
-                claims.push((
-                    answers.len(),
-                    Claim {
-                        wanted: if working {
-                            decision.desired
-                        } else {
-                            decision.desired.min(there)
-                        },
-                        cards: function.cards,
-                        weight: 1,
-                        priority: 0,
-                        working,
-                        turn: self.turns[index],
-                    },
-                ));
+                let claim = Claim {
+                    wanted: slots::wanted(&seen, decision.desired, function.bounds.0),
+                    cards: function.cards,
+                    weight: 1,
+                    priority: 0,
+                    working: seen.has_work(),
+                    turn: self.turns[index],
+                };
+                claims.push((decided.len(), claim));
             }
-            if function.cards == 0 {
-                self.tell(index, seen.now_ms, decision.desired, &decision.reasons);
-            }
-            answers.push((decision.desired, decision.look_again_ms));
+            decided.push(decision);
         }
         if let Some(now_ms) = looks.first().map(|look| look.seen.now_ms) {
             let all: Vec<Claim> = claims.iter().map(|(_, claim)| *claim).collect();
             for ((i, claim), granted) in claims.iter().zip(share(self.gpus, &all, now_ms)) {
-                answers[*i].0 = granted;
-                let reason = Reason::Cards {
-                    wanted: claim.wanted,
-                    granted,
-                    cards: self.gpus,
-                };
-                self.tell(looks[*i].function as usize, now_ms, granted, &[reason]);
+                decided[*i].grant(granted, self.gpus);
                 self.turns[looks[*i].function as usize].note(granted, claim.working, now_ms);
             }
         }
-        answers
+        for (look, decision) in looks.iter().zip(&decided) {
+            self.tell(look.function as usize, &look.seen, decision);
+        }
+        decided.into_iter().map(|d| (d.desired, d.look_again_ms)).collect()
     }
 
     fn wakes(&self) -> bool {

@@ -317,6 +317,7 @@ impl<'a> World<'a> {
             calls,
             started: std::mem::take(&mut function.started),
             start_ms_sum: std::mem::take(&mut function.start_sum),
+            expected: 0,
             partitions: partitions.collect(),
         }
     }

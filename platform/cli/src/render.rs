@@ -161,10 +161,7 @@ pub fn function(function: &Value, color: bool) -> String {
         out.push(format!("problem:   {problem}"));
     }
     if let Some(last) = function.pointer("/status/lastDecision").filter(|d| d.is_object()) {
-        out.push(format!(
-            "scaling:   {}",
-            decision(last).lines().next().unwrap_or_default()
-        ));
+        out.push(format!("scaling:   {} {}", moment(last), summary(last)));
     }
     if let Some(revisions) = function.pointer("/status/revisions").and_then(Value::as_array) {
         let rows = revisions.iter().map(|r| {
@@ -261,30 +258,33 @@ fn values(property: &Value) -> String {
     }
 }
 
-/// A decision of the autoscaler with its reasons and what it knew.
+/// How a function is scaled: the numbers, the last decision in a sentence, and what would change it.
 #[must_use]
-pub fn decision(decision: &Value) -> String {
-    let at_ms = decision.get("atMs").and_then(Value::as_i64).unwrap_or_default();
-    let reasons = decision.get("reasons").and_then(Value::as_array).into_iter().flatten();
-    let reasons: Vec<String> = reasons.map(|r| at(r, "")).collect();
-    let inputs = decision.get("inputs").and_then(Value::as_object).into_iter().flatten();
-    let number = |v: &Value| match v.as_f64().filter(|_| v.is_f64()) {
-        Some(float) => format!("{float:.2}"),
-        None => at(v, ""),
-    };
-    let inputs: Vec<String> = inputs.map(|(k, v)| format!("{k}={}", number(v))).collect();
-    let head = format!(
-        "{}  {} → {}  {}",
-        clock(at_ms),
-        at(decision, "/from"),
-        at(decision, "/to"),
-        reasons.join("; ")
+pub fn scaling(function: &str, state: &Value) -> String {
+    let mut text = format!(
+        "{function}: {} pods wanted, {} ready",
+        at(state, "/desired"),
+        at(state, "/ready")
     );
-    if inputs.is_empty() {
-        head
-    } else {
-        format!("{head}\n              {}", inputs.join(" "))
+    if let Some(last) = state.pointer("/decisions/0") {
+        text.push_str(&format!("\n{}", summary(last)));
     }
+    if let Some(change) = state.pointer("/decisions/0/change").and_then(Value::as_str) {
+        text.push_str(&format!("\nnext: {change}"));
+    }
+    text
+}
+
+/// When a decision of the autoscaler was made.
+#[must_use]
+pub fn moment(decision: &Value) -> String {
+    clock(decision.get("atMs").and_then(Value::as_i64).unwrap_or_default())
+}
+
+/// A decision in one sentence; nothing when there is none.
+#[must_use]
+pub fn summary(decision: &Value) -> String {
+    decision.get("summary").map_or_else(String::new, |said| at(said, ""))
 }
 
 /// One step, for a line of progress: `resize 12.0 ms cold`, or `resize reused` where it had nothing to do.

@@ -166,6 +166,14 @@ impl Delivery {
         self.pokes.subscribe()
     }
 
+    /// Work for a function is on its way: the autoscaler is poked when it has no pod.
+    pub fn announce(&self, function: &FunctionName) {
+        if self.table.borrow().count(function) == (0, 0) {
+            // Nobody listens while the platform starts; the tick finds it then.
+            let _ = self.pokes.send(function.clone());
+        }
+    }
+
     /// Waits for a place at a pod of the revision.
     ///
     /// # Errors

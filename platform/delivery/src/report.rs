@@ -37,11 +37,13 @@ pub struct FunctionBacklog {
     pub waiting: u64,
     /// When the oldest was asked for, ms since 1970.
     pub oldest_ms: Option<i64>,
+    /// Steps under way whose results it will work on.
+    pub expected: u32,
 }
 
 /// Who reads work topics, and so knows what waits there.
 pub trait BacklogSource: Send + Sync + 'static {
-    /// Every function of which something waits.
+    /// Every function of which something waits, or for which something is on its way.
     fn backlogs(&self) -> Vec<FunctionBacklog>;
 }
 
@@ -160,6 +162,7 @@ impl Reporter {
                 backlog_age_ms: one
                     .oldest_ms
                     .map_or(0, |since| u64::try_from(now_ms - since).unwrap_or(0)),
+                expected: one.expected,
                 ..v1::FunctionStats::default()
             }
         }));

@@ -22,6 +22,8 @@ pub struct Backlog {
 #[derive(Debug, Default)]
 pub struct Backlogs {
     functions: Mutex<HashMap<FunctionName, Counts>>,
+    /// Steps here whose results a function will work on.
+    expected: Mutex<HashMap<FunctionName, u32>>,
 }
 
 #[derive(Debug, Default)]
@@ -47,6 +49,46 @@ impl Backlogs {
             .iter()
             .map(|(name, counts)| (name.clone(), counts.view()))
             .collect()
+    }
+
+    /// How many results of steps that are here each function will work on; those without any are left out.
+    #[must_use]
+    pub fn expected(&self) -> Vec<(FunctionName, u32)> {
+        let expected = self.expected.lock().unwrap_or_else(PoisonError::into_inner);
+        expected.iter().map(|(name, steps)| (name.clone(), *steps)).collect()
+    }
+
+    /// A step is here whose result these work on. Those are given back that expected nothing before.
+    pub(crate) fn announce<'a>(&self, next: &'a [FunctionName]) -> Vec<&'a FunctionName> {
+        if next.is_empty() {
+            return Vec::new();
+        }
+        let mut expected = self.expected.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut new = Vec::new();
+        for function in next {
+            match expected.get_mut(function) {
+                Some(steps) => *steps += 1,
+                None => {
+                    expected.insert(function.clone(), 1);
+                    new.push(function);
+                }
+            }
+        }
+        new
+    }
+
+    /// It is done, or not here any more.
+    pub(crate) fn announced(&self, next: &[FunctionName]) {
+        if next.is_empty() {
+            return;
+        }
+        let mut expected = self.expected.lock().unwrap_or_else(PoisonError::into_inner);
+        for function in next {
+            if let Some(steps) = expected.get_mut(function) {
+                *steps = steps.saturating_sub(1);
+            }
+        }
+        expected.retain(|_, steps| *steps > 0);
     }
 
     pub(crate) fn taken(&self, function: &FunctionName, requested_ms: i64) {
@@ -99,14 +141,23 @@ impl Backlogs {
 
 impl BacklogSource for Backlogs {
     fn backlogs(&self) -> Vec<FunctionBacklog> {
-        let all = self.all().into_iter();
-        all.filter(|(_, backlog)| backlog.waiting > 0)
+        let mut expected: HashMap<FunctionName, u32> = self.expected().into_iter().collect();
+        let all = self.all().into_iter().filter(|(_, backlog)| backlog.waiting > 0);
+        let mut told: Vec<FunctionBacklog> = all
             .map(|(function, backlog)| FunctionBacklog {
-                function,
                 waiting: backlog.waiting,
                 oldest_ms: backlog.oldest_ms,
+                expected: expected.remove(&function).unwrap_or(0),
+                function,
             })
-            .collect()
+            .collect();
+        told.extend(expected.into_iter().map(|(function, expected)| FunctionBacklog {
+            function,
+            waiting: 0,
+            oldest_ms: None,
+            expected,
+        }));
+        told
     }
 }
 
@@ -124,6 +175,23 @@ impl Counts {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_follows_a_step_is_expected_while_the_step_is_here() {
+        let backlogs = Backlogs::default();
+        let next = ["upscale", "archive"].map(|n| FunctionName::new(n).unwrap());
+        assert_eq!(backlogs.announce(&next).len(), 2);
+        assert_eq!(backlogs.announce(&next[..1]), Vec::<&FunctionName>::new());
+        backlogs.taken(&next[0], 5);
+        let mut told = backlogs.backlogs();
+        told.sort_by(|a, b| a.function.cmp(&b.function));
+        let told: Vec<_> = told.iter().map(|t| (t.waiting, t.expected)).collect();
+        assert_eq!(told, [(0, 1), (1, 2)]);
+        backlogs.announced(&next);
+        backlogs.announced(&next[..1]);
+        backlogs.finished(&next[0], 5);
+        assert!(backlogs.backlogs().is_empty() && backlogs.expected().is_empty());
+    }
 
     #[test]
     fn an_idle_function_has_no_backlog_and_no_entry() {

@@ -98,6 +98,7 @@ struct Finished {
 struct StepId {
     function: FunctionName,
     requested_ms: i64,
+    next: Vec<FunctionName>,
 }
 
 struct Intake {
@@ -255,6 +256,7 @@ impl Intake {
                 open += partition.tracker.open() - partition.behind.len();
                 for (_, step) in partition.behind.drain(..) {
                     self.context.backlogs.finished(&partition.function, step.requested_ms);
+                    self.context.backlogs.announced(&step.next);
                 }
             }
         }
@@ -301,6 +303,9 @@ impl Intake {
                 continue;
             };
             self.context.backlogs.taken(&partition.function, step.requested_ms);
+            for function in self.context.backlogs.announce(&step.next) {
+                self.context.delivery.announce(function);
+            }
             let ordered = is_ordered(&self.context, &partition.function);
             if ordered
                 && record
@@ -330,6 +335,7 @@ impl Intake {
         self.context
             .backlogs
             .finished(&finished.step.function, finished.step.requested_ms);
+        self.context.backlogs.announced(&finished.step.next);
         let Some(partition) = self.partitions.get_mut(&finished.at) else {
             return;
         };
@@ -451,6 +457,7 @@ fn start(
     let id = StepId {
         function: partition.function.clone(),
         requested_ms: step.requested_ms,
+        next: step.next.clone(),
     };
     // A task's own memory is aligned to cache lines, which is dear to allocate for something as large as this.
     tasks.spawn(Box::pin(async move {

@@ -154,6 +154,7 @@ pub(crate) mod tests {
             requested_ms: 0,
             traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
             attempts: Vec::new(),
+            next: Vec::new(),
         }
     }
 

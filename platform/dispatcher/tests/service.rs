@@ -11,7 +11,7 @@ mod support;
 use bytes::Bytes;
 use imageflow_dispatcher::DispatcherConfig;
 use imageflow_objects::ObjectStore;
-use imageflow_types::{RunEvent, StepRequest, topics};
+use imageflow_types::{FunctionName, RunEvent, StepRequest, topics};
 use serde_json::json;
 use support::{Call, Entry, World, body, commits, function, status, step, work};
 
@@ -193,6 +193,27 @@ async fn a_work_record_that_cannot_be_read_does_not_hold_up_its_partition() {
     world.pod.call().await.answer(status(202, ""));
     world.completed(&step).await;
     world.log.committed(&work(), 0, 2).await;
+    running.stop().await;
+    world.assert_idle();
+}
+
+#[tokio::test]
+async fn what_follows_in_the_flow_is_announced_when_a_step_comes_and_expected_until_it_is_done() {
+    let world = World::new().await;
+    let mut pokes = world.delivery.pokes();
+    let next: FunctionName = "upscale".parse().unwrap();
+    let step = StepRequest {
+        next: vec![next.clone()],
+        ..step("a")
+    };
+    let running = world.dispatch();
+    world.give(&step, 0).await;
+    let call = world.pod.call().await;
+    assert_eq!(pokes.recv().await.unwrap(), next, "it has no pod yet");
+    assert_eq!(world.backlogs.expected(), [(next, 1)]);
+    call.answer(status(202, ""));
+    world.completed(&step).await;
+    world.log.committed(&work(), 0, 1).await;
     running.stop().await;
     world.assert_idle();
 }

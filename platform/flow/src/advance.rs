@@ -8,7 +8,7 @@
 use imageflow_types::names::digest;
 use imageflow_types::run::{Plan, RUN_STATE_SCHEMA, Stage, output_ref};
 use imageflow_types::work::{Attempt, DeadLetter, Input, RunRequest, StepError, StepResult};
-use imageflow_types::{RunEvent, RunState, RunStatus, StepRequest, StepState, StepStatus};
+use imageflow_types::{FunctionName, RunEvent, RunState, RunStatus, StepRequest, StepState, StepStatus};
 use serde_json::Value;
 
 use crate::output::event_output_ref;
@@ -18,10 +18,6 @@ pub const MAX_ATTEMPTS_KEPT: usize = 20;
 
 /// What the router does besides storing the state, in the same transaction.
 #[derive(Debug, Clone, PartialEq)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "a handful of effects, moved once; a box would only cost"
-)]
 pub enum Effect {
     /// Put a stage into its function's work topic.
     Enqueue(StepRequest),
@@ -289,9 +285,21 @@ fn enqueue_after(state: &mut RunState, done: Option<u32>, now_ms: i64) -> Vec<Ef
             requested_ms: now_ms,
             traceparent: request.traceparent.clone(),
             attempts: Vec::new(),
+            next: following(plan, at),
         }));
     }
     effects
+}
+
+/// Functions of the stages that work on the result of one, each once.
+fn following(plan: &Plan, at: u32) -> Vec<FunctionName> {
+    let mut next: Vec<FunctionName> = Vec::new();
+    for stage in plan.stages.iter().filter(|stage| stage.after == Some(at)) {
+        if !next.contains(&stage.function) {
+            next.push(stage.function.clone());
+        }
+    }
+    next
 }
 
 /// The nearest object made before: a function that only gives data hands on what it got.

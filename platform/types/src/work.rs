@@ -138,6 +138,9 @@ pub struct StepRequest {
     /// Attempts made before the step was put off.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attempts: Vec<Attempt>,
+    /// Functions of the stages that work on its result: they have work as soon as it is done.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub next: Vec<FunctionName>,
 }
 
 /// A step that is tried again later: the value of a record in `imageflow.delay`.

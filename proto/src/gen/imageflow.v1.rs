@@ -1257,6 +1257,9 @@ pub struct FunctionStats {
     /// Those of `completed_total` for which somebody waited.
     #[prost(uint64, tag = "9")]
     pub calls_total: u64,
+    /// Steps of flows under way whose results it will work on, now.
+    #[prost(uint32, tag = "10")]
+    pub expected: u32,
 }
 /// Answers a report.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

@@ -144,6 +144,7 @@ fn work(function: &FunctionName, cause: &str) -> (RunId, NewRecord) {
         requested_ms: now_us() / 1000,
         traceparent: None,
         attempts: Vec::new(),
+        next: Vec::new(),
     };
     let bare = serde_json::to_vec(&step).unwrap().len();
     step.input = Input::Event(pad(EVENT_BYTES.saturating_sub(bare)));

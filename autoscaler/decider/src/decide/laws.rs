@@ -38,9 +38,10 @@ fn looks() -> impl Strategy<Value = Observation> {
         any::<Option<u16>>(),
         0_u64..200,
         0_u64..100_000,
+        prop_oneof![3 => Just(0_u32), 1 => 0_u32..20],
     )
         .prop_map(
-            |(ready, starting, held, in_flight, backlog, oldest, completed, sum)| Observation {
+            |(ready, starting, held, in_flight, backlog, oldest, completed, sum, expected)| Observation {
                 now_ms: 0,
                 ready,
                 starting,
@@ -53,6 +54,7 @@ fn looks() -> impl Strategy<Value = Observation> {
                 calls: 0,
                 started: 0,
                 start_ms_sum: 0,
+                expected,
                 partitions: Vec::new(),
             },
         )
@@ -152,6 +154,20 @@ proptest! {
     }
 
     #[test]
+    fn work_that_is_announced_has_a_pod_before_it_comes(
+        config in configs(), history in histories(), look in looks(), steps in 1_u32..20,
+    ) {
+        let (memory, now) = remember(&config, &history);
+        let seen = Observation { now_ms: now + 1_000, held: 0, in_flight: 0, backlog: Some(0), expected: steps, ..look };
+        let least = config.min.max(1).min(config.max);
+        let (next, decision) = decide(&config, &Memory { recent: Default::default(), ..memory }, &seen);
+        prop_assert_eq!(decision.desired, least, "{:?}", decision);
+        // It is not idle meanwhile, so what keeps it warm counts from when nothing is announced any more.
+        let seen = Observation { now_ms: seen.now_ms + 600_000, completed: 0, ..seen };
+        prop_assert!(decide(&config, &next, &seen).1.desired >= least);
+    }
+
+    #[test]
     fn without_work_the_pods_go_within_the_bounds_of_keep_warm(
         config in configs(), history in histories(), look in looks(),
     ) {
@@ -193,7 +209,7 @@ proptest! {
             let seen = Observation {
                 now_ms, ready: narrow(at(0)), starting: narrow(at(1)), held: narrow(at(2)), in_flight: narrow(at(3)),
                 backlog: Some(at(4)), oldest_ms: Some(at(5)), completed: at(6), service_ms_sum: at(7),
-                calls: 0, started: 0, start_ms_sum: 0, partitions: Vec::new(),
+                calls: 0, started: 0, start_ms_sum: 0, expected: 0, partitions: Vec::new(),
             };
             let decision;
             (memory, decision) = decide(&config, &memory, &seen);

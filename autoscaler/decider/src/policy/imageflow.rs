@@ -5,7 +5,7 @@ use crate::policy::{PolicyConfig, Wanted};
 use crate::reason::Reason;
 
 /// This much of a pod is ignored when rounding up.
-const TOLERANCE: f64 = 0.1;
+pub const TOLERANCE: f64 = 0.1;
 /// With a known service time, pods grow at most by this factor at a time.
 const MAX_GROWTH: u32 = 10;
 /// With a guessed one, by this.

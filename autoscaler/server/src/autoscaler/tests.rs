@@ -111,6 +111,7 @@ fn load(function: &str, backlog: Option<u64>) -> FunctionLoad {
         service_ms_sum: 0,
         backlog,
         oldest_ms: None,
+        expected: 0,
     }
 }
 
@@ -374,6 +375,30 @@ async fn of_one_card_everybody_has_a_turn_and_who_is_idle_gives_it_up_at_once() 
     world.work(vec![load("b", Some(50))]);
     let took = world.until(&revision("b", 1), 1).await;
     assert!(took <= Duration::from_secs(2), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_stands_ready_for_what_a_flow_will_bring_and_a_free_card_is_given_to_it() {
+    let mut one = FunctionScaling::clone(&scaling("upscale", &[100]));
+    one.resources.gpu = 1;
+    let functions = vec![("upscale", Arc::new(one))];
+    let mut world = World::knowing(functions, HashMap::new(), Some(1));
+    let coming = |expected| FunctionLoad {
+        expected,
+        ..load("upscale", Some(0))
+    };
+    world.work(vec![coming(3)]);
+    world.pokes.send(name("upscale")).unwrap();
+    assert_eq!(world.until(&revision("upscale", 1), 1).await, Duration::ZERO);
+    let told = &world.autoscaler.decisions(&name("upscale"))[0];
+    assert_eq!(told.reasons, ["from steps before it in a flow: 3 on the way"]);
+    assert!(told.inputs.contains_key("expected"));
+    // It stays for as long as they take, and for what it is worth to wait after that.
+    let gone = tokio::time::timeout(Duration::from_secs(600), world.until(&revision("upscale", 1), 0)).await;
+    assert!(gone.is_err());
+    world.work(vec![]);
+    let took = world.until(&revision("upscale", 1), 0).await;
+    assert!((1..60).contains(&took.as_secs()), "{took:?}");
 }
 
 /// A client made from KEDA's contract, over a real connection.

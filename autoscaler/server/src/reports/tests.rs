@@ -175,6 +175,7 @@ async fn a_reporter_is_heard_over_a_real_connection() {
         function: function.clone(),
         waiting: 3,
         oldest_ms: Some(1_000),
+        expected: 2,
     };
     let sender = Sender {
         name: "d1".to_owned(),
@@ -201,6 +202,7 @@ async fn a_reporter_is_heard_over_a_real_connection() {
         ticks.tick().await;
     }
     assert_eq!(sum(&reports.collect()).4, Some(250));
+    assert_eq!(reports.collect().iter().map(|load| load.expected).sum::<u32>(), 2);
     host.add(&function, "127.0.0.1:1".parse().unwrap(), PodState::Ready);
     let slot = held.await.unwrap();
     while sum(&reports.collect()).0 != 1 {

@@ -6,7 +6,7 @@ use serde_json::Value;
 use crate::args::manage::{ScalingArgs, ScalingCommand};
 use crate::client::encode;
 use crate::error::CliError;
-use crate::output::{Context, at};
+use crate::output::{Context, at, prose};
 use crate::render;
 
 mod simulate;
@@ -29,7 +29,7 @@ pub async fn scaling(cx: &mut Context, args: ScalingArgs) -> Result<(), CliError
                         at(i, "/desired"),
                         at(i, "/ready"),
                         at(i, "/backlog"),
-                        at(i, "/last/reasons/0"),
+                        render::summary(i.get("last").unwrap_or(&Value::Null)),
                     ]
                 },
             )
@@ -41,37 +41,39 @@ pub async fn scaling(cx: &mut Context, args: ScalingArgs) -> Result<(), CliError
             if !watch && cx.structured(&first)? {
                 return Ok(());
             }
-            cx.line(format!(
-                "{function}: {} pods wanted, {} ready",
-                at(&first, "/desired"),
-                at(&first, "/ready")
-            ))?;
-            let mut seen = print_after(cx, &first, i64::MIN)?;
+            cx.line(render::scaling(&function, &first))?;
+            let decisions = decisions(&first);
             if !watch {
-                return Ok(());
+                let rows = decisions.iter().map(|d| vec![render::moment(d), render::summary(d)]);
+                return match decisions.is_empty() {
+                    true => Ok(()),
+                    false => cx.line(format!("\n{}", prose(&["time", "decision"], rows, cx.color))),
+                };
             }
+            let mut seen = print_after(cx, &decisions, i64::MIN)?;
             let mut every = tokio::time::interval(Duration::from_secs(1));
             loop {
                 every.tick().await;
                 let now: Value = cx.client.get_json(path.clone()).await?;
-                seen = print_after(cx, &now, seen)?;
+                seen = print_after(cx, &self::decisions(&now), seen)?;
             }
         }
     }
 }
 
+/// The decisions, newest first.
+fn decisions(state: &Value) -> Vec<Value> {
+    let all = state.get("decisions").and_then(Value::as_array);
+    all.cloned().unwrap_or_default()
+}
+
 /// Prints the decisions after a time, oldest first, so that a watch reads downwards; the time of the last.
-fn print_after(cx: &mut Context, state: &Value, after: i64) -> Result<i64, CliError> {
+fn print_after(cx: &mut Context, decisions: &[Value], after: i64) -> Result<i64, CliError> {
     let mut last = after;
-    let decisions = state
-        .get("decisions")
-        .and_then(Value::as_array)
-        .cloned()
-        .unwrap_or_default();
     for decision in decisions.iter().rev() {
         let at_ms = decision.get("atMs").and_then(Value::as_i64).unwrap_or_default();
         if at_ms > after {
-            cx.line(render::decision(decision))?;
+            cx.line(format!("{}  {}", render::moment(decision), render::summary(decision)))?;
             last = last.max(at_ms);
         }
     }

@@ -364,7 +364,8 @@ async fn logs_and_events_and_lists_speak_the_api() {
 
 #[tokio::test]
 async fn scaling_reads_what_the_gateway_answers() {
-    let decision = json!({"atMs": 1000, "from": 0, "to": 2, "reasons": ["40 waiting"], "inputs": {}});
+    let decision = json!({"atMs": 1000, "from": 0, "to": 2, "summary": "0 -> 2: 40 waiting", "change": "3 from 41 on",
+        "reasons": ["40 waiting"], "inputs": {}});
     let fake = Fake::json([
         json!({"items": [{"function": "f", "desired": 2, "ready": 1, "backlog": 40, "last": decision}]}),
         json!({"function": "f", "desired": 2, "ready": 1, "decisions": [decision]}),
@@ -373,7 +374,20 @@ async fn scaling_reads_what_the_gateway_answers() {
     let (_, out, _) = imageflow(&fake.base, &["scaling"]).await;
     assert!(out.lines().last().unwrap().contains("40 waiting"), "{out}");
     let (_, out, _) = imageflow(&fake.base, &["scaling", "explain", "f"]).await;
-    assert_eq!(out, "f: 2 pods wanted, 1 ready\n00:00:01.000  0 → 2  40 waiting\n");
+    let lines: Vec<&str> = out.lines().map(str::trim).collect();
+    assert_eq!(
+        lines[..4],
+        [
+            "f: 2 pods wanted, 1 ready",
+            "0 -> 2: 40 waiting",
+            "next: 3 from 41 on",
+            ""
+        ]
+    );
+    assert!(
+        lines[4].starts_with("TIME") && lines[5].ends_with("0 -> 2: 40 waiting"),
+        "{out}"
+    );
 }
 
 #[tokio::test]

@@ -123,10 +123,20 @@ fn a_function_tells_its_pods_revisions_and_why_it_does_not_start() {
 }
 
 #[test]
-fn a_decision_tells_its_reasons_and_inputs() {
-    let text =
-        decision(&json!({"atMs": 3_661_005, "from": 0, "to": 2, "reasons": ["40 waiting"], "inputs": {"backlog": 40}}));
-    assert_eq!(text, "01:01:01.005  0 → 2  40 waiting\n              backlog=40");
+fn scaling_is_told_in_a_sentence_with_what_would_change_it() {
+    let last =
+        json!({"atMs": 3_661_005, "from": 0, "to": 2, "summary": "0 -> 2: 40 waiting", "change": "3 from 41 on"});
+    assert_eq!(
+        (moment(&last).as_str(), summary(&last).as_str()),
+        ("01:01:01.005", "0 -> 2: 40 waiting")
+    );
+    let state = json!({"desired": 2, "ready": 1, "decisions": [last]});
+    let text = "f: 2 pods wanted, 1 ready\n0 -> 2: 40 waiting\nnext: 3 from 41 on";
+    assert_eq!(scaling("f", &state), text);
+    assert_eq!(
+        scaling("f", &json!({"desired": 0, "ready": 0, "decisions": []})),
+        "f: 0 pods wanted, 0 ready"
+    );
 }
 
 #[test]

@@ -142,12 +142,9 @@ mod tests {
         let mut table = Decisions::default();
         let record = |at_ms: i64, to: u32| {
             let record = DecisionRecord {
-                function: function.clone(),
                 at_ms,
-                from: 0,
                 to,
-                reasons: Vec::new(),
-                inputs: serde_json::Map::new(),
+                ..DecisionRecord::of(function.clone())
             };
             let stored = StoredDecision {
                 record,

@@ -72,24 +72,36 @@ impl StatsSource for Stats {
                 service_ms_sum: u64::try_from(stats.service.as_millis()).unwrap_or(u64::MAX),
                 backlog: None,
                 oldest_ms: None,
+                expected: 0,
             })
             .collect();
         let now_ms = (self.clock)();
+        let waits = |function: FunctionName| FunctionLoad {
+            function,
+            revision: None,
+            held: 0,
+            in_flight: 0,
+            completed_since: 0,
+            calls_since: 0,
+            service_ms_sum: 0,
+            backlog: None,
+            oldest_ms: None,
+            expected: 0,
+        };
+        let expected = self.backlogs.expected().into_iter();
+        loads.extend(expected.map(|(function, expected)| FunctionLoad {
+            expected,
+            ..waits(function)
+        }));
         let mut seen: Vec<FunctionName> = Vec::new();
         for (function, backlog) in self.backlogs.all() {
             let age = backlog
                 .oldest_ms
                 .map(|since| u64::try_from(now_ms - since).unwrap_or(0));
             loads.push(FunctionLoad {
-                function: function.clone(),
-                revision: None,
-                held: 0,
-                in_flight: 0,
-                completed_since: 0,
-                calls_since: 0,
-                service_ms_sum: 0,
                 backlog: Some(backlog.waiting),
                 oldest_ms: age,
+                ..waits(function.clone())
             });
             seen.push(function);
         }

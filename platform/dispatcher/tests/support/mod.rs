@@ -83,6 +83,7 @@ pub fn step(name: &str) -> StepRequest {
             intermediate: false,
         },
         attempts: Vec::new(),
+        next: Vec::new(),
         requested_ms: 1_000,
         traceparent: None,
     }
@@ -200,6 +201,7 @@ impl World {
     /// Nothing waits and nothing works.
     pub fn assert_idle(&self) {
         assert_eq!(self.backlogs.get(&function()), Backlog::default());
+        assert_eq!(self.backlogs.expected(), []);
     }
 
     /// Starts a dispatcher.

@@ -115,6 +115,8 @@ fn a_result_is_the_pinned_input_of_what_follows_and_the_trace_goes_along() {
     let (state, effects) = start(&request(), plan(&[(&["a"], None), (&["b"], Some(0))]), 10);
     let first = enqueued(&effects)[0];
     assert_eq!(first.input, Input::Object(object("e0")));
+    let stage = |at: usize| &state.plan.stages[at].function;
+    assert_eq!(first.next, [stage(1).clone()], "so that its pod can be there in time");
     assert!(
         first.output.key.starts_with(".steps/photo/a/cat-"),
         "{}",
@@ -124,6 +126,7 @@ fn a_result_is_the_pinned_input_of_what_follows_and_the_trace_goes_along() {
     let second = enqueued(&effects)[0];
     assert_eq!((second.stage, &second.input), (1, &Input::Object(object("e1"))));
     assert_eq!(second.traceparent.as_deref(), Some("00-trace"));
+    assert!(second.next.is_empty());
     assert!(second.output.key.starts_with("photo/b/cat-"), "{}", second.output.key);
     let (state, effects) = advance(&state, &done(1, Some(object("e2"))), 30);
     assert_eq!((state.status, state.version), (RunStatus::Succeeded, 3));

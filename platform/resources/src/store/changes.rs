@@ -94,6 +94,7 @@ impl Changer {
         let mut waiting = Vec::new();
         loop {
             tokio::select! {
+                biased;
                 () = stop.cancelled() => break,
                 some = queue.recv_many(&mut waiting, MOST_AT_ONCE) => {
                     if some == 0 {

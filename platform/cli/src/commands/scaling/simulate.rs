@@ -60,7 +60,7 @@ pub fn simulate(cx: &mut Context, args: &SimulateArgs) -> Result<(), CliError> {
     cx.line(table)?;
     cx.line("")?;
     for one in told.iter().take(args.changes) {
-        cx.line(render::decision(&change(one)))?;
+        cx.line(format!("{}  {}", render::moment(&change(one)), one.summary))?;
     }
     if told.len() > args.changes {
         cx.line(format!(
@@ -145,7 +145,7 @@ fn others(config: &PolicyConfig, load: &Workload) -> Vec<(String, Figures)> {
 }
 
 fn change(one: &Told) -> Value {
-    json!({ "atMs": one.at, "from": one.from, "to": one.to, "reasons": one.reasons })
+    json!({ "atMs": one.at, "from": one.from, "to": one.to, "summary": one.summary, "reasons": one.reasons })
 }
 
 fn row(law: String, figures: &Figures) -> Vec<String> {
