@@ -2,6 +2,7 @@
 //! A failure here is a failure of the test, so everything panics with what it was about.
 #![expect(clippy::expect_used, reason = "test support: a panic is the failure of a test")]
 
+pub mod decisions;
 pub mod external;
 pub mod figures;
 pub mod http;

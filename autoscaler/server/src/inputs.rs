@@ -58,8 +58,19 @@ pub struct RevisionPods {
     pub ready: u32,
     /// Pods on their way, backing off included; draining ones are not counted.
     pub starting: u32,
-    /// Of the ready ones: when each became ready, ms since 1970, and how long that took from when it was asked for, ms.
-    pub starts: Vec<(i64, u64)>,
+    /// How each of the ready ones started.
+    pub starts: Vec<PodStart>,
+}
+
+/// How a pod started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PodStart {
+    /// When it became ready, ms since 1970.
+    pub ready_ms: i64,
+    /// From being asked for until then, ms.
+    pub took_ms: u64,
+    /// How much of that until it had a node, ms; `None` where there are no nodes.
+    pub scheduling_ms: Option<u64>,
 }
 
 /// The pods as the autoscaler needs them: a narrow view of the pod host.

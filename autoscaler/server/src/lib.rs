@@ -20,8 +20,8 @@ mod store;
 
 pub use autoscaler::{Autoscaler, Parts, Settings};
 pub use inputs::{
-    DecisionSink, FunctionLoad, FunctionScaling, Functions, Replicas, RevisionPods, RevisionShare, ScaleError,
-    StatsSource, StoreError, StoredDecision,
+    DecisionSink, FunctionLoad, FunctionScaling, Functions, PodStart, Replicas, RevisionPods, RevisionShare,
+    ScaleError, StatsSource, StoreError, StoredDecision,
 };
 pub use keda::Keda;
 pub use reports::Reports;

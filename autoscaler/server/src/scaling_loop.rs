@@ -1,6 +1,7 @@
 //! One task that owns all of the autoscaler's state.
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use futures::future::join_all;
 use imageflow_decider::slots::{Claim, Turn, share, wanted};
@@ -13,7 +14,9 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::autoscaler::{Parts, Settings, Shared};
-use crate::inputs::{FunctionLoad, FunctionScaling, Functions, Replicas, RevisionPods, StatsSource, StoredDecision};
+use crate::inputs::{
+    FunctionLoad, FunctionScaling, Functions, PodStart, Replicas, RevisionPods, StatsSource, StoredDecision,
+};
 use crate::split::split;
 use crate::store::Store;
 
@@ -76,11 +79,14 @@ impl Known {
     /// have been started by somebody else.
     fn starts(&mut self, pods: &[RevisionPods]) -> (u64, u64) {
         let all = || pods.iter().flat_map(|p| &p.starts);
-        let newest = all().map(|(at, _)| *at).max().unwrap_or(0);
+        let newest = all().map(|s| s.ready_ms).max().unwrap_or(0);
         let until = *self.started_ms.get_or_insert(newest);
         self.started_ms = Some(until.max(newest));
-        let new = all().filter(|(at, _)| *at > until);
-        new.fold((0, 0), |(pods, sum), (_, took)| (pods + 1, sum + took))
+        let new = all().filter(|s| s.ready_ms > until);
+        new.fold((0, 0), |(pods, sum), start| {
+            publish_start(start);
+            (pods + 1, sum + start.took_ms)
+        })
     }
 }
 
@@ -245,6 +251,7 @@ impl<C: Fn() -> i64 + Send> ScalingLoop<C> {
     }
 
     async fn decide_all(&mut self, names: HashSet<FunctionName>, poked: &HashSet<FunctionName>, look: &Look) {
+        let begun = Instant::now();
         let mut acts = Vec::new();
         let mut decided = Vec::new();
         for name in names {
@@ -271,6 +278,9 @@ impl<C: Fn() -> i64 + Send> ScalingLoop<C> {
         for one in &decided {
             acts.extend(self.settle(one, look));
         }
+        let cause = if poked.is_empty() { "tick" } else { "poke" };
+        metrics::histogram!("imageflow_scaling_decision_seconds", "cause" => cause)
+            .record(begun.elapsed().as_secs_f64());
         self.act(acts).await;
     }
 
@@ -510,12 +520,33 @@ fn record(one: &Decided, from: u32) -> DecisionRecord {
     }
 }
 
+/// Where the time of a cold start went.
+fn publish_start(start: &PodStart) {
+    let phase = |phase: &'static str, ms: u64| {
+        metrics::histogram!("imageflow_scaling_cold_start_seconds", "phase" => phase).record(ms as f64 / 1_000.0);
+    };
+    phase("whole", start.took_ms);
+    if let Some(scheduling_ms) = start.scheduling_ms {
+        phase("scheduled", scheduling_ms);
+        phase("started", start.took_ms.saturating_sub(scheduling_ms));
+    }
+}
+
 fn publish(name: &FunctionName, seen: &Observation, decision: &Decision) {
     let gauge = |metric: &'static str, value: f64| metrics::gauge!(metric, "function" => name.to_string()).set(value);
     gauge("imageflow_scaling_desired", f64::from(decision.desired));
     gauge("imageflow_scaling_ready", f64::from(seen.ready));
     gauge("imageflow_scaling_held", f64::from(seen.held));
     gauge("imageflow_scaling_in_flight", f64::from(seen.in_flight));
+    gauge(
+        "imageflow_scaling_arrivals_per_second",
+        decision.figures.arrivals_per_second,
+    );
+    gauge(
+        "imageflow_scaling_service_seconds",
+        decision.figures.service_ms / 1_000.0,
+    );
+    gauge("imageflow_scaling_start_seconds", decision.figures.start_ms / 1_000.0);
     if let Some(backlog) = seen.backlog {
         gauge("imageflow_scaling_backlog", backlog as f64);
     }

@@ -25,8 +25,8 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::Api;
 use kube::runtime::controller::{self, Action, Controller};
 use kube::runtime::reflector::ObjectRef;
-use kube::runtime::watcher;
-use kube::{Client, Resource};
+use kube::runtime::{WatchStreamExt, reflector, watcher};
+use kube::{Client, Resource, ResourceExt};
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
@@ -85,7 +85,14 @@ impl Operator {
         let config = || controller::Config::default().concurrency(CONCURRENCY);
 
         let functions: Api<Function> = Api::namespaced(client.clone(), &namespace);
-        let functions = Controller::new(functions, watcher::Config::default())
+        let (reader, writer) = reflector::store();
+        let known = watcher(functions, watcher::Config::default())
+            .default_backoff()
+            // Who wrote which field is of no use here, and half of the object.
+            .modify(|function| function.managed_fields_mut().clear())
+            .reflect(writer)
+            .applied_objects();
+        let functions = Controller::for_stream(known, reader)
             .with_config(config())
             .watches_stream(deployment_events, to_function(&namespace))
             .watches_stream(service_events, to_function(&namespace))

@@ -253,7 +253,10 @@ impl ResourceStore {
 
     async fn make_topic(&self, function: &FunctionName) -> Result<(), Problem> {
         let topic = TopicSpec::new(topics::work(function), topics::WORK_PARTITIONS).retention(WORK_KEPT);
-        self.log.ensure_topics(&[topic]).await.map_err(log_problem)
+        let begun = std::time::Instant::now();
+        let made = self.log.ensure_topics(&[topic]).await.map_err(log_problem);
+        tracing::debug!(%function, took = ?begun.elapsed(), "a work topic is there");
+        made
     }
 
     /// Deletes a resource that nothing refers to.

@@ -1,5 +1,5 @@
 //! `cargo xtask bench kafka [PART...]`: one JSON line a figure, all of them on three real brokers that are started for it
-//! (replication 3, acks=all), beside loops that only read and write there. Parts: `throughput`, `latency`, `recovery`, and
+//! (replication 3, acks=all), beside loops that only read and write there. Parts: `decision`, `throughput`, `latency`, `recovery`, and
 //! `memory`, which is run when named only: it makes 6,000 partitions.
 //!
 //! The bare loops use `imageflow-eventlog`, which alone may link rdkafka: one consumer, one idempotent producer.
@@ -13,7 +13,7 @@ use imageflow_eventlog::{
     Consumer, ConsumerConfig, ConsumerEvent, EventLog, Kafka, KafkaConfig, NewRecord, Start, TopicSpec, Topics,
 };
 use imageflow_tests::figures::{beside, figure, percentile};
-use imageflow_tests::{Platform, external};
+use imageflow_tests::{Platform, decisions, external};
 use imageflow_types::work::{Input, OutputRef, StageStep};
 use imageflow_types::{FunctionName, RevisionName, RunId, StepName, StepRequest, topics};
 use serde_json::{Value, json};
@@ -200,7 +200,7 @@ async fn pod() {
 }
 
 async fn bench(named: &[String]) -> Result<(), String> {
-    const PARTS: [&str; 4] = ["throughput", "latency", "recovery", "memory"];
+    const PARTS: [&str; 5] = ["decision", "throughput", "latency", "recovery", "memory"];
     if let Some(odd) = named.iter().find(|n| !PARTS.contains(&n.as_str())) {
         return Err(format!(
             "there is no part \"{odd}\": the parts are {}",
@@ -229,6 +229,9 @@ async fn bench(named: &[String]) -> Result<(), String> {
     for function in ["nothing", "called"] {
         let ready = |v: &Value| v["status"]["pods"]["ready"].as_u64() >= Some(1);
         platform.api.until(&format!("/v1/functions/{function}"), ready).await;
+    }
+    if wanted("decision") {
+        decisions::from_zero(&platform.api, "three brokers").await;
     }
     if wanted("latency") {
         latency::latency(&world).await;

@@ -12,7 +12,7 @@ use imageflow_eventlog::{
 };
 use imageflow_objects::PutOptions;
 use imageflow_tests::platform::binary;
-use imageflow_tests::{Platform, pictures};
+use imageflow_tests::{Platform, decisions, pictures};
 use serde_json::{Value, json};
 
 const COLD: usize = 40;
@@ -370,7 +370,7 @@ async fn idle(count: usize, goal_rss: Option<f64>, goal_cpu: f64) {
     platform.stop();
 }
 
-/// All parts, or those that are named: `cold-start`, `latency`, `throughput`, `idle`.
+/// All parts, or those that are named: `cold-start`, `decision`, `latency`, `throughput`, `idle`.
 #[tokio::main]
 async fn main() {
     let named: Vec<String> = std::env::args().skip(1).collect();
@@ -379,6 +379,9 @@ async fn main() {
     let platform = Platform::start(dir.path(), &[]);
     if wanted("cold-start") {
         cold_start(&platform).await;
+    }
+    if wanted("decision") {
+        decisions::from_zero(&platform.api, "embedded").await;
     }
     platform.api.apply(WARM_RESOURCES).await;
     for function in ["warm", "nothing"] {

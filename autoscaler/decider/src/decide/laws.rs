@@ -67,6 +67,27 @@ fn histories() -> impl Strategy<Value = Vec<(i64, Observation)>> {
     )
 }
 
+/// The observations of a history, with their times.
+fn observations(history: &[(i64, Observation)]) -> impl Iterator<Item = Observation> {
+    let times = history.iter().scan(0, |now, (after, _)| {
+        *now += after;
+        Some(*now)
+    });
+    times
+        .zip(history)
+        .map(|(now_ms, (_, seen))| Observation { now_ms, ..seen.clone() })
+}
+
+fn decisions(config: &PolicyConfig, seen: impl Iterator<Item = Observation>) -> Vec<Decision> {
+    let mut memory = Memory::default();
+    seen.map(|seen| {
+        let (next, decision) = decide(config, &memory, &seen);
+        memory = next;
+        decision
+    })
+    .collect()
+}
+
 fn remember(config: &PolicyConfig, history: &[(i64, Observation)]) -> (Memory, i64) {
     let (mut memory, mut now) = (Memory::default(), 1_000_000);
     for (later, look) in history {
@@ -151,6 +172,23 @@ proptest! {
         let (memory, now) = remember(&config, &history);
         let seen = Observation { now_ms: now + 1, ready: 0, starting: 0, ..look };
         prop_assert!(decide(&config, &memory, &seen).1.desired >= u32::from(seen.has_work()));
+    }
+
+    #[test]
+    fn the_same_history_gives_the_same_decisions_whenever_it_happens(
+        config in configs(), history in histories(), shift in 0_i64..4_000_000_000_000,
+    ) {
+        let recorded: Vec<String> = observations(&history).map(|seen| serde_json::to_string(&seen).unwrap()).collect();
+        let replayed: Vec<Observation> = recorded.iter().map(|seen| serde_json::from_str(seen).unwrap()).collect();
+        let shifted = observations(&history).map(|seen| Observation { now_ms: seen.now_ms + shift, ..seen });
+        let before = decisions(&config, observations(&history));
+        // Bit for bit, fractions included.
+        prop_assert_eq!(&before, &decisions(&config, replayed.into_iter()));
+        let after: Vec<Decision> = decisions(&config, shifted)
+            .into_iter()
+            .map(|d| Decision { look_again_ms: d.look_again_ms.map(|at| at - shift), ..d })
+            .collect();
+        prop_assert_eq!(before, after);
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub async fn scaling(cx: &mut Context, args: ScalingArgs) -> Result<(), CliError
                         at(i, "/desired"),
                         at(i, "/ready"),
                         at(i, "/backlog"),
-                        render::summary(i.get("last").unwrap_or(&Value::Null)),
+                        render::summary(i.pointer("/decisions/0").unwrap_or(&Value::Null)),
                     ]
                 },
             )

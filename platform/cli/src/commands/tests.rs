@@ -367,7 +367,7 @@ async fn scaling_reads_what_the_gateway_answers() {
     let decision = json!({"atMs": 1000, "from": 0, "to": 2, "summary": "0 -> 2: 40 waiting", "change": "3 from 41 on",
         "reasons": ["40 waiting"], "inputs": {}});
     let fake = Fake::json([
-        json!({"items": [{"function": "f", "desired": 2, "ready": 1, "backlog": 40, "last": decision}]}),
+        json!({"items": [{"function": "f", "desired": 2, "ready": 1, "backlog": 40, "decisions": [decision]}]}),
         json!({"function": "f", "desired": 2, "ready": 1, "decisions": [decision]}),
     ])
     .await;

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use imageflow_autoscaler::{
-    Autoscaler, DecisionSink, FunctionLoad, Replicas, RevisionPods, ScaleError, StatsSource, StoreError, StoredDecision,
+    Autoscaler, DecisionSink, FunctionLoad, PodStart, Replicas, RevisionPods, ScaleError, StatsSource, StoreError,
+    StoredDecision,
 };
 use imageflow_decider::Memory;
 use imageflow_delivery::Delivery;
@@ -148,8 +149,13 @@ impl Replicas for Pods {
                 starts: Vec::new(),
             });
             if let (1, Some(at)) = (ready, pod.phases.ready_ms) {
-                let took = u64::try_from(at - pod.phases.asked_ms).unwrap_or(0);
-                count.starts.push((at, took));
+                let since = |at: i64| u64::try_from(at - pod.phases.asked_ms).unwrap_or(0);
+                count.starts.push(PodStart {
+                    ready_ms: at,
+                    took_ms: since(at),
+                    // A node may be told of later than the pod tells of itself.
+                    scheduling_ms: pod.phases.scheduled_ms.map(|scheduled| since(scheduled.min(at))),
+                });
             }
             count.ready += ready;
             count.starting += starting;

@@ -1,6 +1,7 @@
 //! Changes, one after the other. Those that wait together are written together: a transaction of the log costs much more than
 //! a record in it.
 use std::sync::Arc;
+use std::time::Instant;
 
 use imageflow_eventlog::{EventLog, FollowEvent, LogError, NewRecord, Start};
 use imageflow_types::{ErrorCode, Problem, topics};
@@ -143,8 +144,15 @@ impl Changer {
             if records.is_empty() {
                 return Ok(());
             }
+            let (begun, count) = (Instant::now(), records.len());
             match self.writer.write(records).await {
-                Ok(positions) => return self.view.reached(&positions).await.map_err(|e| view_problem(&e)),
+                Ok(positions) => {
+                    let written = begun.elapsed();
+                    let seen = self.view.reached(&positions).await.map_err(|e| view_problem(&e));
+                    tracing::debug!(count, ?written, seen = ?begun.elapsed(), "changes of resources are there");
+                    metrics::histogram!("imageflow_resources_commit_seconds").record(begun.elapsed().as_secs_f64());
+                    return seen;
+                }
                 Err(LogError::Fenced { .. }) => tracing::debug!("another process changed resources; once more"),
                 Err(error) => return Err(log_problem(error)),
             }
