@@ -12,7 +12,7 @@ use imageflow_types::error::ErrorCode;
 use imageflow_types::names::digest;
 use imageflow_types::run::Plan;
 use imageflow_types::work::{DeadLetter, RunEvent, RunRequest, StepError, Target};
-use imageflow_types::{FlowSpec, Problem, RunId, RunState, RunStatus, topics};
+use imageflow_types::{FlowSpec, FunctionName, Problem, RunId, RunState, RunStatus, topics};
 
 use crate::runs::Runs;
 
@@ -28,6 +28,8 @@ pub struct Batch {
     /// The last state of each run, and as it will be written.
     states: HashMap<RunId, (RunState, Bytes)>,
     records: Vec<NewRecord>,
+    /// Functions that get work, each once.
+    functions: Vec<FunctionName>,
     /// Runs that begin in this batch.
     started: u64,
     /// How many runs ended in this batch, by status.
@@ -152,6 +154,12 @@ impl Batch {
         states.chain(std::mem::take(&mut self.records)).collect()
     }
 
+    /// The functions that get work by this batch.
+    #[must_use]
+    pub fn functions(&self) -> &[FunctionName] {
+        &self.functions
+    }
+
     /// Makes the changes known, once they are durable.
     pub fn apply(self, runs: &mut Runs) {
         metrics::counter!("imageflow_flow_runs_started_total").increment(self.started);
@@ -206,6 +214,9 @@ impl Batch {
         for effect in effects {
             match effect {
                 Effect::Enqueue(mut step) => {
+                    if !self.functions.contains(&step.function) {
+                        self.functions.push(step.function.clone());
+                    }
                     let caller = step.traceparent.as_deref();
                     step.traceparent = Some(trace::onward(&tracing::Span::current(), caller).to_string());
                     if let Some(record) = json(&topics::work(&step.function), step.run.as_str(), &step) {

@@ -13,4 +13,4 @@ mod runs;
 mod service;
 mod triggers;
 
-pub use service::{Router, RouterConfig, RouterError};
+pub use service::{Announce, Router, RouterConfig, RouterError};

@@ -12,9 +12,8 @@ use imageflow_eventlog::{
 use imageflow_events::EventError;
 use imageflow_objects::ObjectStore;
 use imageflow_resources::ResourceStore;
-use imageflow_types::ErrorCode;
-use imageflow_types::topics;
 use imageflow_types::work::{DeadLetter, RunEvent, StepError};
+use imageflow_types::{ErrorCode, FunctionName, topics};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -59,7 +58,12 @@ pub struct Router {
     pub resources: Arc<ResourceStore>,
     /// Now, ms since 1970.
     pub clock: fn() -> i64,
+    /// Is told of each function that is about to get work, before that is durable: its pod starts meanwhile.
+    pub announce: Option<Announce>,
 }
+
+/// Hears of a function that is about to get work. Called for each batch: cheap.
+pub type Announce = Arc<dyn Fn(&FunctionName) + Send + Sync>;
 
 /// Why a router ended.
 #[derive(Debug, thiserror::Error)]
@@ -236,9 +240,14 @@ impl Router {
         offsets: Vec<OffsetCommit>,
         stop: &CancellationToken,
     ) -> Result<bool, RouterError> {
+        let mut told = false;
         loop {
             match self.work_out(runs, records).await {
                 Ok((mut batch, surplus)) => {
+                    // Once: while it cannot be written no pod is to come and go.
+                    if let Some(announce) = self.announce.as_ref().filter(|_| !std::mem::replace(&mut told, true)) {
+                        batch.functions().iter().for_each(|function| announce(function));
+                    }
                     match producer.commit(self.transaction(&mut batch, offsets.clone())).await {
                         Ok(_) => {
                             batch.apply(runs);

@@ -55,6 +55,7 @@ async fn an_outside_event_makes_one_run_with_its_first_work_and_its_offset_in_on
     };
     assert_eq!(step.input, Input::Object(pinned));
     assert_eq!(world.log.work("outline").await.len(), 1);
+    assert_eq!(*world.announced.lock().unwrap(), std::slice::from_ref(&step.function));
     assert_eq!(world.log.runs().await.len(), 1);
     assert!(world.log.dead_letters().await.is_empty());
     running.stop().await;

@@ -28,6 +28,7 @@ pub async fn run(args: RouterArgs) -> Result<(), CliError> {
         objects: objects.store,
         resources: shell.resources().await?,
         clock: now_ms,
+        announce: None,
     };
     let role = router.run(shell.stop.gentle.clone());
     let role = async { role.await.map_err(|e| failed("the router")(chain(&e))) };

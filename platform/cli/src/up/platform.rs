@@ -245,6 +245,10 @@ impl Platform {
             objects: objects.clone(),
             resources: resources.clone(),
             clock: now_ms,
+            announce: {
+                let delivery = delivery.clone();
+                Some(Arc::new(move |function| delivery.announce(function)))
+            },
         };
         let stop = movers.clone();
         services.spawn(async move { router.run(stop).await.map(|()| "router").map_err(|e| chain(&e)) });

@@ -14,7 +14,7 @@ use imageflow_objects::{ObjectError, ObjectInfo, ObjectStore, PutOptions, Signed
 use imageflow_resources::{Operations, ResourceStore};
 use imageflow_router::{Router, RouterConfig, RouterError};
 use imageflow_types::manifest::Resource;
-use imageflow_types::{RunEvent, RunId, topics};
+use imageflow_types::{FunctionName, RunEvent, RunId, topics};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -127,6 +127,8 @@ pub struct World {
     pub resources: Arc<ResourceStore>,
     tasks: TaskTracker,
     stop: CancellationToken,
+    /// Functions of which was told that they are about to get work.
+    pub announced: Arc<Mutex<Vec<FunctionName>>>,
 }
 
 impl World {
@@ -166,6 +168,7 @@ impl World {
             resources: resources.unwrap(),
             tasks,
             stop,
+            announced: Arc::default(),
         }
     }
 
@@ -231,6 +234,12 @@ impl World {
             objects: self.objects.clone(),
             resources: self.resources.clone(),
             clock: || NOW_MS,
+            announce: {
+                let announced = self.announced.clone();
+                Some(Arc::new(move |function| {
+                    announced.lock().unwrap().push(function.clone());
+                }))
+            },
         };
         let stop = CancellationToken::new();
         let task = tokio::spawn(router.run(stop.clone()));
