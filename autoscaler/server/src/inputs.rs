@@ -40,6 +40,25 @@ pub struct FunctionLoad {
     pub expected: u32,
 }
 
+impl FunctionLoad {
+    /// One of a function that has nothing to do, whose backlog is not told.
+    #[must_use]
+    pub const fn of(function: FunctionName) -> Self {
+        Self {
+            function,
+            revision: None,
+            held: 0,
+            in_flight: 0,
+            completed_since: 0,
+            calls_since: 0,
+            service_ms_sum: 0,
+            backlog: None,
+            oldest_ms: None,
+            expected: 0,
+        }
+    }
+}
+
 /// Where loads come from: delivery and dispatcher.
 pub trait StatsSource: Send + Sync + 'static {
     /// Every function that has work, or had completions since the last call, or whose backlog cannot be told (listed with

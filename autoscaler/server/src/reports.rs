@@ -180,16 +180,9 @@ impl State {
         let mut loads: HashMap<(FunctionName, Option<RevisionName>), FunctionLoad> = HashMap::new();
         let untold = known.then_some(0);
         let empty = |function: &FunctionName, revision: Option<&RevisionName>| FunctionLoad {
-            function: function.clone(),
             revision: revision.cloned(),
-            held: 0,
-            in_flight: 0,
-            completed_since: 0,
-            calls_since: 0,
-            service_ms_sum: 0,
             backlog: untold,
-            oldest_ms: None,
-            expected: 0,
+            ..FunctionLoad::of(function.clone())
         };
         for stats in self.reporters.values().flat_map(|r| &r.now) {
             // What cannot be read was refused when it came.

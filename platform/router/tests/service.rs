@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
 mod support;
 
-use imageflow_eventlog::{EventLog, LogError, NewRecord};
+use imageflow_eventlog::{EventLog, LogError, NewRecord, Record};
 use imageflow_events::object::object_event;
 use imageflow_events::{AttributesReader, AttributesWriter, Event, ext, json_data};
 use imageflow_router::RouterError;
@@ -585,9 +585,7 @@ async fn work_and_dead_letters_are_cloudevents() {
     world.log.settled().await;
     let work = world.log.all(&topics::work(&"outline".parse().unwrap())).await;
     let letters = world.log.all(topics::DEAD_LETTERS).await;
-    let read = |record: &imageflow_eventlog::Record| {
-        imageflow_events::record::read(record.key.as_deref(), &record.headers, record.value.as_ref()).unwrap()
-    };
+    let read = |r: &Record| imageflow_events::record::read(r.key.as_deref(), &r.headers, r.value.as_ref()).unwrap();
     let (step, letter) = (read(&work[0]), read(&letters[0]));
     let run = run_of("on-upload", "cat.png", "e1");
     assert_eq!((step.ty(), step.id()), (ext::TYPE_WORK, format!("{run}/0/1").as_str()));

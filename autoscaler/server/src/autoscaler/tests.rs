@@ -102,16 +102,8 @@ fn scaling(function: &str, percents: &[u32]) -> Arc<FunctionScaling> {
 
 fn load(function: &str, backlog: Option<u64>) -> FunctionLoad {
     FunctionLoad {
-        function: name(function),
-        revision: None,
-        held: 0,
-        in_flight: 0,
-        completed_since: 0,
-        calls_since: 0,
-        service_ms_sum: 0,
         backlog,
-        oldest_ms: None,
-        expected: 0,
+        ..FunctionLoad::of(name(function))
     }
 }
 

@@ -64,35 +64,20 @@ impl StatsSource for Stats {
             .collect()
             .into_iter()
             .map(|stats| FunctionLoad {
-                function: stats.function,
                 revision: Some(stats.revision),
                 held: stats.held,
                 in_flight: stats.in_flight,
                 completed_since: stats.completed,
                 calls_since: stats.calls,
                 service_ms_sum: u64::try_from(stats.service.as_millis()).unwrap_or(u64::MAX),
-                backlog: None,
-                oldest_ms: None,
-                expected: 0,
+                ..FunctionLoad::of(stats.function)
             })
             .collect();
         let now_ms = (self.clock)();
-        let waits = |function: FunctionName| FunctionLoad {
-            function,
-            revision: None,
-            held: 0,
-            in_flight: 0,
-            completed_since: 0,
-            calls_since: 0,
-            service_ms_sum: 0,
-            backlog: None,
-            oldest_ms: None,
-            expected: 0,
-        };
         let expected = self.backlogs.expected().into_iter();
         loads.extend(expected.map(|(function, expected)| FunctionLoad {
             expected,
-            ..waits(function)
+            ..FunctionLoad::of(function)
         }));
         let mut seen: Vec<FunctionName> = Vec::new();
         for (function, backlog) in self.backlogs.all() {
@@ -102,7 +87,7 @@ impl StatsSource for Stats {
             loads.push(FunctionLoad {
                 backlog: Some(backlog.waiting),
                 oldest_ms: age,
-                ..waits(function.clone())
+                ..FunctionLoad::of(function.clone())
             });
             seen.push(function);
         }
