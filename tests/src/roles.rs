@@ -8,7 +8,7 @@ use crate::external::World;
 use crate::role::{Role, Settings};
 
 /// The roles that have a key: those that others let in.
-const KEYS: [&str; 3] = ["gateway", "dispatcher", "autoscaler"];
+const KEYS: [&str; 4] = ["gateway", "dispatcher", "router", "autoscaler"];
 
 /// Starts roles that find each other.
 pub struct Roles<'a> {
@@ -120,7 +120,7 @@ impl<'a> Roles<'a> {
 
     /// A router.
     pub fn router(&self, member: &str) -> Role {
-        self.start("router", &["--member", member])
+        self.start("router", &["--member", member, "--autoscaler", &self.autoscaler])
     }
 }
 

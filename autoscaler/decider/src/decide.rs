@@ -36,6 +36,8 @@ pub struct Observation {
     pub started: u64,
     /// Sum of their times from being asked for to being ready, ms.
     pub start_ms_sum: u64,
+    /// How much of that until they had nodes, ms.
+    pub scheduling_ms_sum: u64,
     /// Steps of flows under way whose results this function will work on: its next work.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub expected: u32,
@@ -112,6 +114,9 @@ pub struct Figures {
     pub wanted_now: u32,
     /// How long a cold start takes, ms.
     pub start_ms: f64,
+    /// How much of that until there is a node, ms.
+    #[serde(default)]
+    pub scheduling_ms: f64,
     /// How long the last pod is kept without work, ms.
     pub keep_warm_ms: u64,
     /// How long there has been no work, ms.
@@ -194,6 +199,7 @@ fn figures(config: &PolicyConfig, memory: &Memory, seen: &Observation, wanted: &
         slots: wanted.slots,
         wanted_now: wanted.pods,
         start_ms: memory.load.start_estimate_ms(),
+        scheduling_ms: memory.load.scheduling_ms,
         keep_warm_ms: memory.plan(config).keep_ms,
         idle_ms: idle_ms(memory, seen),
     }

@@ -17,6 +17,8 @@ const START_KEPT: f64 = 0.8;
 const CALLS_KEPT: f64 = 0.98;
 /// No cold start counts for more, ms.
 const LONGEST_START_MS: f64 = 600_000.0;
+/// No way to a node counts for more, ms: what is longer is waiting for room, and a pod kept warm would only have another wait.
+const LONGEST_SCHEDULING_MS: f64 = 5_000.0;
 
 /// Means of one function.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -30,8 +32,10 @@ pub struct Load {
     pub busy: f64,
     /// Share of callers among the completions, 0 to 1.
     pub callers: f64,
-    /// From being asked for to being ready, ms; 0 when no start was seen.
+    /// Of a cold start, from having a node to being ready, ms; 0 when no start was seen.
     pub start_ms: f64,
+    /// Of a cold start, from being asked for to having a node, ms.
+    pub scheduling_ms: f64,
 }
 
 impl Default for Load {
@@ -43,6 +47,7 @@ impl Default for Load {
             // Until it is known somebody waits.
             callers: 1.0,
             start_ms: 0.0,
+            scheduling_ms: 0.0,
         }
     }
 }
@@ -59,6 +64,7 @@ impl Load {
         Self {
             callers: self.callers,
             start_ms: self.start_ms,
+            scheduling_ms: self.scheduling_ms,
             ..Self::default()
         }
     }
@@ -85,12 +91,19 @@ impl Load {
         }
     }
 
-    /// So many pods became ready, after so long in all.
-    pub(crate) fn started(&mut self, pods: u64, sum_ms: u64) {
+    /// So many pods became ready, after so long in all, and so much of that until they had nodes.
+    pub(crate) fn started(&mut self, pods: u64, sum_ms: u64, scheduling_sum_ms: u64) {
         if pods > 0 {
-            let mean = (sum_ms as f64 / pods as f64).clamp(1.0, LONGEST_START_MS);
-            let known = if self.start_ms > 0.0 { self.start_ms } else { mean };
-            self.start_ms = towards(known, mean, 1.0 - START_KEPT.powf((pods as f64).min(100.0)));
+            let each = |sum_ms: u64| sum_ms as f64 / pods as f64;
+            let start = each(sum_ms.saturating_sub(scheduling_sum_ms)).clamp(1.0, LONGEST_START_MS);
+            let scheduling = each(scheduling_sum_ms).min(LONGEST_SCHEDULING_MS);
+            let known = match self.start_ms > 0.0 {
+                true => (self.start_ms, self.scheduling_ms),
+                false => (start, scheduling),
+            };
+            let weight = 1.0 - START_KEPT.powf((pods as f64).min(100.0));
+            self.start_ms = towards(known.0, start, weight);
+            self.scheduling_ms = towards(known.1, scheduling, weight);
         }
     }
 
@@ -98,7 +111,7 @@ impl Load {
     #[must_use]
     pub fn start_estimate_ms(&self) -> f64 {
         if self.start_ms > 0.0 {
-            self.start_ms
+            self.scheduling_ms + self.start_ms
         } else {
             PRIOR_START_MS
         }
@@ -141,10 +154,17 @@ mod tests {
     fn starts_and_callers_are_means_of_what_was_seen() {
         let mut load = Load::default();
         assert_eq!(load.start_estimate_ms(), 1_000.0);
-        load.started(1, 600);
+        load.started(1, 600, 0);
         assert_eq!(load.start_estimate_ms(), 600.0);
-        load.started(10, 20_000);
+        load.started(10, 20_000, 0);
         assert!((1_500.0..2_000.0).contains(&load.start_estimate_ms()));
+        let mut waited = Load::default();
+        waited.started(2, 2 * 90_500, 2 * 90_000);
+        assert_eq!(
+            (waited.start_ms, waited.scheduling_ms),
+            (500.0, LONGEST_SCHEDULING_MS),
+            "the rest was waiting for room"
+        );
         assert_eq!(load.callers, 1.0);
         load.completed(500, 0);
         assert!(load.callers < 0.01);

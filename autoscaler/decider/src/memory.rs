@@ -141,7 +141,8 @@ impl Memory {
             self.load = self.load.learned();
             (self.rate_ms, self.completed, self.in_flight) = (None, 0, 0);
         }
-        self.load.started(seen.started, seen.start_ms_sum);
+        self.load
+            .started(seen.started, seen.start_ms_sum, seen.scheduling_ms_sum);
         self.load.completed(seen.completed, seen.calls);
         self.load.worked(seen.in_flight, since);
         self.learn_rate(seen);

@@ -135,6 +135,8 @@ pub struct FunctionScaling {
     pub scale: Scale,
     /// Requests for one pod.
     pub concurrency: Concurrency,
+    /// Largest batch that one pod works on as one; 1 means none.
+    pub batch: u32,
     /// What one pod may use.
     pub resources: Resources,
     /// The revisions in the traffic.
@@ -156,7 +158,7 @@ impl FunctionScaling {
             min: scale.min,
             max: scale.max,
             pinned: scale.replicas,
-            target: self.concurrency.target,
+            target: self.target(),
             drain_target_ms: scale.drain_target.as_millis(),
             keep_warm_min_ms: scale.keep_warm.min.as_millis(),
             keep_warm_max_ms: scale.keep_warm.max.as_millis(),
@@ -176,6 +178,12 @@ impl FunctionScaling {
             }
         }
         config
+    }
+
+    /// Requests that one pod is to have: with batches a whole one, since half a batch takes as long and costs the same card.
+    fn target(&self) -> u32 {
+        let Concurrency { target, limit } = self.concurrency;
+        target.max(self.batch.min(limit))
     }
 
     /// Whether it has pods even without any work.
@@ -254,3 +262,27 @@ pub trait DecisionSink: Send + Sync + 'static {
 #[derive(Debug, thiserror::Error)]
 #[error("the decision could not be stored")]
 pub struct StoreError(#[source] pub Box<dyn std::error::Error + Send + Sync>);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_that_works_in_batches_is_to_have_whole_ones() {
+        let with = |target, limit, batch| {
+            let scaling = FunctionScaling {
+                scale: Scale::default(),
+                concurrency: Concurrency { target, limit },
+                batch,
+                resources: Resources::default(),
+                revisions: Vec::new(),
+                annotations: BTreeMap::new(),
+            };
+            scaling.policy(30_000).target
+        };
+        assert_eq!(
+            [with(2, 4, 1), with(2, 32, 16), with(2, 8, 16), with(20, 32, 16)],
+            [2, 16, 8, 20]
+        );
+    }
+}

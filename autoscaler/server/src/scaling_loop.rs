@@ -75,17 +75,18 @@ struct Decided {
 }
 
 impl Known {
-    /// Pods that became ready since the last look, and how long they took together, ms. What was there at the first look may
-    /// have been started by somebody else.
-    fn starts(&mut self, pods: &[RevisionPods]) -> (u64, u64) {
+    /// Pods that became ready since the last look, how long they took together, ms, and how much of that until they had nodes.
+    /// What was there at the first look may have been started by somebody else.
+    fn starts(&mut self, pods: &[RevisionPods]) -> (u64, u64, u64) {
         let all = || pods.iter().flat_map(|p| &p.starts);
         let newest = all().map(|s| s.ready_ms).max().unwrap_or(0);
         let until = *self.started_ms.get_or_insert(newest);
         self.started_ms = Some(until.max(newest));
         let new = all().filter(|s| s.ready_ms > until);
-        new.fold((0, 0), |(pods, sum), start| {
+        new.fold((0, 0, 0), |(pods, sum, scheduling), start| {
             publish_start(start);
-            (pods + 1, sum + start.took_ms)
+            let until_node = start.scheduling_ms.unwrap_or(0);
+            (pods + 1, sum + start.took_ms, scheduling + until_node)
         })
     }
 }
@@ -308,7 +309,7 @@ impl<C: Fn() -> i64 + Send> ScalingLoop<C> {
         let pods = look.pods.get(&name).map(Vec::as_slice).unwrap_or_default();
         let load = look.loads.get(&name).unwrap_or(&IDLE);
         let known = self.known.entry(name.clone()).or_default();
-        let (started, start_ms_sum) = known.starts(pods);
+        let (started, start_ms_sum, scheduling_ms_sum) = known.starts(pods);
         let mut seen = Observation {
             now_ms: (self.clock)(),
             ready: pods.iter().map(|p| p.ready).sum(),
@@ -322,6 +323,7 @@ impl<C: Fn() -> i64 + Send> ScalingLoop<C> {
             calls: std::mem::take(&mut known.calls),
             started,
             start_ms_sum,
+            scheduling_ms_sum,
             expected: load.expected,
             partitions: Vec::new(),
         };

@@ -1,14 +1,16 @@
 //! What a run came to.
 use serde::Serialize;
 
-use crate::workload::{Kind, Ms, Workload};
+use crate::workload::{Kind, LATER, Ms, Workload};
 
 /// Two changes in opposite directions within this time are a reversal.
 pub const REVERSAL_MS: Ms = 60_000;
 
 /// What is counted while a world goes on.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Counted {
+    /// When each request came, by its number; `None` for a step of a flow that was never reached.
+    pub came: Vec<Option<Ms>>,
     /// End of each request, by its number; `None` when it did not end well in time.
     pub ended: Vec<Option<Ms>>,
     /// Time of pods on nodes, ms.
@@ -49,6 +51,22 @@ pub struct Figures {
     pub waiting: f64,
 }
 
+impl Counted {
+    /// Nothing was counted yet.
+    #[must_use]
+    pub fn new(load: &Workload) -> Self {
+        Self {
+            came: load.requests.iter().map(|r| (r.at != LATER).then_some(r.at)).collect(),
+            ended: vec![None; load.requests.len()],
+            pod_ms: 0,
+            gpu_ms: 0,
+            starts: 0,
+            changes: 0,
+            reversals: 0,
+        }
+    }
+}
+
 impl Figures {
     /// Pods and waiting together, in pod-seconds.
     #[must_use]
@@ -60,13 +78,18 @@ impl Figures {
     #[must_use]
     pub fn of(load: &Workload, counted: &Counted) -> Self {
         let (mut latencies, mut misses, mut waiting) = (Vec::with_capacity(load.requests.len()), 0, 0.0);
-        for (request, ended) in load.requests.iter().zip(&counted.ended) {
+        let all = load.requests.iter().zip(&counted.came).zip(&counted.ended);
+        for ((request, came), ended) in all {
             if request.fails == u32::MAX {
                 // It can only become a dead letter.
                 continue;
             }
+            let Some(came) = *came else {
+                misses += 1;
+                continue;
+            };
             let function = &load.functions[request.function as usize];
-            let latency = ended.unwrap_or(load.duration).saturating_sub(request.at);
+            let latency = ended.unwrap_or(load.duration).saturating_sub(came);
             latencies.push(latency);
             let waited = latency.saturating_sub(request.service);
             if ended.is_none() || waited > function.patience {

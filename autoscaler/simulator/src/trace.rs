@@ -78,6 +78,7 @@ pub fn read(text: &str) -> Result<Vec<Request>, BadTrace> {
             service: (number(service, "service_ms", LONGEST_MS)? as Ms).max(1),
             partition: 0,
             fails: 0,
+            next: None,
         });
     }
     if requests.is_empty() {

@@ -14,7 +14,7 @@ pub type Ms = u64;
 /// One piece of work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
-    /// When it comes.
+    /// When it comes; [`LATER`] for the step of a flow, which comes with the end of the step before it.
     pub at: Ms,
     /// Which function it is for: an index.
     pub function: u32,
@@ -24,7 +24,12 @@ pub struct Request {
     pub partition: u16,
     /// How often it fails before it succeeds; `u32::MAX` for always.
     pub fails: u32,
+    /// The request that works on its result, by its number.
+    pub next: Option<u32>,
 }
+
+/// No time: what comes after something else.
+pub const LATER: Ms = Ms::MAX;
 
 /// Who waits for the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,6 +118,22 @@ impl Workload {
     pub fn with(mut self, requests: Vec<Request>) -> Self {
         self.requests = requests;
         self.sorted()
+    }
+
+    /// The same where each result is worked on by another function, for as long as `service` says of the first.
+    fn followed(mut self, function: u32, mut service: impl FnMut(&Request) -> Ms) -> Self {
+        for first in 0..self.requests.len() {
+            let one = self.requests[first];
+            self.requests[first].next = u32::try_from(self.requests.len()).ok();
+            self.requests.push(Request {
+                at: LATER,
+                function,
+                service: service(&one),
+                next: None,
+                ..one
+            });
+        }
+        self
     }
 
     fn sorted(mut self) -> Self {

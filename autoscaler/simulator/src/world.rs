@@ -61,6 +61,8 @@ struct Running {
     stuck: VecDeque<usize>,
     pods: Vec<usize>,
     in_flight: u32,
+    /// Steps under way whose results it will work on.
+    expected: u32,
     /// Records by partition: come, done.
     partitions: Vec<(i64, i64)>,
     // Since the last look:
@@ -124,10 +126,7 @@ impl<'a> World<'a> {
             active: always.map(|(_, i)| i).collect(),
             later: BTreeMap::new(),
             chance: ChaCha8Rng::seed_from_u64(seed),
-            counted: Counted {
-                ended: vec![None; load.requests.len()],
-                ..Counted::default()
-            },
+            counted: Counted::new(load),
         }
     }
 
@@ -174,7 +173,7 @@ impl<'a> World<'a> {
                     self.dispatch(self.pods[pod].function);
                 }
             }
-            Event::Done(pod, request) => self.done(pod, request),
+            Event::Done(pod, request) => self.done(pod, request, policy),
             Event::Again(request) => self.queue(request, policy),
             Event::Wake(function) => {
                 self.functions[function as usize].woken = false;
@@ -196,7 +195,14 @@ impl<'a> World<'a> {
     fn arrive(&mut self, request: usize, policy: &mut dyn Policy) {
         let one = self.load.requests[request];
         self.functions[one.function as usize].partitions[usize::from(one.partition)].0 += 1;
+        self.counted.came[request] = Some(self.now);
         self.queue(request, policy);
+        if let Some(next) = one.next {
+            let function = self.load.requests[next as usize].function;
+            self.functions[function as usize].expected += 1;
+            self.active.insert(function);
+            self.wake(function, policy);
+        }
     }
 
     fn queue(&mut self, request: usize, policy: &mut dyn Policy) {
@@ -210,10 +216,15 @@ impl<'a> World<'a> {
         }
         self.active.insert(one.function);
         self.dispatch(one.function);
-        let function = &mut self.functions[one.function as usize];
+        self.wake(one.function, policy);
+    }
+
+    /// Who listens is told of work that meets zero pods.
+    fn wake(&mut self, index: u32, policy: &dyn Policy) {
+        let function = &mut self.functions[index as usize];
         if function.pods.is_empty() && !function.woken && policy.wakes() {
             function.woken = true;
-            self.at(self.now + WAKE, Event::Wake(one.function));
+            self.at(self.now + WAKE, Event::Wake(index));
         }
     }
 
@@ -255,7 +266,7 @@ impl<'a> World<'a> {
         }
     }
 
-    fn done(&mut self, pod: usize, request: usize) {
+    fn done(&mut self, pod: usize, request: usize, policy: &mut dyn Policy) {
         let one = self.load.requests[request];
         self.pods[pod].in_flight -= 1;
         let function = &mut self.functions[one.function as usize];
@@ -271,6 +282,13 @@ impl<'a> World<'a> {
             function.partitions[usize::from(one.partition)].1 += 1;
             if attempts > one.fails {
                 self.counted.ended[request] = Some(self.now);
+            }
+            if let Some(next) = one.next {
+                let next = next as usize;
+                self.functions[self.load.requests[next].function as usize].expected -= 1;
+                if attempts > one.fails {
+                    self.arrive(next, policy);
+                }
             }
         }
         if self.pods[pod].state == State::Draining && self.pods[pod].in_flight == 0 {
@@ -290,7 +308,7 @@ impl<'a> World<'a> {
         let function = &mut self.functions[index as usize];
         let waiting = function.waiting.len() + function.stuck.len();
         let oldest = function.waiting.iter().chain(&function.stuck).next();
-        let oldest_ms = oldest.map(|request| self.now - self.load.requests[*request].at);
+        let oldest_ms = oldest.and_then(|request| Some(self.now - self.counted.came[*request]?));
         let (held, backlog) = match kind {
             Kind::Interactive => (u32::try_from(waiting).unwrap_or(u32::MAX), 0),
             Kind::Batch => (0, waiting as u64),
@@ -317,7 +335,9 @@ impl<'a> World<'a> {
             calls,
             started: std::mem::take(&mut function.started),
             start_ms_sum: std::mem::take(&mut function.start_sum),
-            expected: 0,
+            // What waits for a card has not begun to start.
+            scheduling_ms_sum: 0,
+            expected: function.expected,
             partitions: partitions.collect(),
         }
     }
@@ -348,7 +368,8 @@ impl<'a> World<'a> {
             self.note(function, desired);
             self.scale(function, desired);
             let running = &self.functions[function as usize];
-            let busy = !running.waiting.is_empty() || !running.stuck.is_empty() || running.in_flight > 0;
+            let busy =
+                !running.waiting.is_empty() || !running.stuck.is_empty() || running.in_flight + running.expected > 0;
             if desired == 0 && !busy && running.pods.is_empty() {
                 self.active.remove(&function);
                 if let Some(at) = again_ms.and_then(|at| Ms::try_from(at - BEGIN_MS).ok()) {

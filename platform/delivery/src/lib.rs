@@ -2,6 +2,7 @@
 //! while there is none (scaling from zero included), signs what it must sign, and [sends](Delivery::send).
 //! Interactive callers go before batch, and each class has a share that the other cannot take away.
 
+mod announcer;
 mod error;
 mod hold;
 mod pool;
@@ -9,6 +10,7 @@ mod report;
 mod send;
 mod stats;
 
+pub use announcer::Announcer;
 pub use error::DeliveryError;
 pub use hold::{Class, Demand};
 pub use pool::{Delivery, DeliveryConfig, Slot};

@@ -53,8 +53,10 @@ pub struct Reporter {
     pub name: String,
     /// The autoscaler.
     pub peer: Peer,
-    /// What is held and under way.
-    pub delivery: Arc<Delivery>,
+    /// Functions to be decided on at once, as [`Delivery::pokes`] or [`Announcer::pokes`](crate::Announcer::pokes) has them.
+    pub pokes: broadcast::Receiver<FunctionName>,
+    /// What is held and under way; `None` for one that brings nothing to pods.
+    pub delivery: Option<Arc<Delivery>>,
     /// What waits in topics; `None` for one that reads none.
     pub backlogs: Option<Arc<dyn BacklogSource>>,
     /// Now, ms since 1970.
@@ -72,15 +74,14 @@ impl Reporter {
     ///
     /// # Errors
     /// [`PeerError`] for an address or a key that can never work.
-    pub async fn run(self, stop: CancellationToken) -> Result<(), PeerError> {
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), PeerError> {
         let client = StatsServiceClient::new(self.peer.channel()?);
-        let mut pokes = self.delivery.pokes();
         let (mut totals, mut pause) = (Totals::default(), AGAIN);
         loop {
             let begun = Instant::now();
             let ended = tokio::select! {
                 () = stop.cancelled() => return Ok(()),
-                ended = self.report(client.clone(), &mut pokes, &mut totals) => ended,
+                ended = self.report(client.clone(), &mut totals) => ended,
             };
             if begun.elapsed() > ALIVE {
                 pause = AGAIN;
@@ -99,9 +100,8 @@ impl Reporter {
     }
 
     async fn report(
-        &self,
+        &mut self,
         mut client: StatsServiceClient<imageflow_proto::peer::PeerChannel>,
-        pokes: &mut broadcast::Receiver<FunctionName>,
         totals: &mut Totals,
     ) -> Result<(), Status> {
         let (reports, outbound) = mpsc::channel(1);
@@ -117,14 +117,14 @@ impl Reporter {
                     Some(_) => continue,
                     None => return Ok(()),
                 },
-                poke = pokes.recv() => match poke {
+                poke = self.pokes.recv() => match poke {
                     Ok(function) => poked.push(function),
                     Err(RecvError::Lagged(_)) => continue,
                     Err(RecvError::Closed) => return Ok(()),
                 },
                 _ = every.tick() => {}
             }
-            while let Ok(function) = pokes.try_recv() {
+            while let Ok(function) = self.pokes.try_recv() {
                 poked.push(function);
             }
             poked.sort_unstable();
@@ -151,7 +151,10 @@ impl Reporter {
     }
 
     fn functions(&self, totals: &mut Totals) -> Vec<v1::FunctionStats> {
-        let stats = self.delivery.collect();
+        let stats = self
+            .delivery
+            .as_ref()
+            .map_or_else(Vec::new, |delivery| delivery.collect());
         let mut functions: Vec<_> = stats.into_iter().map(|stats| totals.add(stats)).collect();
         let now_ms = (self.clock)();
         let backlogs = self.backlogs.as_ref().map_or_else(Vec::new, |b| b.backlogs());

@@ -23,17 +23,20 @@ pub enum ServiceRole {
     Gateway,
     /// Brings work to pods.
     Dispatcher,
+    /// Makes work of events.
+    Router,
     /// Scales pods.
     Autoscaler,
 }
 
 impl KeyRole for ServiceRole {
-    const NAMES: &'static str = "gateway, dispatcher, autoscaler";
+    const NAMES: &'static str = "gateway, dispatcher, router, autoscaler";
 
     fn parse(name: &str) -> Option<Self> {
         Some(match name {
             "gateway" => Self::Gateway,
             "dispatcher" => Self::Dispatcher,
+            "router" => Self::Router,
             "autoscaler" => Self::Autoscaler,
             _ => return None,
         })

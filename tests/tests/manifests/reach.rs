@@ -133,7 +133,7 @@ fn wanted() -> BTreeSet<String> {
         &[7001],
     );
     flow(
-        &["imageflow-gateway", "imageflow-dispatcher"],
+        &["imageflow-gateway", "imageflow-dispatcher", "imageflow-router"],
         "imageflow-autoscaler",
         &[7002],
     );

@@ -54,6 +54,7 @@ fn looks() -> impl Strategy<Value = Observation> {
                 calls: 0,
                 started: 0,
                 start_ms_sum: 0,
+                scheduling_ms_sum: 0,
                 expected,
                 partitions: Vec::new(),
             },
@@ -247,7 +248,7 @@ proptest! {
             let seen = Observation {
                 now_ms, ready: narrow(at(0)), starting: narrow(at(1)), held: narrow(at(2)), in_flight: narrow(at(3)),
                 backlog: Some(at(4)), oldest_ms: Some(at(5)), completed: at(6), service_ms_sum: at(7),
-                calls: 0, started: 0, start_ms_sum: 0, expected: 0, partitions: Vec::new(),
+                calls: 0, started: 0, start_ms_sum: 0, scheduling_ms_sum: 0, expected: 0, partitions: Vec::new(),
             };
             let decision;
             (memory, decision) = decide(&config, &memory, &seen);

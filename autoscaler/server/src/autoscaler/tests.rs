@@ -92,6 +92,7 @@ fn scaling(function: &str, percents: &[u32]) -> Arc<FunctionScaling> {
         percent: *percent,
     });
     Arc::new(FunctionScaling {
+        batch: 1,
         scale: Scale::default(),
         concurrency: Concurrency::default(),
         resources: Resources::default(),

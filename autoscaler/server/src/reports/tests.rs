@@ -1,4 +1,6 @@
-use imageflow_delivery::{BacklogSource, Class, Delivery, DeliveryConfig, Demand, FunctionBacklog, Reporter as Sender};
+use imageflow_delivery::{
+    Announcer, BacklogSource, Class, Delivery, DeliveryConfig, Demand, FunctionBacklog, Reporter as Sender,
+};
 use imageflow_pods::PodState;
 use imageflow_pods::testing::FakeHost;
 use imageflow_proto::peer::Peer;
@@ -22,6 +24,7 @@ fn functions() -> Functions {
     let scaling = FunctionScaling {
         scale: spec.scale,
         concurrency: Concurrency::default(),
+        batch: 1,
         resources: spec.resources,
         revisions: Vec::new(),
         annotations: std::collections::BTreeMap::new(),
@@ -177,15 +180,27 @@ async fn a_reporter_is_heard_over_a_real_connection() {
         oldest_ms: Some(1_000),
         expected: 2,
     };
+    let announcer = Announcer::default();
+    let router = Sender {
+        name: "router/r1".to_owned(),
+        peer: Peer::new(url.clone(), None),
+        pokes: announcer.pokes(),
+        delivery: None,
+        backlogs: None,
+        clock: || 1_250,
+    };
     let sender = Sender {
         name: "d1".to_owned(),
         peer: Peer::new(url, None),
-        delivery: delivery.clone(),
+        pokes: delivery.pokes(),
+        delivery: Some(delivery.clone()),
         backlogs: Some(Arc::new(Waits(Mutex::new(vec![backlog])))),
         clock: || 1_250,
     };
     let end = stop.clone();
     tasks.spawn(async move { sender.run(end).await.unwrap() });
+    let end = stop.clone();
+    tasks.spawn(async move { router.run(end).await.unwrap() });
     let deadline = Instant::now() + PATIENCE;
     let held = {
         let (function, revision) = (function.clone(), revision.clone());
@@ -210,6 +225,10 @@ async fn a_reporter_is_heard_over_a_real_connection() {
         ticks.tick().await;
     }
     drop(slot);
+    // One that only announces; it takes no work, so nothing is unsettled by it.
+    let announced = FunctionName::new("upscale").unwrap();
+    announcer.announce(&announced, Instant::now());
+    assert_eq!(timeout(PATIENCE, pokes.recv()).await.unwrap().unwrap(), announced);
     stop.cancel();
     tasks.close();
     tasks.wait().await;

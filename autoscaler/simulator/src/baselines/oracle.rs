@@ -18,7 +18,7 @@ pub fn oracle(load: &Workload) -> Figures {
         .iter()
         .flat_map(|share| IDLE.map(|idle| plan(load, *share, idle)));
     let cheapest = plans.min_by(|a, b| a.cost().total_cmp(&b.cost()));
-    cheapest.unwrap_or_else(|| Figures::of(load, &Counted::default()))
+    cheapest.unwrap_or_else(|| Figures::of(load, &Counted::new(load)))
 }
 
 struct Slot {
@@ -28,15 +28,14 @@ struct Slot {
 }
 
 fn plan(load: &Workload, share: f64, idle: u64) -> Figures {
-    let mut counted = Counted {
-        ended: vec![None; load.requests.len()],
-        ..Counted::default()
-    };
+    let mut counted = Counted::new(load);
     let mut by_function: Vec<Vec<usize>> = vec![Vec::new(); load.functions.len()];
     for (i, request) in load.requests.iter().enumerate() {
         by_function[request.function as usize].push(i);
     }
-    for (function, requests) in load.functions.iter().zip(by_function) {
+    // The steps of a flow go from function to function upwards.
+    for (function, mut requests) in load.functions.iter().zip(by_function) {
+        requests.sort_by_key(|i| counted.came[*i]);
         let cold = function.cold.0.max(1.0) as Ms;
         let patience = match function.kind {
             Kind::Interactive => function.patience as f64 / 2.0,
@@ -47,10 +46,11 @@ fn plan(load: &Workload, share: f64, idle: u64) -> Figures {
         let mut spans: Vec<(Ms, Ms)> = Vec::new();
         for i in requests {
             let request = load.requests[i];
+            let Some(came) = counted.came[i] else { continue };
             let stuck = load
                 .stuck
-                .filter(|(from, to)| request.partition == 0 && (*from..*to).contains(&request.at));
-            let at = stuck.map_or(request.at, |(_, to)| to);
+                .filter(|(from, to)| request.partition == 0 && (*from..*to).contains(&came));
+            let at = stuck.map_or(came, |(_, to)| to);
             // Attempts that fail cost their time as well.
             let service = request.service * u64::from(request.fails.min(4) + 1);
             let last = free.range(..=(at + slack, usize::MAX)).next_back().copied();
@@ -68,6 +68,9 @@ fn plan(load: &Workload, share: f64, idle: u64) -> Figures {
             slots[slot].free = begin + service;
             free.insert((begin + service, slot));
             counted.ended[i] = (request.fails != u32::MAX).then_some(begin + service);
+            if let Some(next) = request.next {
+                counted.came[next as usize] = counted.ended[i];
+            }
         }
         spans.extend(slots.iter().map(|slot| (slot.from.saturating_sub(cold), slot.free)));
         let (pods, time) = pack(spans, function.concurrency);

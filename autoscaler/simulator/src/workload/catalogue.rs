@@ -23,6 +23,7 @@ pub fn all(seed: u64) -> Vec<Workload> {
         poison(seed),
         stuck(seed),
         blind(seed),
+        flow(seed),
     ]
 }
 
@@ -72,6 +73,7 @@ fn request(at: Ms, function: u32, service: Ms) -> Request {
         service,
         partition: 0,
         fails: 0,
+        next: None,
     }
 }
 
@@ -235,4 +237,31 @@ fn blind(seed: u64) -> Workload {
         load.requests.push(request(at, 0, service(&mut chance, 200.0, 0.3)));
     }
     load.sorted()
+}
+
+fn flow(seed: u64) -> Workload {
+    let mut chance = chance(seed, "flow");
+    let about = "HTTP, a flow of two steps, 3 s on a CPU and then 800 ms on a card whose pod takes 4 s to start; 3 images each 5 to 30 minutes";
+    let first = Function {
+        concurrency: 1,
+        ..Function::default()
+    };
+    let second = Function {
+        cards: 1,
+        concurrency: 1,
+        cold: (4_000.0, 0.2),
+        ..Function::default()
+    };
+    let mut load = Workload::new("flow", about, 8 * HOUR, vec![first, second]);
+    load.gpus = 2;
+    let mut at = MINUTE;
+    while at < 8 * HOUR - 20 * MINUTE {
+        for _ in 0..3 {
+            let service = service(&mut chance, 3_000.0, 0.2);
+            load.requests
+                .push(request(at + chance.random_range(0..20_000), 0, service));
+        }
+        at += chance.random_range(5 * MINUTE..30 * MINUTE);
+    }
+    load.sorted().followed(1, |_| service(&mut chance, 800.0, 0.2))
 }

@@ -9,7 +9,7 @@ use super::stores::{KafkaArgs, S3Args, TelemetryArgs};
 /// One role of the platform as a process of its own, on Kafka and an S3 server.
 #[derive(Debug, Clone, Args)]
 #[command(
-    after_help = "Each role but the router has one key: IMAGEFLOW_ROLE_KEY, when pods and autoscaler ask for one.\n\n\
+    after_help = "A role that calls another has one key, IMAGEFLOW_ROLE_KEY, when pods and autoscaler ask for one.\n\n\
 Example: all roles on one machine\n  imageflow serve pods --kafka localhost:9092\n  imageflow serve autoscaler --kafka localhost:9092\n  \
 imageflow serve router --member router-1 --kafka localhost:9092 --s3 http://localhost:9001\n  \
 imageflow serve dispatcher --member dispatcher-1 --kafka localhost:9092 --s3 http://localhost:9001\n  \
@@ -66,6 +66,13 @@ pub struct PeerArgs {
     /// Where `imageflow serve pods` listens
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:7001")]
     pub pods: String,
+    #[command(flatten)]
+    pub autoscaler: AutoscalerPeer,
+}
+
+/// Where the role is that is told of work.
+#[derive(Debug, Clone, Args)]
+pub struct AutoscalerPeer {
     /// Where `imageflow serve autoscaler` listens
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:7002")]
     pub autoscaler: String,
@@ -109,6 +116,8 @@ pub struct RouterArgs {
     #[arg(long)]
     pub no_fuse: bool,
     #[command(flatten)]
+    pub autoscaler: AutoscalerPeer,
+    #[command(flatten)]
     pub s3: S3Args,
     #[command(flatten)]
     pub common: CommonArgs,
@@ -135,7 +144,7 @@ pub struct DispatcherArgs {
 #[derive(Debug, Clone, Args)]
 pub struct DoorArgs {
     /// File with the keys of the other roles: a line is NAME ROLE SHA256-OF-THE-KEY-IN-HEX, with a role of gateway, dispatcher,
-    /// autoscaler; without one, everybody who reaches the address may call
+    /// router, autoscaler; without one, everybody who reaches the address may call
     #[arg(long, value_name = "FILE")]
     pub role_keys: Option<PathBuf>,
 }

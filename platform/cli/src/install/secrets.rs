@@ -15,7 +15,7 @@ use crate::error::CliError;
 use crate::up::failed;
 
 /// Roles that other roles let in.
-const ROLES: [&str; 3] = ["gateway", "dispatcher", "autoscaler"];
+const ROLES: [&str; 4] = ["gateway", "dispatcher", "router", "autoscaler"];
 /// What Secrets of credentials for the object store begin with; the rest is the service.
 const STORE: &str = "imageflow-s3-";
 const API_KEYS: &str = "imageflow-api-keys";

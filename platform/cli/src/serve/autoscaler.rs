@@ -18,7 +18,7 @@ use crate::error::CliError;
 use crate::up::{failed, platform, pods, scaling};
 
 fn allowed(_: &str) -> &'static [ServiceRole] {
-    &[ServiceRole::Gateway, ServiceRole::Dispatcher]
+    &[ServiceRole::Gateway, ServiceRole::Dispatcher, ServiceRole::Router]
 }
 
 const LEASE: &str = "imageflow-autoscaler";

@@ -22,25 +22,30 @@ pub fn delivery(
     let host = RemoteHost::start(RemoteConfig::new(peer(&peers.pods)), &shell.tasks, &shell.rest);
     let host = host.map_err(|e| CliError::Usage(format!("--pods: {e}")))?;
     let delivery = Delivery::start(DeliveryConfig::default(), host.clone(), &shell.tasks, &shell.rest);
-    let autoscaler = peer(&peers.autoscaler);
-    // Told before it fails in a task of its own.
-    autoscaler
-        .channel()
-        .map_err(|e| CliError::Usage(format!("--autoscaler: {e}")))?;
     let reporter = Reporter {
         name: name.replace(' ', "/"),
-        peer: autoscaler,
-        delivery: delivery.clone(),
+        peer: peer(&peers.autoscaler.autoscaler),
+        pokes: delivery.pokes(),
+        delivery: Some(delivery.clone()),
         backlogs: backlogs.map(|b| b as _),
         clock: now_ms,
     };
+    report(shell, reporter)?;
+    Ok((host, delivery))
+}
+
+/// Tells the autoscaler, as long as the process runs.
+pub fn report(shell: &Shell, reporter: Reporter) -> Result<(), CliError> {
+    // Told before it fails in a task of its own.
+    let channel = reporter.peer.channel();
+    channel.map_err(|e| CliError::Usage(format!("--autoscaler: {e}")))?;
     let rest: CancellationToken = shell.rest.clone();
     shell.tasks.spawn(async move {
         if let Err(error) = reporter.run(rest).await {
             tracing::error!(%error, "the autoscaler cannot be told of the work here");
         }
     });
-    Ok((host, delivery))
+    Ok(())
 }
 
 pub async fn run(args: DispatcherArgs) -> Result<(), CliError> {

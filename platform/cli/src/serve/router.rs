@@ -1,7 +1,12 @@
 //! `imageflow serve router`
-use imageflow_router::{Router, RouterConfig};
+use std::sync::Arc;
 
-use super::{Shell, objects};
+use imageflow_delivery::{Announcer, Reporter};
+use imageflow_router::{Router, RouterConfig};
+use tokio::time::Instant;
+
+use super::dispatcher::report;
+use super::{Shell, objects, peer};
 use crate::args::serve::RouterArgs;
 use crate::error::CliError;
 use crate::up::failed;
@@ -18,6 +23,16 @@ pub async fn run(args: RouterArgs) -> Result<(), CliError> {
         log.keep_retention(&shell.tasks, &shell.rest);
     }
     let objects = objects(&args.s3, &shell.log()?)?;
+    let announcer = Announcer::default();
+    let reporter = Reporter {
+        name: format!("router/{}", args.member),
+        peer: peer(&args.autoscaler.autoscaler),
+        pokes: announcer.pokes(),
+        delivery: None,
+        backlogs: None,
+        clock: now_ms,
+    };
+    report(&shell, reporter)?;
     let router = Router {
         config: RouterConfig {
             member: args.member,
@@ -28,7 +43,7 @@ pub async fn run(args: RouterArgs) -> Result<(), CliError> {
         objects: objects.store,
         resources: shell.resources().await?,
         clock: now_ms,
-        announce: None,
+        announce: Some(Arc::new(move |function| announcer.announce(function, Instant::now()))),
     };
     let role = router.run(shell.stop.gentle.clone());
     let role = async { role.await.map_err(|e| failed("the router")(chain(&e))) };

@@ -110,6 +110,7 @@ fn scaling(entry: &FunctionEntry) -> FunctionScaling {
     FunctionScaling {
         scale: spec.scale.clone(),
         concurrency: spec.concurrency,
+        batch: spec.batch.max,
         resources: spec.resources.clone(),
         revisions,
         annotations: entry.document.metadata.annotations.clone(),

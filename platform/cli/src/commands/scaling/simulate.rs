@@ -34,6 +34,7 @@ pub fn simulate(cx: &mut Context, args: &SimulateArgs) -> Result<(), CliError> {
     let scaling = FunctionScaling {
         scale: document.spec.scale.clone(),
         concurrency: document.spec.concurrency,
+        batch: document.spec.batch.max,
         resources: document.spec.resources.clone(),
         revisions: Vec::new(),
         annotations: document.metadata.annotations.clone(),
