@@ -1,30 +1,24 @@
 //! What every reconcile needs: the API, what is there by the watches, the store of the other services.
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use futures::{Stream, StreamExt};
 use imageflow_pods::kubernetes::FUNCTION_LABEL;
 use imageflow_resources::ResourceStore;
 use imageflow_types::Problem;
 use imageflow_types::names::FunctionName;
 use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Pod, Service};
-use k8s_openapi::api::networking::v1::NetworkPolicy;
-use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
-use kube::runtime::reflector::{self, ObjectRef, Store};
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Client, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use tokio::sync::OnceCell;
 
-use crate::crd::{Function, Revision};
 use crate::objects::{FIELD_MANAGER, Settings, is_there};
+use crate::watched::{Children, Compact};
 
 /// Why a reconcile is tried again.
 #[derive(Debug, thiserror::Error)]
@@ -50,67 +44,6 @@ impl From<Problem> for ReconcileError {
 }
 
 pub type Result<T> = std::result::Result<T, ReconcileError>;
-
-/// What is there of each kind, by its watch.
-pub struct Children {
-    pub deployments: Store<Deployment>,
-    pub services: Store<Service>,
-    pub budgets: Store<PodDisruptionBudget>,
-    pub policies: Store<NetworkPolicy>,
-    pub revisions: Store<Revision>,
-    pub pods: Store<Pod>,
-    /// Set once each watch has listed what is there.
-    pub listed: OnceCell<()>,
-}
-
-impl Children {
-    /// Waits until each watch has listed what is there: before that everything would seem to be missing. One caller waits for
-    /// all: of several that wait for a store only the last one is woken.
-    pub async fn ready(&self) -> Result<()> {
-        let ended = |_| ReconcileError::Stopping;
-        let listed = self.listed.get_or_try_init(async || {
-            self.deployments.wait_until_ready().await.map_err(ended)?;
-            self.services.wait_until_ready().await.map_err(ended)?;
-            self.budgets.wait_until_ready().await.map_err(ended)?;
-            self.policies.wait_until_ready().await.map_err(ended)?;
-            self.revisions.wait_until_ready().await.map_err(ended)?;
-            self.pods.wait_until_ready().await.map_err(ended)
-        });
-        listed.await.copied()
-    }
-}
-
-/// A watch of what belongs to functions, and the store that it fills.
-pub fn watched<K>(
-    client: &Client,
-    namespace: &str,
-) -> (Store<K>, impl Stream<Item = watcher::Result<K>> + Send + use<K>)
-where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-        + Clone
-        + DeserializeOwned
-        + std::fmt::Debug
-        + Send
-        + Sync
-        + 'static,
-{
-    let (reader, writer) = reflector::store();
-    let api: Api<K> = Api::namespaced(client.clone(), namespace);
-    // A write of our own makes no difference that is worth a look: managed fields and the like are dropped to save memory.
-    let config = watcher::Config::default().labels(FUNCTION_LABEL);
-    let stream = watcher(api, config)
-        .default_backoff()
-        .modify(|object| object.managed_fields_mut().clear())
-        .reflect(writer)
-        .touched_objects();
-    (reader, stream.boxed())
-}
-
-/// The function that an object belongs to.
-pub fn function_of<K: Resource<DynamicType = ()>>(object: &K, namespace: &str) -> Option<ObjectRef<Function>> {
-    let name = object.meta().labels.as_ref()?.get(FUNCTION_LABEL)?;
-    Some(ObjectRef::new(name).within(namespace))
-}
 
 /// Annotations that say something to the other services. What `kubectl apply` keeps there is the whole object once more.
 pub fn annotations_of<K: Resource>(object: &K) -> BTreeMap<String, String> {
@@ -194,20 +127,20 @@ impl Context {
     }
 
     /// Makes an object be as it is wanted. Writes only what is not so already. Whether it wrote.
-    pub async fn ensure<K>(&self, store: &Store<K>, wanted: &K) -> Result<bool>
+    pub async fn ensure<K>(&self, store: &Store<Compact<K>>, wanted: &K) -> Result<bool>
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
             + Clone
             + Serialize
             + DeserializeOwned
-            + std::fmt::Debug
+            + Debug
             + 'static,
     {
         let mut value = serde_json::to_value(wanted)?;
         prune(&mut value);
         let name = wanted.name_any();
         if let Some(live) = self.found(store, &name)
-            && is_there(&value, &serde_json::to_value(&*live)?)
+            && is_there(&value, &live.value()?)
         {
             return Ok(false);
         }
@@ -241,7 +174,7 @@ impl Context {
     /// Writes a status when it says something new.
     pub async fn status<K>(&self, object: &K, now: &Value, wanted: Value) -> Result<()>
     where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + std::fmt::Debug,
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
     {
         if is_there(&wanted, now) {
             return Ok(());

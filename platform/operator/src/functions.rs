@@ -259,14 +259,14 @@ async fn status(
     let now = serde_json::to_value(&function.status)?;
     let generation = function.meta().generation.unwrap_or(0);
     let latest = revisions.last().map(|r| r.name_any()).unwrap_or_default();
-    let deployments = Context::of(&context.children.deployments, name);
-    let sum = |count: fn(&k8s_openapi::api::apps::v1::DeploymentStatus) -> Option<i32>| {
-        deployments
-            .iter()
-            .filter_map(|d| count(d.status.as_ref()?))
-            .sum::<i32>()
-    };
-    let (replicas, ready_replicas) = (sum(|s| s.replicas), sum(|s| s.ready_replicas));
+    let (mut replicas, mut ready_replicas) = (0, 0);
+    for revision in revisions {
+        if let Some(deployment) = context.found(&context.children.deployments, &revision.name_any()) {
+            let status = &deployment.value()?["status"];
+            replicas += status["replicas"].as_u64().unwrap_or(0);
+            ready_replicas += status["readyReplicas"].as_u64().unwrap_or(0);
+        }
+    }
     let pods = Context::of(&context.children.pods, name);
     let (is, reason, message) = match trouble(&pods) {
         Some((reason, message)) if ready_replicas == 0 => (false, reason, message),

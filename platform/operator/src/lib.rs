@@ -13,31 +13,42 @@ pub mod objects;
 mod scenarios;
 mod schema;
 mod told;
+mod watched;
 
 use std::sync::Arc;
 
 use futures::{Stream, StreamExt};
 use imageflow_resources::ResourceStore;
-use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Pod, Service};
-use k8s_openapi::api::networking::v1::NetworkPolicy;
-use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::Api;
+use kube::client::ClientBuilder;
 use kube::runtime::controller::{self, Action, Controller};
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{WatchStreamExt, reflector, watcher};
-use kube::{Client, Resource, ResourceExt};
+use kube::{Client, Config, Resource};
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
+use tower::limit::GlobalConcurrencyLimitLayer;
 
 pub use authority::KubeAuthority;
-use context::{Children, Context, ReconcileError, function_of, watched};
-use crd::{Flow, Function, Revision, Trigger};
+use context::{Context, ReconcileError};
+use crd::{Flow, Function, Trigger};
 pub use objects::{Master, Settings};
+use watched::{Children, function_of, watched, without_fields, without_spec};
 
 /// Reconciles at once, of each kind: they wait for the API server and the log most of their time, and what waits together is
 /// written together.
-const CONCURRENCY: u16 = 64;
+const CONCURRENCY: u16 = 256;
+/// Requests at once. Each has a connection of its own with some 50 KB of buffers, and more of them are no faster.
+const REQUESTS: usize = 16;
+
+/// A client for the operator, by the cluster's own settings of a pod or by `KUBECONFIG`.
+///
+/// # Errors
+/// Without such settings, or with wrong ones.
+pub async fn client() -> Result<Client, Box<dyn std::error::Error + Send + Sync>> {
+    let builder = ClientBuilder::try_from(Config::infer().await?)?;
+    Ok(builder.with_layer(&GlobalConcurrencyLimitLayer::new(REQUESTS)).build())
+}
 
 /// The controllers of a namespace.
 pub struct Operator {
@@ -58,12 +69,12 @@ impl Operator {
     pub async fn run(self, stop: CancellationToken) {
         let namespace = self.settings.namespace.clone();
         let client = self.client.clone();
-        let (deployments, deployment_events) = watched::<Deployment>(&client, &namespace);
-        let (services, service_events) = watched::<Service>(&client, &namespace);
-        let (budgets, budget_events) = watched::<PodDisruptionBudget>(&client, &namespace);
-        let (policies, policy_events) = watched::<NetworkPolicy>(&client, &namespace);
-        let (revisions, revision_events) = watched::<Revision>(&client, &namespace);
-        let (pods, pod_events) = watched::<Pod>(&client, &namespace);
+        let (deployments, deployment_events) = watched(&client, &namespace, |_| {});
+        let (services, service_events) = watched(&client, &namespace, |_| {});
+        let (budgets, budget_events) = watched(&client, &namespace, |_| {});
+        let (policies, policy_events) = watched(&client, &namespace, |_| {});
+        let (revisions, revision_events) = watched(&client, &namespace, without_fields);
+        let (pods, pod_events) = watched(&client, &namespace, without_spec);
         let children = Children {
             deployments,
             services,
@@ -88,8 +99,7 @@ impl Operator {
         let (reader, writer) = reflector::store();
         let known = watcher(functions, watcher::Config::default())
             .default_backoff()
-            // Who wrote which field is of no use here, and half of the object.
-            .modify(|function| function.managed_fields_mut().clear())
+            .modify(without_fields)
             .reflect(writer)
             .applied_objects();
         let functions = Controller::for_stream(known, reader)

@@ -10,15 +10,17 @@ use kube::Client;
 use kube::client::Body;
 use kube::runtime::reflector::{self, store::Writer};
 use kube::runtime::watcher::Event;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::context::{Children, Context};
+use crate::context::Context;
 use crate::crd::{Flow, Function, Revision, Trigger};
 use crate::objects::{self, Master, Owner, Settings};
+use crate::watched::{Children, Compact};
 use crate::{functions, mirror};
 
 const NAMESPACE: &str = "imageflow-processing";
@@ -123,10 +125,10 @@ fn settings() -> Settings {
 
 /// What watches show, as a test fills it.
 struct Seen {
-    deployments: Writer<Deployment>,
-    services: Writer<k8s_openapi::api::core::v1::Service>,
-    budgets: Writer<k8s_openapi::api::policy::v1::PodDisruptionBudget>,
-    policies: Writer<k8s_openapi::api::networking::v1::NetworkPolicy>,
+    deployments: Writer<Compact<Deployment>>,
+    services: Writer<Compact<k8s_openapi::api::core::v1::Service>>,
+    budgets: Writer<Compact<k8s_openapi::api::policy::v1::PodDisruptionBudget>>,
+    policies: Writer<Compact<k8s_openapi::api::networking::v1::NetworkPolicy>>,
     revisions: Writer<Revision>,
     pods: Writer<k8s_openapi::api::core::v1::Pod>,
 }
@@ -218,15 +220,22 @@ impl World {
         let named = "thumb-00001".parse().unwrap();
         let by = of("Revision", "thumb-00001", "uid-2");
         let deployment = objects::deployment(&name, &named, &revision.spec.template, &by, &settings).unwrap();
-        self.seen.deployments.apply_watcher_event(&Event::Apply(deployment));
+        self.seen
+            .deployments
+            .apply_watcher_event(&Event::Apply(kept(deployment)));
         let service = objects::service(&name, &owner, &settings);
-        self.seen.services.apply_watcher_event(&Event::Apply(service));
+        self.seen.services.apply_watcher_event(&Event::Apply(kept(service)));
         let budget = objects::budget(&name, &owner, &settings);
-        self.seen.budgets.apply_watcher_event(&Event::Apply(budget));
+        self.seen.budgets.apply_watcher_event(&Event::Apply(kept(budget)));
         let policy = objects::network_policy(&name, &owner, &settings);
-        self.seen.policies.apply_watcher_event(&Event::Apply(policy));
+        self.seen.policies.apply_watcher_event(&Event::Apply(kept(policy)));
         self.seen.revisions.apply_watcher_event(&Event::Apply(revision));
     }
+}
+
+/// As its watch keeps it.
+fn kept<K: Serialize>(object: K) -> Compact<K> {
+    serde_json::from_value(json!(object)).unwrap()
 }
 
 fn object<K: DeserializeOwned>(value: Value) -> K {
@@ -351,14 +360,14 @@ async fn what_is_as_it_should_be_is_not_written_and_what_was_changed_is_put_righ
         &settings(),
     );
     policy.spec.as_mut().unwrap().ingress = Some(Vec::new());
-    world.seen.policies.apply_watcher_event(&Event::Apply(policy));
+    world.seen.policies.apply_watcher_event(&Event::Apply(kept(policy)));
     let live = world
         .context
         .found(&world.context.children.deployments, "thumb-00001")
         .unwrap();
-    let mut live = (*live).clone();
-    live.spec.as_mut().unwrap().replicas = Some(3);
-    world.seen.deployments.apply_watcher_event(&Event::Apply(live));
+    let mut live = live.value().unwrap();
+    live["spec"]["replicas"] = json!(3);
+    world.seen.deployments.apply_watcher_event(&Event::Apply(object(live)));
     world.reconcile(&done()).await.unwrap();
     assert_eq!(words(&world.server.writes()), ["PATCH networkpolicies/thumb"]);
 }
@@ -496,7 +505,7 @@ async fn the_status_says_what_keeps_pods_from_starting() {
         .context
         .found(&world.context.children.deployments, "thumb-00001")
         .unwrap();
-    let mut live = serde_json::to_value(&*live).unwrap();
+    let mut live = live.value().unwrap();
     live["status"] = json!({ "replicas": 1 });
     world.seen.deployments.apply_watcher_event(&Event::Apply(object(live)));
     let pod = json!({ "metadata": { "name": "thumb-00001-x", "namespace": NAMESPACE, "labels": { "imageflow.dev/function": "thumb" } },

@@ -16,10 +16,11 @@ pub async fn run(args: OperatorArgs) -> Result<(), CliError> {
         true => Vec::new(),
         false => announce_key("--announce-url")?,
     };
-    let client = kube::Client::try_default().await;
-    let client = client.map_err(|e| failed("the Kubernetes API")(chain(&e)))?;
+    let unreachable = |e: &dyn std::error::Error| failed("the Kubernetes API")(chain(e));
+    // The lease is kept by a client of its own: it must not wait for what the operator has to write.
+    let leasing = kube::Client::try_default().await.map_err(|e| unreachable(&e))?;
     let operator = Operator {
-        client: client.clone(),
+        client: imageflow_operator::client().await.map_err(|e| unreachable(&*e))?,
         settings: Settings {
             namespace: args.namespace.namespace,
             system_namespace: args.system_namespace.clone(),
@@ -37,7 +38,7 @@ pub async fn run(args: OperatorArgs) -> Result<(), CliError> {
     let lease = LeaseConfig::new(LEASE, args.system_namespace, args.member);
     let stop = shell.stop.gentle.clone();
     let role = async {
-        match lead(client, &lease, &stop, |ours| operator.run(ours)).await {
+        match lead(leasing, &lease, &stop, |ours| operator.run(ours)).await {
             Led::Stopped => Ok(()),
             Led::Ended => Err(CliError::Failed("the operator ended by itself".to_owned())),
             // Started anew it waits for the lease again.

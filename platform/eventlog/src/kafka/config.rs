@@ -321,6 +321,19 @@ impl KafkaConfig {
         config
     }
 
+    /// Of a client that follows all partitions of a topic. None is ever paused, so a fetch may wait long: an idle follower
+    /// costs a request a second and broker, and still hears of a record at once.
+    pub(super) fn follower(&self, group: &str) -> ClientConfig {
+        let mut config = self.consumer(group);
+        if !["consumer.fetch.wait.max.ms", "fetch.wait.max.ms"]
+            .iter()
+            .any(|key| self.settings.contains_key(*key))
+        {
+            config.set("fetch.wait.max.ms", "1000");
+        }
+        config
+    }
+
     /// Of a client that reads: a member of a group, or one that only asks for what `group` committed.
     pub(super) fn consumer(&self, group: &str) -> ClientConfig {
         let mut config = self.client();

@@ -142,7 +142,7 @@ impl Handle {
         let context = Context::default();
         let told = context.told.clone();
         let group = format!("{}-reader", self.config.client_id);
-        let consumer = self.config.consumer(&group).create_with_context(context);
+        let consumer = self.config.follower(&group).create_with_context(context);
         let mut consumer: BaseConsumer<Context> = consumer.map_err(|e| storage("making a follower", e, None))?;
         let woken = told.clone();
         consumer.set_nonempty_callback(move || woken.wake.notify_one());

@@ -16,9 +16,9 @@ use crate::writer::Writer;
 /// So often others may come first before a change is given up.
 const MOST_FENCED: u32 = 20;
 /// Changes in one transaction.
-pub const MOST_AT_ONCE: usize = 64;
+pub const MOST_AT_ONCE: usize = 256;
 /// Changes that may wait; who comes later waits to be let in.
-pub const MOST_WAITING: usize = 256;
+pub const MOST_WAITING: usize = 512;
 
 /// What a change works out from what is there: a record, unless nothing changes, and the answer.
 pub type Worked<T> = Result<(Option<NewRecord>, T), Problem>;
