@@ -310,6 +310,11 @@ fn as_knative(config: &PolicyConfig, settings: &KpaConfig, memory: &mut Memory, 
     if outcome.holding {
         reasons.push(Reason::KpaHolds);
     }
+    if outcome.begins {
+        reasons.push(Reason::KpaBegins {
+            pods: settings.initial_scale,
+        });
+    }
     let wanted = Wanted {
         pods: outcome.asked,
         slots: outcome.stable,

@@ -84,7 +84,7 @@ fn change(
     let by_limit = limit.and_then(|limit| match limit {
         Reason::Max { .. } => Some("more with a higher spec.scale.max".to_owned()),
         Reason::Min { .. } => Some("fewer with a lower spec.scale.min".to_owned()),
-        Reason::Cards { .. } => {
+        Reason::Cards { .. } | Reason::HandedOver { .. } => {
             Some("more when other functions give cards up, or with a higher priority or weight".to_owned())
         }
         Reason::Growth { .. } => Some("more at the next look, if as much is there".to_owned()),

@@ -81,6 +81,13 @@ pub enum Peer {
     Lag(Box<LagState>),
 }
 
+impl Peer {
+    fn learned(self) -> Option<Self> {
+        let Self::Kpa(state) = self else { return None };
+        (state.initialised > 0).then(|| Self::Kpa(Box::new(state.learned())))
+    }
+}
+
 impl Default for Memory {
     fn default() -> Self {
         Self {
@@ -119,6 +126,8 @@ impl Memory {
             pauses: self.pauses,
             load: self.load.learned(),
             peaks: self.peaks,
+            // A revision begins once, not after each restart.
+            peer: self.peer.and_then(Peer::learned),
             ..Self::default()
         }
     }

@@ -53,6 +53,13 @@ pub enum Reason {
         granted: u32,
         cards: u32,
     },
+    HandedOver {
+        to: String,
+    },
+    StandsIn {
+        of: String,
+        items: u64,
+    },
     Patience {
         wanted: u32,
         pods: u32,
@@ -100,6 +107,9 @@ pub enum Reason {
         panicking: bool,
     },
     KpaHolds,
+    KpaBegins {
+        pods: u32,
+    },
     Lag {
         lag: u64,
         threshold: u64,
@@ -122,11 +132,13 @@ impl Reason {
             Self::Max { .. }
                 | Self::Min { .. }
                 | Self::Cards { .. }
+                | Self::HandedOver { .. }
                 | Self::Growth { .. }
                 | Self::OneEach { .. }
                 | Self::Patience { .. }
                 | Self::BacklogUnknown { .. }
                 | Self::KpaHolds
+                | Self::KpaBegins { .. }
                 | Self::LagCooling { .. }
         )
     }
@@ -143,6 +155,8 @@ impl Reason {
                 | Self::Expected { .. }
                 | Self::Announced { .. }
                 | Self::Cards { .. }
+                | Self::HandedOver { .. }
+                | Self::StandsIn { .. }
                 | Self::KpaHolds
                 | Self::LagCooling { .. }
         )
@@ -212,6 +226,10 @@ impl fmt::Display for Reason {
             Self::Growth { pods, most } => write!(f, "{pods} asked for, at most {most} in one step"),
             Self::Cards { wanted, granted, cards } => {
                 write!(f, "{wanted} asked for, its share of the {cards} GPU cards is {granted}")
+            }
+            Self::HandedOver { to } => write!(f, "no GPU card for it, so {to} does its work meanwhile"),
+            Self::StandsIn { of, items } => {
+                write!(f, "{items} pieces of work are those of {of}, which has no GPU card")
             }
             Self::Patience {
                 wanted,
@@ -288,6 +306,7 @@ impl fmt::Display for Reason {
                 if *panicking { ", in a panic" } else { "" }
             ),
             Self::KpaHolds => f.write_str("no traffic, and the last pod is held until the activator has taken over"),
+            Self::KpaBegins { pods } => write!(f, "a new revision begins with at least {pods}"),
             Self::Lag { lag, threshold } => write!(f, "KEDA's law: a lag of {lag}, {threshold} a pod"),
             Self::LagCooling { cooldown_s } => write!(f, "no lag, zero pods after a cool-down of {cooldown_s} s"),
             Self::BacklogUnknown { kept } => write!(f, "the backlog is not known: {kept} kept"),

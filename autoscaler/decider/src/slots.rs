@@ -54,6 +54,9 @@ pub struct Claim {
     pub working: bool,
     /// Its turn so far.
     pub turn: Turn,
+    /// Whether another function does its work while it has no card. Then it goes after those of its priority that have nobody, and
+    /// waiting does not raise it.
+    pub fallback: bool,
 }
 
 /// Pods for which cards are asked. To be kept warm is no reason to start: a pod that had to give its card away does not come back
@@ -71,8 +74,9 @@ pub fn wanted(seen: &Observation, desired: u32, always: u32) -> u32 {
 enum Rank {
     /// Works, and its turn is not over.
     InTurn(Reverse<i32>),
-    /// Works, by priority with age; of equals those who wait, the longest wait first, then those who hold.
-    Works(Reverse<i64>, bool, Reverse<u64>),
+    /// Works, by priority with age; of equals those whom nobody stands in for, then those who wait, the longest wait first, then
+    /// those who hold.
+    Works(Reverse<i64>, bool, bool, Reverse<u64>),
     /// Has no work; those that hold a card first.
     Idle(Reverse<i32>, bool),
 }
@@ -90,9 +94,13 @@ fn rank(claim: &Claim, now_ms: i64) -> Rank {
         return Rank::InTurn(Reverse(claim.priority));
     }
     let waited = claim.turn.waits_ms.map_or(0, |from| since(from, now_ms));
-    let age = i64::try_from(waited / AGEING_MS).unwrap_or(i64::MAX);
+    let age = match claim.fallback {
+        true => 0,
+        false => i64::try_from(waited / AGEING_MS).unwrap_or(i64::MAX),
+    };
     Rank::Works(
         Reverse(i64::from(claim.priority).saturating_add(age)),
+        claim.fallback,
         held.is_some(),
         Reverse(waited),
     )
@@ -162,6 +170,7 @@ mod tests {
             priority: 0,
             working: wanted > 0,
             turn: Turn::default(),
+            fallback: false,
         }
     }
 
@@ -206,6 +215,22 @@ mod tests {
     }
 
     #[test]
+    fn whose_work_is_done_elsewhere_lets_the_others_go_first() {
+        let lent = Claim {
+            fallback: true,
+            turn: Turn {
+                holds_ms: None,
+                waits_ms: Some(0),
+            },
+            ..wants(1)
+        };
+        assert_eq!(share(1, &[lent, wants(1)], 100_000), [0, 1]);
+        assert_eq!(share(2, &[lent, wants(1)], 100_000), [1, 1]);
+        let urgent = Claim { priority: 1, ..lent };
+        assert_eq!(share(1, &[urgent, wants(1)], 100_000), [1, 0]);
+    }
+
+    #[test]
     fn one_that_needs_many_cards_is_not_starved_by_many_that_need_one() {
         let waits = Turn {
             holds_ms: None,
@@ -245,18 +270,22 @@ mod tests {
             any::<bool>(),
             proptest::option::of(-100_000..0_i64),
             any::<bool>(),
+            any::<bool>(),
         );
-        let claim = claim.prop_map(|(wanted, cards, weight, priority, working, at, holds)| Claim {
-            wanted,
-            cards,
-            weight,
-            priority,
-            working,
-            turn: Turn {
-                holds_ms: at.filter(|_| holds),
-                waits_ms: at.filter(|_| !holds && working),
+        let claim = claim.prop_map(
+            |(wanted, cards, weight, priority, working, at, holds, fallback)| Claim {
+                wanted,
+                cards,
+                weight,
+                priority,
+                working,
+                turn: Turn {
+                    holds_ms: at.filter(|_| holds),
+                    waits_ms: at.filter(|_| !holds && working),
+                },
+                fallback,
             },
-        });
+        );
         proptest::collection::vec(claim, 0..12)
     }
 
@@ -294,7 +323,7 @@ mod tests {
                 let granted = share(total, &claims, now_ms);
                 for (i, claim) in claims.iter_mut().enumerate() {
                     claim.turn.note(granted[i], true, now_ms);
-                    if granted[i] > 0 {
+                    if granted[i] > 0 || claim.fallback {
                         served[i] = now_ms;
                     }
                     prop_assert!(now_ms - served[i] <= bound, "claim {i} waits {} ms", now_ms - served[i]);

@@ -174,7 +174,10 @@ impl FunctionScaling {
                 config.max = said
                     .max_scale
                     .map_or(scale.max, |max| if max == 0 { u32::MAX } else { max });
-                config.policy = PolicyKind::Kpa(kpa(&said, self.concurrency.limit));
+                config.policy = PolicyKind::Kpa(KpaConfig {
+                    revision: self.revisions.iter().map(number).max().unwrap_or(0),
+                    ..kpa(&said, self.concurrency.limit)
+                });
             }
         }
         config
@@ -186,10 +189,22 @@ impl FunctionScaling {
         target.max(self.batch.min(limit))
     }
 
-    /// Whether it has pods even without any work.
+    /// Whether it has pods even without any work, or may have with a new revision.
     pub(crate) fn always_on(&self) -> bool {
-        self.scale.replicas.unwrap_or_else(|| self.policy(0).min) > 0
+        self.scale.replicas.unwrap_or_else(|| {
+            let config = self.policy(0);
+            match &config.policy {
+                PolicyKind::Kpa(kpa) => config.min.max(kpa.initial_scale),
+                _ => config.min,
+            }
+        }) > 0
     }
+}
+
+/// Number of a revision: the end of its name.
+fn number(share: &RevisionShare) -> u32 {
+    let number = share.revision.as_str().rsplit('-').next();
+    number.and_then(|n| n.parse().ok()).unwrap_or(0)
 }
 
 fn seconds(time: HumanDuration) -> u32 {
@@ -228,6 +243,7 @@ fn kpa(said: &Annotations, limit: u32) -> KpaConfig {
             .panic_threshold_percentage
             .unwrap_or(base.panic_threshold_percentage),
         scale_down_delay_s: said.scale_down_delay.map_or(base.scale_down_delay_s, seconds),
+        initial_scale: said.initial_scale.unwrap_or(base.initial_scale),
         activation_scale: said.activation_scale.unwrap_or(base.activation_scale),
         scale_to_zero_pod_retention_s: said.pod_retention.map_or(base.scale_to_zero_pod_retention_s, seconds),
         aggregation: match said.aggregation {

@@ -102,6 +102,7 @@ impl Decided {
             priority: scale.priority,
             working: self.seen.has_work(),
             turn,
+            fallback: scale.fallback.is_some(),
         }
     }
 }
@@ -111,6 +112,15 @@ struct Act {
     function: FunctionName,
     revision: RevisionName,
     replicas: u32,
+}
+
+/// Work of a function that has no card.
+struct Lent {
+    /// Who does it.
+    to: FunctionName,
+    held: u32,
+    backlog: u64,
+    oldest_ms: Option<u64>,
 }
 
 /// What there is at one moment.
@@ -131,6 +141,8 @@ pub struct ScalingLoop<C> {
     known: HashMap<FunctionName, Known>,
     /// Functions with work or pods; no other is looked at.
     active: HashSet<FunctionName>,
+    /// Work of functions that have no card, with who does it meanwhile.
+    lent: BTreeMap<FunctionName, Lent>,
     /// Those that are to be looked at later although they have neither, by when, ms since 1970: work is expected then.
     later: BTreeMap<i64, HashSet<FunctionName>>,
 }
@@ -168,6 +180,7 @@ impl<C: Fn() -> i64 + Send> ScalingLoop<C> {
             clock,
             known,
             active: HashSet::new(),
+            lent: BTreeMap::new(),
             later: BTreeMap::new(),
         }
     }
@@ -209,6 +222,7 @@ impl<C: Fn() -> i64 + Send> ScalingLoop<C> {
                 .map(|(name, _)| name.clone()),
         );
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        self.lent.retain(|name, _| functions.contains_key(name));
         self.known.retain(|name, _| {
             let there = functions.contains_key(name);
             if !there {
@@ -268,14 +282,24 @@ impl<C: Fn() -> i64 + Send> ScalingLoop<C> {
         }
         // The order decides between equals: it must not be that of a hash.
         decided.sort_by(|a, b| a.0.cmp(&b.0));
-        let mut decided: Vec<Decided> = decided
-            .into_iter()
-            .map(|(name, function)| {
+        let (with_cards, mut others): (Vec<_>, Vec<_>) = decided.into_iter().partition(|(_, f)| f.resources.gpu > 0);
+        let decide = |this: &mut Self, all: Vec<(FunctionName, Arc<FunctionScaling>)>| -> Vec<Decided> {
+            let each = all.into_iter().map(|(name, function)| {
                 let poked = poked.contains(&name);
-                self.decide_one(name, function, look, poked)
-            })
-            .collect();
+                this.decide_one(name, function, look, poked)
+            });
+            each.collect()
+        };
+        let mut decided = decide(self, with_cards);
         self.share_cards(&mut decided);
+        // Who stands in has more to do by what was lent just now.
+        for name in self.lend(&mut decided) {
+            let function = self.functions.borrow().get(&name).cloned();
+            if let Some(function) = function.filter(|_| !others.iter().any(|(other, _)| *other == name)) {
+                others.push((name, function));
+            }
+        }
+        decided.extend(decide(self, others));
         for one in &decided {
             acts.extend(self.settle(one, look));
         }
@@ -332,9 +356,20 @@ impl<C: Fn() -> i64 + Send> ScalingLoop<C> {
             // The poke says that somebody waits, and may be faster than the count of who waits.
             seen.held = 1;
         }
+        let mut stands_in = Vec::new();
+        for (of, lent) in self.lent.iter().filter(|(_, lent)| lent.to == name) {
+            seen.held = seen.held.saturating_add(lent.held);
+            seen.backlog = seen.backlog.map(|own| own.saturating_add(lent.backlog));
+            seen.oldest_ms = seen.oldest_ms.max(lent.oldest_ms);
+            stands_in.push(Reason::StandsIn {
+                of: of.to_string(),
+                items: u64::from(lent.held).saturating_add(lent.backlog),
+            });
+        }
         let window_ms = u64::try_from(self.settings.window.as_millis()).unwrap_or(u64::MAX);
         let config = function.policy(window_ms);
-        let (memory, decision) = decide(&config, &known.memory, &seen);
+        let (memory, mut decision) = decide(&config, &known.memory, &seen);
+        decision.reasons.extend(stands_in);
         known.memory = memory;
         Decided {
             name,
@@ -364,6 +399,40 @@ impl<C: Fn() -> i64 + Send> ScalingLoop<C> {
             }
             one.decision.grant(granted, cards);
         }
+    }
+
+    /// Has the work of those that got no card done by who stands in for them. Returns who has more or less to do than before.
+    fn lend(&mut self, decided: &mut [Decided]) -> Vec<FunctionName> {
+        let mut changed = Vec::new();
+        for one in decided {
+            let Some(to) = one.function.scale.fallback.clone() else {
+                continue;
+            };
+            let Observation {
+                held,
+                backlog,
+                oldest_ms,
+                ..
+            } = one.seen;
+            let without = one.decision.desired == 0 && one.seen.has_work();
+            let lent = without.then(|| Lent {
+                to: to.clone(),
+                held,
+                backlog: backlog.unwrap_or(0),
+                oldest_ms,
+            });
+            if without {
+                one.decision.reasons.push(Reason::HandedOver { to: to.to_string() });
+            }
+            let before = match lent {
+                Some(lent) => self.lent.insert(one.name.clone(), lent),
+                None => self.lent.remove(&one.name),
+            };
+            if without || before.is_some() {
+                changed.push(to);
+            }
+        }
+        changed
     }
 
     /// Tells what was decided and says what is to be done.

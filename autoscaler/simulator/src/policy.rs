@@ -143,6 +143,7 @@ impl Policy for Decider {
                     priority: 0,
                     working: seen.has_work(),
                     turn: self.turns[index],
+                    fallback: false,
                 };
                 claims.push((decided.len(), claim));
             }

@@ -8,7 +8,8 @@ use imageflow_process::{
     Door, KeyRole, Keys, Readiness, ServiceRole, Stop, Telemetry, on_signals, serve_admin, serve_roles,
 };
 use imageflow_proto::peer::Peer;
-use imageflow_resources::ResourceStore;
+use imageflow_resources::{ResourceStore, StoreConfig};
+use imageflow_types::topics;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -56,6 +57,8 @@ struct Shell {
     rest: CancellationToken,
     ready: Readiness,
     admin: Option<JoinHandle<std::io::Result<()>>>,
+    /// Of the topic of a new function.
+    work_partitions: u32,
 }
 
 impl Shell {
@@ -68,6 +71,7 @@ impl Shell {
         }
         let mut shell = Self::without_log(name, admin, &args.telemetry).await?;
         shell.log = Some(Log::kafka(&args.kafka).await?);
+        shell.work_partitions = args.kafka.work_partitions;
         Ok(shell)
     }
 
@@ -97,6 +101,7 @@ impl Shell {
             rest,
             ready,
             admin,
+            work_partitions: topics::WORK_PARTITIONS,
         })
     }
 
@@ -111,7 +116,12 @@ impl Shell {
 
     /// The resources; `images` says whether pods can be container images.
     async fn resources_of(&self, images: bool) -> Result<Arc<ResourceStore>, CliError> {
-        platform::resources(&self.log()?, images, &self.tasks, &self.rest).await
+        let config = StoreConfig {
+            clock: platform::now_ms,
+            images,
+            work_partitions: self.work_partitions,
+        };
+        platform::resources(&self.log()?, config, &self.tasks, &self.rest).await
     }
 
     /// Runs the role to its end, then ends what it stood on.

@@ -8,6 +8,7 @@ mod hold;
 mod pool;
 mod report;
 mod send;
+mod stand_in;
 mod stats;
 
 pub use announcer::Announcer;
@@ -15,4 +16,5 @@ pub use error::DeliveryError;
 pub use hold::{Class, Demand};
 pub use pool::{Delivery, DeliveryConfig, Slot};
 pub use report::{BacklogSource, FunctionBacklog, Reporter};
+pub use stand_in::Target;
 pub use stats::RevisionStats;

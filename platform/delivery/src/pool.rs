@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::error::DeliveryError;
 use crate::hold::{Class, Demand, Hold, Waiter};
+use crate::stand_in::Lent;
 use crate::stats::RevisionStats;
 
 /// Settings of the delivery.
@@ -66,6 +67,8 @@ struct Queue {
 struct State {
     endpoints: HashMap<PodId, Endpoint>,
     queues: HashMap<RevisionName, Queue>,
+    /// Callers of a revision that another function serves.
+    lent: HashMap<RevisionName, (FunctionName, u32)>,
     closing: bool,
 }
 
@@ -90,9 +93,16 @@ pub struct Slot {
     cold: bool,
     /// How many requests the pod held when the first of them was lost with it; 0 while none was.
     crowd: Arc<AtomicU32>,
+    /// Whose caller it serves, when not its own function's.
+    lent: Option<Lent>,
 }
 
 impl Slot {
+    pub(crate) fn on_behalf(mut self, lent: Option<Lent>) -> Self {
+        self.lent = lent;
+        self
+    }
+
     /// Whether the caller had to wait for a pod to start.
     #[must_use]
     pub const fn cold(&self) -> bool {
@@ -274,11 +284,44 @@ impl Delivery {
                 service: std::mem::take(&mut queue.service),
             });
         }
+        for (revision, (function, callers)) in &state.lent {
+            match all.iter_mut().find(|stats| &stats.revision == revision) {
+                Some(stats) => stats.held += callers,
+                None => all.push(RevisionStats {
+                    function: function.clone(),
+                    revision: revision.clone(),
+                    held: *callers,
+                    held_batch: 0,
+                    in_flight: 0,
+                    completed: 0,
+                    calls: 0,
+                    service: Duration::ZERO,
+                }),
+            }
+        }
         // A revision without pods, waiters or news is forgotten: thousands may come and go.
         state.queues.retain(|revision, queue| {
             queue.coming > 0 || !queue.hold.is_empty() || in_flight.get(revision).is_some_and(|n| *n > 0)
         });
         all
+    }
+
+    pub(crate) fn table(&self) -> watch::Receiver<Arc<PodTable>> {
+        self.table.clone()
+    }
+
+    /// Somebody else serves one more caller of a revision, or one less.
+    pub(crate) fn lent(&self, revision: &RevisionName, more: Option<&FunctionName>) {
+        let mut state = self.lock();
+        if let Some(function) = more {
+            let lent = state.lent.entry(revision.clone());
+            lent.or_insert_with(|| (function.clone(), 0)).1 += 1;
+        } else if let Some((_, callers)) = state.lent.get_mut(revision) {
+            *callers -= 1;
+            if *callers == 0 {
+                state.lent.remove(revision);
+            }
+        }
     }
 
     pub(crate) fn completed(&self, slot: &Slot, service: Duration) {
@@ -342,6 +385,7 @@ impl Delivery {
             weight,
             cold,
             crowd: endpoint.crowd.clone(),
+            lent: None,
         })
     }
 

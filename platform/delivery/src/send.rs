@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{Request, Response, Uri};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use imageflow_types::{FunctionName, RevisionName};
 
 use crate::error::DeliveryError;
 use crate::hold::{Class, Demand};
 use crate::pool::{Delivery, Slot};
+use crate::stand_in::Target;
 
 /// The header by which a pod says that it did not take a request.
 const REFUSED: &str = "imageflow-refused";
@@ -89,8 +89,7 @@ impl Delivery {
     /// As [`acquire`](Self::acquire) and [`send`](Self::send).
     pub async fn call(
         self: &Arc<Self>,
-        function: &FunctionName,
-        revision: &RevisionName,
+        target: Target<'_>,
         timeout: Duration,
         request: impl Fn() -> Request<Bytes>,
     ) -> Result<(Response<Bytes>, bool), DeliveryError> {
@@ -99,7 +98,7 @@ impl Delivery {
         let mut refusals = 0;
         loop {
             let slot = self
-                .acquire(function, revision, Class::Interactive, Demand::One, deadline)
+                .acquire_for(target, Class::Interactive, Demand::One, deadline)
                 .await?;
             cold |= slot.cold();
             let left = deadline.saturating_duration_since(tokio::time::Instant::now());

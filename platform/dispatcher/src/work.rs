@@ -2,7 +2,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use imageflow_delivery::{Class, Delivery, DeliveryError, Demand};
+use imageflow_delivery::{Class, Delivery, DeliveryError, Demand, Target};
 use imageflow_eventlog::{EventLog, LogError, NewRecord};
 use imageflow_objects::ObjectStore;
 use imageflow_process::trace;
@@ -191,11 +191,18 @@ async fn attempt(
     demand: Demand,
 ) -> Result<Tried, Undelivered> {
     let deadline = Instant::now() + SLOT_PATIENCE;
-    let slot = match context
-        .delivery
-        .acquire(&step.function, &step.revision, Class::Batch, demand, deadline)
-        .await
-    {
+    let stand_in = {
+        let catalog = context.resources.snapshot();
+        let entry = catalog.functions.get(&step.function);
+        entry.and_then(|entry| catalog.stand_in(entry))
+    };
+    let target = Target {
+        function: &step.function,
+        revision: &step.revision,
+        stand_in: stand_in.as_ref(),
+    };
+    let acquired = context.delivery.acquire_for(target, Class::Batch, demand, deadline);
+    let slot = match acquired.await {
         Ok(slot) => slot,
         Err(error) if error.is_attempt() => return Ok(undelivered(&error)),
         Err(DeliveryError::Closing) => {

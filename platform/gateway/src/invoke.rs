@@ -8,6 +8,7 @@ use axum::response::Response;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, Request};
+use imageflow_delivery::Target;
 use imageflow_events::ext::TRACEPARENT;
 use imageflow_types::Problem;
 
@@ -68,11 +69,13 @@ pub async fn invoke(
         request
     };
     let timeout = revision.template.timeout.0;
-    let answer = gateway
-        .deps
-        .delivery
-        .call(&function, &revision.name, timeout, request)
-        .await;
+    let stand_in = catalog.stand_in(entry);
+    let target = Target {
+        function: &function,
+        revision: &revision.name,
+        stand_in: stand_in.as_ref(),
+    };
+    let answer = gateway.deps.delivery.call(target, timeout, request).await;
     let (answer, cold) = answer.map_err(|e| Problem::from(&e))?;
     let (parts, body) = answer.into_parts();
     let mut response = Response::new(Body::from(body));

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use http::{Method, Request, Response};
 use imageflow_eventlog::{Embedded, EmbeddedConfig};
-use imageflow_resources::{Operations, ResourceStore};
+use imageflow_resources::{Operations, ResourceStore, StoreConfig};
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::Client;
 use kube::client::Body;
@@ -165,7 +165,7 @@ impl World {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let schema = json!({ "type": "object", "additionalProperties": false, "properties": { "width": { "type": "integer" } } });
         let operations = Operations::new([("resize".to_owned(), schema)]);
-        let kept = ResourceStore::open(log, operations, || 5, false, &tasks, &stop)
+        let kept = ResourceStore::open(log, operations, StoreConfig::new(|| 5), &tasks, &stop)
             .await
             .unwrap();
         let server = Arc::new(ApiServer::default());

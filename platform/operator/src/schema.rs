@@ -31,6 +31,11 @@ pub const FUNCTION: &[Rule] = &[
         "min is over max: lower min or raise max",
     ),
     (
+        "",
+        "!has(self.scale) || !has(self.scale.fallback) || (has(self.resources) && has(self.resources.gpu) && self.resources.gpu > 0)",
+        "scale.fallback has no effect without GPUs: set resources.gpu, or leave it out",
+    ),
+    (
         "/properties/traffic",
         "self.size() == 0 || self.map(t, has(t.percent) ? t.percent : 0).sum() == 100",
         "the percents do not add up to 100",

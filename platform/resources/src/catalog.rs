@@ -174,7 +174,7 @@ impl Catalog {
         }
     }
 
-    /// Who refers to a function: `Flow NAME` and `Trigger NAME`.
+    /// Who refers to a function: `Flow NAME`, `Trigger NAME` and `Function NAME`.
     #[must_use]
     pub fn users_of_function(&self, function: &FunctionName) -> Vec<String> {
         let flows = self
@@ -187,7 +187,18 @@ impl Catalog {
             .iter()
             .filter(|(_, trigger)| trigger.spec.function.as_ref() == Some(function))
             .map(|(name, _)| format!("Trigger {name}"));
-        flows.chain(triggers).collect()
+        let functions = (self.functions.iter())
+            .filter(|(_, entry)| entry.spec().scale.fallback.as_ref() == Some(function))
+            .map(|(name, _)| format!("Function {name}"));
+        flows.chain(triggers).chain(functions).collect()
+    }
+
+    /// Who stands in for a function that has no GPU card, and the revision that does.
+    #[must_use]
+    pub fn stand_in(&self, entry: &FunctionEntry) -> Option<(FunctionName, RevisionName)> {
+        let name = entry.spec().scale.fallback.as_ref()?;
+        let revision = self.functions.get(name)?.route(None, 0).ok()?;
+        Some((name.clone(), revision.name.clone()))
     }
 
     /// Triggers that start a flow.

@@ -7,5 +7,5 @@ mod view;
 mod writer;
 
 pub use catalog::{Catalog, FunctionEntry, Operations, Route};
-pub use store::{Applied, Authority, Outcome, ResourceStore};
+pub use store::{Applied, Authority, Outcome, ResourceStore, StoreConfig};
 pub use view::{Table, TableView, ViewError};

@@ -137,29 +137,49 @@ fn key(kind: Kind, name: &str) -> String {
     format!("{kind}/{name}")
 }
 
+/// What a store needs to know of its platform.
+#[derive(Debug, Clone, Copy)]
+pub struct StoreConfig {
+    /// Now, ms since 1970.
+    pub clock: fn() -> i64,
+    /// Whether pods can be container images.
+    pub images: bool,
+    /// Partitions of a work topic that is made. One that is there keeps its own number: any will do.
+    pub work_partitions: u32,
+}
+
+impl StoreConfig {
+    /// Of a platform whose pods are local processes.
+    #[must_use]
+    pub const fn new(clock: fn() -> i64) -> Self {
+        Self {
+            clock,
+            images: false,
+            work_partitions: topics::WORK_PARTITIONS,
+        }
+    }
+}
+
 /// The resources of one platform.
 pub struct ResourceStore {
     log: Arc<dyn EventLog>,
     catalog: watch::Receiver<Arc<Catalog>>,
     /// Changes are made one after the other, of all processes: each is checked against what is there.
     queue: mpsc::Sender<Box<dyn Change>>,
-    clock: fn() -> i64,
-    /// Whether the pods of this platform can be container images.
-    images: bool,
+    config: StoreConfig,
     /// Who has the resources, when that is not the topic.
     authority: OnceLock<Arc<dyn Authority>>,
 }
 
 impl ResourceStore {
-    /// Opens the store on its topic and reads what is there. `images` says whether pods can be container images here.
+    /// Opens the store on its topic and reads what is there.
     ///
     /// # Errors
     /// When the event log fails.
     pub async fn open(
         log: Arc<dyn EventLog>,
         operations: Operations,
-        clock: fn() -> i64,
-        images: bool,
+        config: StoreConfig,
         tasks: &TaskTracker,
         stop: &CancellationToken,
     ) -> Result<Arc<Self>, ViewError> {
@@ -188,8 +208,7 @@ impl ResourceStore {
             log,
             catalog,
             queue,
-            clock,
-            images,
+            config,
             authority: OnceLock::new(),
         }))
     }
@@ -211,7 +230,7 @@ impl ResourceStore {
     /// # Errors
     /// A problem with every fault found.
     pub fn check(&self, resource: &Resource, catalog: &Catalog) -> Result<(), Problem> {
-        check(resource, catalog, self.images)
+        check(resource, catalog, self.config.images)
     }
 
     /// Checks and keeps a resource, or has the authority keep it. A changed function gets a new revision.
@@ -236,7 +255,7 @@ impl ResourceStore {
             self.check(&resource, &now)?;
             self.make_topic(&document.metadata.name).await?;
         }
-        let (images, clock) = (self.images, self.clock);
+        let StoreConfig { images, clock, .. } = self.config;
         let change = move |catalog: &Catalog| {
             check(&resource, catalog, images)?;
             let (kept, outcome) = merge(catalog, resource.clone(), clock());
@@ -252,11 +271,14 @@ impl ResourceStore {
     }
 
     async fn make_topic(&self, function: &FunctionName) -> Result<(), Problem> {
-        let topic = TopicSpec::new(topics::work(function), topics::WORK_PARTITIONS).retention(WORK_KEPT);
+        let topic = |partitions| [TopicSpec::new(topics::work(function), partitions).retention(WORK_KEPT)];
         let begun = std::time::Instant::now();
-        let made = self.log.ensure_topics(&[topic]).await.map_err(log_problem);
+        let mut made = self.log.ensure_topics(&topic(self.config.work_partitions)).await;
+        if let Err(LogError::PartitionCountDiffers { existing, .. }) = made {
+            made = self.log.ensure_topics(&topic(existing)).await;
+        }
         tracing::debug!(%function, took = ?begun.elapsed(), "a work topic is there");
-        made
+        made.map_err(log_problem)
     }
 
     /// Deletes a resource that nothing refers to.
@@ -337,6 +359,7 @@ fn check(resource: &Resource, catalog: &Catalog, images: bool) -> Result<(), Pro
                 let fault = FieldError::new(field, "this platform has no Secrets and ConfigMaps");
                 return Err(FieldErrors::from(fault.remedy("set value, or use Kubernetes")).into());
             }
+            check_fallback(catalog, document)?;
             check_params(catalog, &document.spec)?;
             check_traffic(catalog, document)?;
             Ok(())
@@ -402,6 +425,31 @@ fn view_problem(error: &ViewError) -> Problem {
 
 fn under(field: &str, problem: &Problem) -> Problem {
     FieldErrors::from(FieldError::new(field, problem.detail.clone())).into()
+}
+
+/// Who stands in for a GPU function is there and needs no card itself.
+fn check_fallback(catalog: &Catalog, document: &Document<FunctionName, FunctionSpec>) -> Result<(), Problem> {
+    const FIELD: &str = "spec.scale.fallback";
+    let name = &document.metadata.name;
+    let mut others = catalog.functions.iter();
+    if document.spec.resources.gpu > 0
+        && let Some((other, _)) = others.find(|(_, other)| other.spec().scale.fallback.as_ref() == Some(name))
+    {
+        let fault = FieldError::new(
+            "spec.resources.gpu",
+            format!("{name} stands in for {other}, which has no card then"),
+        );
+        return Err(FieldErrors::from(fault.remedy("leave it out, or name another spec.scale.fallback there")).into());
+    }
+    let Some(fallback) = &document.spec.scale.fallback else {
+        return Ok(());
+    };
+    let other = catalog.function(fallback.as_str()).map_err(|p| under(FIELD, &p))?;
+    if other.spec().resources.gpu > 0 {
+        let fault = FieldError::new(FIELD, format!("{fallback} needs a GPU card as well"));
+        return Err(FieldErrors::from(fault.remedy("name a function without spec.resources.gpu")).into());
+    }
+    Ok(())
 }
 
 /// The default parameters of a function must be valid, though not complete: steps add theirs.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::duration::HumanDuration;
 use crate::field::{FieldError, FieldErrors};
-use crate::names::RevisionName;
+use crate::names::{FunctionName, RevisionName};
 use crate::quantity::{Cpu, Memory};
 
 /// What a Function says. Exactly one of `operation`, `image` and `command` names the program.
@@ -147,6 +147,9 @@ pub struct Scale {
     /// Share of scarce GPU cards, against others of the same priority.
     #[schemars(range(min = 1, max = 100))]
     pub weight: u32,
+    /// Function that does the work while there is no GPU card for this one: the same on CPUs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<FunctionName>,
 }
 
 impl Default for Scale {
@@ -161,6 +164,7 @@ impl Default for Scale {
             lag: None,
             priority: 0,
             weight: 1,
+            fallback: None,
         }
     }
 }
@@ -465,6 +469,12 @@ impl FunctionSpec {
             faults.push(
                 FieldError::new("spec.scale.lag", "has no effect with another law")
                     .remedy("set spec.scale.policy to lag"),
+            );
+        }
+        if self.scale.fallback.is_some() && self.resources.gpu == 0 {
+            faults.push(
+                FieldError::new("spec.scale.fallback", "has no effect without GPUs")
+                    .remedy("set spec.resources.gpu, or leave it out"),
             );
         }
         if self.timeout.as_millis() < 10 || self.timeout > HumanDuration::from_secs(3600) {

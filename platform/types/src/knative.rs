@@ -46,6 +46,8 @@ pub struct Annotations {
     pub min_scale: Option<u32>,
     /// `max-scale`; 0 for no limit.
     pub max_scale: Option<u32>,
+    /// `initial-scale`; 0 for none.
+    pub initial_scale: Option<u32>,
     /// `activation-scale`.
     pub activation_scale: Option<u32>,
     /// `scale-down-delay`.
@@ -106,6 +108,7 @@ impl Annotations {
             }
             "min-scale" => self.min_scale = Some(whole(value).ok_or("a whole number of at least 0")?),
             "max-scale" => self.max_scale = Some(whole(value).ok_or("a whole number of at least 0, 0 for no limit")?),
+            "initial-scale" => self.initial_scale = Some(whole(value).ok_or("a whole number of at least 0")?),
             "activation-scale" => {
                 let scale = whole(value).filter(|n| *n >= 1);
                 self.activation_scale = Some(scale.ok_or("a whole number of at least 1")?);
@@ -182,6 +185,7 @@ mod tests {
             ("panic-threshold-percentage", "150"),
             ("minScale", "1"),
             ("max-scale", "0"),
+            ("initial-scale", "3"),
             ("activation-scale", "2"),
             ("scale-down-delay", "15m"),
             ("scale-to-zero-pod-retention-period", "1m5s"),
@@ -197,6 +201,7 @@ mod tests {
             panic_threshold_percentage: Some(150.0),
             min_scale: Some(1),
             max_scale: Some(0),
+            initial_scale: Some(3),
             activation_scale: Some(2),
             scale_down_delay: Some(HumanDuration::from_secs(900)),
             pod_retention: Some(HumanDuration::from_secs(65)),

@@ -51,6 +51,11 @@ pub struct KpaConfig {
     pub max_scale_down_rate: f64,
     /// Fewer pods only after so long, s.
     pub scale_down_delay_s: u32,
+    /// Pods with which a revision begins whatever there is to do, until so many were ready; 0 for none. Knative's default is 1, to
+    /// see whether a revision can start; here a first pod is started by its first request.
+    pub initial_scale: u32,
+    /// Number of the newest revision that has traffic.
+    pub revision: u32,
     /// Fewest pods when there are any.
     pub activation_scale: u32,
     /// From no traffic to the last pod's end the activator is in the way for at least so long, s.
@@ -77,6 +82,8 @@ impl Default for KpaConfig {
             max_scale_up_rate: 1000.0,
             max_scale_down_rate: 2.0,
             scale_down_delay_s: 0,
+            initial_scale: 0,
+            revision: 0,
             activation_scale: 1,
             scale_to_zero_grace_s: 30,
             scale_to_zero_pod_retention_s: 0,
@@ -152,6 +159,8 @@ pub struct Spec {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct KpaState {
+    /// The newest revision whose initial scale was reached.
+    pub initialised: u32,
     /// Since when it panics, ms since 1970.
     pub panic_ms: Option<i64>,
     /// Most pods of this panic.
@@ -169,6 +178,16 @@ pub struct KpaState {
     inactive_ms: Option<i64>,
     /// Since when the activator is in the way, ms since 1970.
     proxy_ms: Option<i64>,
+}
+
+impl KpaState {
+    /// What is worth keeping when the decider was away.
+    pub(crate) fn learned(&self) -> Self {
+        Self {
+            initialised: self.initialised,
+            ..Self::default()
+        }
+    }
 }
 
 /// A decision as Knative's `ScaleResult`.
@@ -267,6 +286,8 @@ pub struct Outcome {
     pub asked: u32,
     /// Traffic is over, and the last pod is held for now.
     pub holding: bool,
+    /// The initial scale of its newest revision was not reached yet.
+    pub begins: bool,
 }
 
 /// Takes in a look, and decides when a tick is over, or work meets zero pods.
@@ -295,7 +316,14 @@ pub fn look(config: &KpaConfig, bounds: (u32, u32), state: &mut KpaState, seen: 
         let proxy = state.wanted == 0 || scaled.excess_burst_capacity < 0;
         state.proxy_ms = if proxy { state.proxy_ms.or(Some(now_ms)) } else { None };
     }
-    let (min, max) = bounds;
+    if seen.ready >= config.initial_scale {
+        state.initialised = state.initialised.max(config.revision);
+    }
+    let begins = config.initial_scale > 0 && state.initialised < config.revision;
+    let (min, max) = match begins {
+        true => (bounds.0.max(config.initial_scale), bounds.1),
+        false => bounds,
+    };
     let asked = state.wanted;
     let pods = match asked {
         0 => to_zero(config, state, seen),
@@ -314,6 +342,7 @@ pub fn look(config: &KpaConfig, bounds: (u32, u32), state: &mut KpaState, seen: 
         panicking: state.panic_ms.is_some(),
         asked,
         holding,
+        begins,
     }
 }
 

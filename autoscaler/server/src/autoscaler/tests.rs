@@ -394,6 +394,42 @@ async fn a_pod_stands_ready_for_what_a_flow_will_bring_and_a_free_card_is_given_
     assert!((1..60).contains(&took.as_secs()), "{took:?}");
 }
 
+/// One card for two functions: the one that names somebody to stand in lets the other have it, and its work is done on CPUs until
+/// the card is free.
+#[tokio::test(start_paused = true)]
+async fn work_without_a_card_is_done_by_who_stands_in() {
+    let on_card = |function: &str, fallback: Option<&str>| {
+        let mut one = (*scaling(function, &[100])).clone();
+        one.resources.gpu = 1;
+        one.scale.fallback = fallback.map(name);
+        Arc::new(one)
+    };
+    let functions = vec![
+        ("upscale", on_card("upscale", Some("upscale-cpu"))),
+        ("denoise", on_card("denoise", None)),
+        ("upscale-cpu", scaling("upscale-cpu", &[100])),
+    ];
+    let mut world = World::knowing(functions, HashMap::new(), Some(1));
+    world.work(vec![load("upscale", Some(40)), load("denoise", Some(40))]);
+    world.until(&revision("denoise", 1), 1).await;
+    world.until(&revision("upscale-cpu", 1), 1).await;
+    assert!(!world.pods.borrow().contains_key(&revision("upscale", 1)));
+    let told = &world.autoscaler.decisions(&name("upscale"))[0];
+    assert_eq!(
+        told.reasons.last().unwrap(),
+        "no GPU card for it, so upscale-cpu does its work meanwhile"
+    );
+    let stands = &world.autoscaler.decisions(&name("upscale-cpu"))[0];
+    assert_eq!(
+        stands.reasons.last().unwrap(),
+        "40 pieces of work are those of upscale, which has no GPU card"
+    );
+    // The other one is done.
+    world.work(vec![load("upscale", Some(40))]);
+    world.until(&revision("upscale", 1), 1).await;
+    world.until(&revision("upscale-cpu", 1), 0).await;
+}
+
 /// A client made from KEDA's contract, over a real connection.
 #[tokio::test]
 async fn keda_gets_the_pods_that_the_law_wants() {

@@ -2,6 +2,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use imageflow_types::topics;
 
 /// Kafka in place of the embedded event log.
 #[derive(Debug, Clone, Args)]
@@ -18,6 +19,11 @@ pub struct KafkaArgs {
         requires = "kafka"
     )]
     pub replication: u16,
+    /// Partitions of the work topic of a new function: so many dispatchers can share its work. They do not bound its pods, and one
+    /// is enough for many functions with little work each; a topic that is there keeps its own
+    #[arg(long = "kafka-work-partitions", value_name = "N", default_value_t = topics::WORK_PARTITIONS,
+          value_parser = clap::value_parser!(u32).range(1..=1000), requires = "kafka")]
+    pub work_partitions: u32,
     /// Reach the brokers by TLS
     #[arg(long = "kafka-tls", requires = "kafka")]
     pub tls: bool,

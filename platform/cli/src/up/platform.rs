@@ -12,7 +12,7 @@ use imageflow_gateway::auth::Auth;
 use imageflow_gateway::{Gateway, GatewayConfig, GatewayDeps, Notifications, ObjectEvents};
 use imageflow_objects::{EmbeddedS3, ObjectStore};
 use imageflow_pods::{LocalHost, LocalHostConfig, PodHost};
-use imageflow_resources::{Operations, ResourceStore};
+use imageflow_resources::{Operations, ResourceStore, StoreConfig};
 use imageflow_router::{Router, RouterConfig};
 use imageflow_types::manifest::Resource;
 use imageflow_types::topics;
@@ -82,13 +82,13 @@ pub fn auth(listen: SocketAddr, api_keys: Option<&Path>) -> Result<Auth, CliErro
 /// The resources as the log has them.
 pub async fn resources(
     log: &Arc<dyn EventLog>,
-    images: bool,
+    config: StoreConfig,
     tasks: &TaskTracker,
     rest: &CancellationToken,
 ) -> Result<Arc<ResourceStore>, CliError> {
     let operations = imageflow_ops::catalog().iter().map(|o| (o.name.to_owned(), o.schema()));
     let operations = Operations::new(operations);
-    let resources = ResourceStore::open(log.clone(), operations, now_ms, images, tasks, rest).await;
+    let resources = ResourceStore::open(log.clone(), operations, config, tasks, rest).await;
     resources.map_err(|e| failed("the resources")(chain(&e)))
 }
 
@@ -178,7 +178,11 @@ impl Platform {
             CancellationToken::new(),
         );
         log.keep_retention(&tasks, &rest);
-        let resources = resources(&events, false, &tasks, &rest).await?;
+        let config = StoreConfig {
+            work_partitions: args.kafka.work_partitions,
+            ..StoreConfig::new(now_ms)
+        };
+        let resources = resources(&events, config, &tasks, &rest).await?;
         let (host, exe) = local_host(data)?;
         let pod_host: Arc<dyn PodHost> = Arc::new(host.clone());
         let delivery = Delivery::start(DeliveryConfig::default(), pod_host.clone(), &tasks, &rest);

@@ -8,11 +8,20 @@ use imageflow_pods::Pod;
 use imageflow_pods::testing::FakeHost;
 
 use super::*;
+use crate::Target;
 
 fn names() -> (FunctionName, RevisionName) {
     let function = FunctionName::new("resize").unwrap();
     let revision = RevisionName::of(&function, 1);
     (function, revision)
+}
+
+fn own<'a>(function: &'a FunctionName, revision: &'a RevisionName) -> Target<'a> {
+    Target {
+        function,
+        revision,
+        stand_in: None,
+    }
 }
 
 fn pod(id: &str, addr: std::net::SocketAddr, limit: u32, state: PodState) -> Pod {
@@ -207,7 +216,7 @@ async fn a_refusal_is_no_attempt_and_is_tried_again() {
     let request = || Request::post("/x?y=1").body(Bytes::new()).unwrap();
     let (answer, _) = world
         .delivery
-        .call(&function, &revision, Duration::from_secs(5), request)
+        .call(own(&function, &revision), Duration::from_secs(5), request)
         .await
         .unwrap();
     assert_eq!((answer.status().as_u16(), seen.load(Ordering::SeqCst)), (200, 2));
@@ -228,4 +237,62 @@ async fn a_pod_that_cannot_be_reached_is_no_attempt() {
         .err()
         .unwrap();
     assert!(!error.is_attempt(), "{error}");
+}
+
+/// A GPU function without a pod: its callers go to who stands in for it as soon as that one has a pod, and it keeps asking for its
+/// own all the same; with a pod of its own on its way nobody is sent elsewhere any more.
+#[tokio::test(start_paused = true)]
+async fn who_has_no_pod_is_served_by_who_stands_in() {
+    let world = World::new(DeliveryConfig::default());
+    let other = FunctionName::new("resize-cpu").unwrap();
+    let other = (other.clone(), RevisionName::of(&other, 1));
+    let cpu = |id: &str| {
+        Pod::new(
+            PodId::new(id),
+            other.0.clone(),
+            other.1.clone(),
+            NOWHERE,
+            4,
+            PodState::Ready,
+        )
+    };
+    let call = |class| {
+        let (delivery, other) = (world.delivery.clone(), other.clone());
+        tokio::spawn(async move {
+            let (function, revision) = names();
+            let target = Target {
+                stand_in: Some(&other),
+                ..own(&function, &revision)
+            };
+            let deadline = Instant::now() + Duration::from_secs(5);
+            delivery.acquire_for(target, class, Demand::One, deadline).await
+        })
+    };
+    let held = || {
+        let all = world.delivery.collect();
+        let mine = all.into_iter().find(|stats| stats.revision == names().1);
+        mine.map_or(0, |stats| stats.held)
+    };
+    let mut pokes = world.delivery.pokes();
+    let waiting = call(Class::Interactive);
+    assert_eq!(pokes.recv().await.unwrap(), names().0, "its own pods are asked for");
+    world.pods([cpu("c")]);
+    let slot = waiting.await.unwrap().unwrap();
+    assert_eq!((slot.revision(), held()), (&other.1, 1));
+    let batch = call(Class::Batch).await.unwrap().unwrap();
+    assert_eq!(
+        (batch.revision(), held()),
+        (&other.1, 1),
+        "a record counts in its own topic"
+    );
+    drop((slot, batch));
+    assert_eq!(held(), 0);
+    // Its own pod starts: callers wait for that one.
+    world.pods([cpu("c"), pod("a", NOWHERE, 1, PodState::Starting)]);
+    let waiting = call(Class::Interactive);
+    while held() == 0 {
+        tokio::task::yield_now().await;
+    }
+    world.pods([cpu("c"), pod("a", NOWHERE, 1, PodState::Ready)]);
+    assert_eq!(waiting.await.unwrap().unwrap().revision(), &names().1);
 }

@@ -15,7 +15,7 @@ use imageflow_eventlog::{Embedded, EmbeddedConfig, EventLog, NewRecord, TopicSpe
 use imageflow_objects::ObjectStore;
 use imageflow_pods::PodState;
 use imageflow_pods::testing::FakeHost;
-use imageflow_resources::{Operations, ResourceStore};
+use imageflow_resources::{Operations, ResourceStore, StoreConfig};
 use imageflow_types::manifest::Resource;
 use imageflow_types::names::{FunctionName, RevisionName, RunId, StepName};
 use imageflow_types::work::{Input, ObjectRef, OutputRef, StageStep, StepResult};
@@ -145,7 +145,7 @@ impl World {
             .unwrap();
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let operations = Operations::default();
-        let resources = ResourceStore::open(log.clone(), operations, now_ms, false, &tasks, &stop).await;
+        let resources = ResourceStore::open(log.clone(), operations, StoreConfig::new(now_ms), &tasks, &stop).await;
         let host = Arc::new(FakeHost::default());
         let delivery = Delivery::start(DeliveryConfig::default(), host.clone(), &tasks, &stop);
         Self {

@@ -19,7 +19,7 @@ use imageflow_gateway::{
 };
 use imageflow_pods::PodState;
 use imageflow_pods::testing::FakeHost;
-use imageflow_resources::{Operations, ResourceStore};
+use imageflow_resources::{Operations, ResourceStore, StoreConfig};
 use imageflow_types::{FunctionName, RunEvent, RunState, topics};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -177,7 +177,7 @@ impl World {
         log.ensure_topics(&specs).await.unwrap();
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let clock: fn() -> i64 = || 1_000;
-        let resources = ResourceStore::open(log.clone(), operations(), clock, false, &tasks, &stop)
+        let resources = ResourceStore::open(log.clone(), operations(), StoreConfig::new(clock), &tasks, &stop)
             .await
             .unwrap();
         let host = Arc::new(FakeHost::default());

@@ -38,7 +38,7 @@ impl ResourceStore {
     /// A problem with every fault found, or that the log is full or down.
     pub async fn mirror_function(&self, entry: FunctionEntry) -> Result<Outcome, Problem> {
         let name = entry.document.metadata.name.clone();
-        let images = self.images;
+        let images = self.config.images;
         let function = name.clone();
         let change = move |catalog: &Catalog| {
             // Its traffic goes to the revisions that come with it.

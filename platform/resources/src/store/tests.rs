@@ -21,7 +21,7 @@ fn function(extra: &str) -> Resource {
 async fn store(dir: &std::path::Path) -> (Arc<ResourceStore>, Arc<Embedded>, CancellationToken) {
     let log = Embedded::open(EmbeddedConfig::new(dir)).await.unwrap();
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-    let store = ResourceStore::open(log.clone(), operations(), clock, false, &tasks, &stop)
+    let store = ResourceStore::open(log.clone(), operations(), StoreConfig::new(clock), &tasks, &stop)
         .await
         .unwrap();
     (store, log, stop)
@@ -55,6 +55,24 @@ async fn a_changed_function_gets_a_revision_and_survives_a_restart() {
     let catalog = again.snapshot();
     assert_eq!(catalog.function("resize").unwrap().revisions.len(), 2);
     assert_eq!(catalog.function("resize").unwrap().document.metadata.generation, 3);
+}
+
+/// Partitions bound nothing but how many dispatchers share the work, so a topic of somebody else's making is as good.
+#[tokio::test]
+async fn a_work_topic_that_is_there_keeps_its_partitions() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, log, _stop) = store(dir.path()).await;
+    let topic = topics::work(&FunctionName::new("resize").unwrap());
+    log.ensure_topics(&[TopicSpec::new(&topic, 1)]).await.unwrap();
+    store.apply(function("")).await.unwrap();
+    let made = log
+        .topics()
+        .await
+        .unwrap()
+        .into_iter()
+        .find(|t| t.name == topic)
+        .unwrap();
+    assert_eq!(made, TopicSpec::new(&topic, 1).retention(WORK_KEPT));
 }
 
 #[tokio::test]
@@ -138,7 +156,7 @@ async fn changes_made_at_once_by_two_stores_are_all_kept_one_after_the_other() {
     let dir = tempfile::tempdir().unwrap();
     let (one, log, stop) = store(dir.path()).await;
     let tasks = TaskTracker::new();
-    let two = ResourceStore::open(log.clone(), operations(), clock, false, &tasks, &stop);
+    let two = ResourceStore::open(log.clone(), operations(), StoreConfig::new(clock), &tasks, &stop);
     let two = two.await.unwrap();
     let changes = |store: Arc<ResourceStore>, from: u64| async move {
         for seconds in from..from + EACH {
@@ -213,4 +231,36 @@ async fn a_change_after_the_stop_is_refused_and_not_forgotten() {
     stop.cancel();
     let error = store.delete(Kind::Flow, "f").await.unwrap_err();
     assert_eq!(error.code, ErrorCode::Unavailable, "{error}");
+}
+
+#[tokio::test]
+async fn who_stands_in_for_a_gpu_function_is_there_and_needs_no_card() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _log, _stop) = store(dir.path()).await;
+    let named = |name: &str, extra: &str| {
+        let text = format!(
+            "apiVersion: imageflow.dev/v1alpha1\nkind: Function\nmetadata: {{ name: {name} }}\nspec:\n  operation: resize\n{extra}"
+        );
+        Resource::from_yaml(&text).unwrap().remove(0)
+    };
+    let on_card = "  resources: { gpu: 1 }\n  scale: { fallback: slow }\n";
+    let missing = store.apply(named("fast", on_card)).await.unwrap_err();
+    assert!(missing.to_string().contains("spec.scale.fallback"), "{missing}");
+    store.apply(named("slow", "")).await.unwrap();
+    store.apply(named("fast", on_card)).await.unwrap();
+    let catalog = store.snapshot();
+    let stand_in = catalog.stand_in(catalog.function("fast").unwrap()).unwrap();
+    assert_eq!((stand_in.0.as_str(), stand_in.1.as_str()), ("slow", "slow-00001"));
+    let needs_one = store
+        .apply(named("slow", "  resources: { gpu: 1 }\n"))
+        .await
+        .unwrap_err();
+    assert!(needs_one.to_string().contains("stands in for fast"), "{needs_one}");
+    let used = store.delete(Kind::Function, "slow").await.unwrap_err();
+    assert_eq!(used.code, ErrorCode::Conflict, "{used}");
+    let odd = store
+        .apply(named("fast", "  scale: { fallback: slow }\n"))
+        .await
+        .unwrap_err();
+    assert!(odd.to_string().contains("has no effect without GPUs"), "{odd}");
 }

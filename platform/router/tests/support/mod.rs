@@ -11,7 +11,7 @@ use bytes::Bytes;
 use imageflow_eventlog::{Embedded, EmbeddedConfig, EventLog, NewRecord};
 use imageflow_events::{Event, EventBuilder, EventBuilderV10};
 use imageflow_objects::{ObjectError, ObjectInfo, ObjectStore, PutOptions, SignedUrl};
-use imageflow_resources::{Operations, ResourceStore};
+use imageflow_resources::{Operations, ResourceStore, StoreConfig};
 use imageflow_router::{Router, RouterConfig, RouterError};
 use imageflow_types::manifest::Resource;
 use imageflow_types::{FunctionName, RunEvent, RunId, topics};
@@ -160,7 +160,14 @@ impl World {
         let log = Spy::new(log.unwrap());
         log.ensure_topics(&Router::topics()).await.unwrap();
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        let resources = ResourceStore::open(log.clone(), Operations::default(), || NOW_MS, false, &tasks, &stop).await;
+        let resources = ResourceStore::open(
+            log.clone(),
+            Operations::default(),
+            StoreConfig::new(|| NOW_MS),
+            &tasks,
+            &stop,
+        )
+        .await;
         Self {
             folder,
             log,

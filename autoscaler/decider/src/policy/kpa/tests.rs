@@ -340,3 +340,41 @@ fn the_way_to_zero_takes_the_window_and_the_grace_period() {
         );
     }
 }
+
+/// `initial-scale`: a revision begins with so many pods, once; what comes after is the law's, a restart included.
+#[test]
+fn a_new_revision_begins_with_its_initial_scale_once() {
+    let with = |revision| KpaConfig {
+        initial_scale: 3,
+        revision,
+        ..KpaConfig::default()
+    };
+    let seen = |second: i64, ready| Observation {
+        now_ms: second * 1_000,
+        ready,
+        backlog: Some(0),
+        ..Observation::default()
+    };
+    let mut state = KpaState::default();
+    let mut ask = |config: &KpaConfig, second, ready| look(config, (0, 10), &mut state, &seen(second, ready));
+    let first = ask(&with(1), 0, 0);
+    assert_eq!((first.pods, first.begins), (3, true));
+    assert_eq!(ask(&with(1), 2, 2).pods, 3, "not all are ready");
+    let there = ask(&with(1), 4, 3);
+    assert!(!there.begins);
+    let last = (3..100).map(|tick| ask(&with(1), tick * 2, 1).pods).last();
+    assert_eq!(last, Some(0), "no traffic");
+    assert_eq!(ask(&with(2), 200, 0).pods, 3, "the next revision");
+
+    let memory = crate::Memory {
+        peer: Some(crate::memory::Peer::Kpa(Box::new(KpaState {
+            initialised: 2,
+            ..KpaState::default()
+        }))),
+        ..crate::Memory::default()
+    };
+    let Some(crate::memory::Peer::Kpa(mut kept)) = memory.learned().peer else {
+        panic!("it is forgotten");
+    };
+    assert_eq!(look(&with(2), (0, 10), &mut kept, &seen(300, 0)).pods, 0);
+}
