@@ -1,10 +1,12 @@
 //! Applying and deleting resources.
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, RawQuery, State};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
 use http::StatusCode;
 use imageflow_resources::{Applied, Catalog, FunctionEntry};
 use imageflow_types::manifest::{Kind, Resource};
@@ -19,13 +21,16 @@ use crate::state::Gateway;
 
 /// Most documents of one apply.
 const MOST: usize = 6_000;
+/// So many are kept at once: what waits together is written together.
+const AT_ONCE: usize = 64;
 
-/// `POST /v1/apply`: all documents are checked, then kept: functions first, then flows, then triggers, each in the order given.
+/// `POST /v1/apply`: all documents are checked, then kept: functions first (those that name a fallback after it), then flows, then
+/// triggers.
 pub async fn apply(State(gateway): State<Arc<Gateway>>, RawQuery(raw): RawQuery, body: Bytes) -> Answer {
     let text =
         std::str::from_utf8(&body).map_err(|_| Problem::new(ErrorCode::InvalidArgument, "the body is not UTF-8"))?;
     let mut resources = documents(text)?;
-    resources.sort_by_key(Resource::kind);
+    resources.sort_by_key(class);
     if resources.is_empty() || resources.len() > MOST {
         let detail = format!("the body has {} documents; send 1 to {MOST}", resources.len());
         return Err(Problem::new(ErrorCode::InvalidArgument, detail).into());
@@ -39,10 +44,38 @@ pub async fn apply(State(gateway): State<Arc<Gateway>>, RawQuery(raw): RawQuery,
         return Ok(Json(json!({"items": items})).into_response());
     }
     let mut items = Vec::with_capacity(resources.len());
-    for resource in resources {
-        items.push(outcome(&gateway.deps.resources.apply(resource).await?));
+    for together in independent(resources) {
+        let kept = together.into_iter().map(|one| gateway.deps.resources.apply(one));
+        let mut kept = futures::stream::iter(kept).buffered(AT_ONCE);
+        while let Some(applied) = kept.try_next().await? {
+            items.push(outcome(&applied));
+        }
     }
     Ok(Json(json!({"items": items})).into_response())
+}
+
+/// What goes first: nothing refers to what comes later.
+fn class(resource: &Resource) -> (Kind, bool) {
+    let refers = matches!(resource, Resource::Function(document) if document.spec.scale.fallback.is_some());
+    (resource.kind(), refers)
+}
+
+/// Sorted resources in groups of which none refers to another, nor has the name of another.
+fn independent(resources: Vec<Resource>) -> Vec<Vec<Resource>> {
+    let mut groups: Vec<Vec<Resource>> = Vec::new();
+    let mut names = HashSet::new();
+    for resource in resources {
+        let name = resource.name().to_owned();
+        match groups.last_mut() {
+            Some(group) if class(&group[0]) == class(&resource) && !names.contains(&name) => group.push(resource),
+            _ => {
+                names.clear();
+                groups.push(vec![resource]);
+            }
+        }
+        names.insert(name);
+    }
+    groups
 }
 
 /// YAML documents, or JSON: one object or an array of them.
@@ -180,4 +213,44 @@ pub async fn rollback(State(gateway): State<Arc<Gateway>>, Path(name): Path<Stri
         Json(json!({"outcome": applied.outcome, "revision": routed(&applied), "resource": applied.resource}))
             .into_response(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_refers_to_another_comes_after_it_and_the_same_name_in_its_order() {
+        let text = "
+apiVersion: imageflow.dev/v1alpha1
+kind: Trigger
+metadata: { name: a }
+spec: { filters: [ { exact: { type: t } } ], function: b }
+---
+apiVersion: imageflow.dev/v1alpha1
+kind: Function
+metadata: { name: fast }
+spec: { operation: resize, resources: { gpu: 1 }, scale: { fallback: b } }
+---
+apiVersion: imageflow.dev/v1alpha1
+kind: Function
+metadata: { name: b }
+spec: { operation: resize }
+---
+apiVersion: imageflow.dev/v1alpha1
+kind: Function
+metadata: { name: c }
+spec: { operation: resize }
+---
+apiVersion: imageflow.dev/v1alpha1
+kind: Function
+metadata: { name: b }
+spec: { operation: resize, timeout: 5s }
+";
+        let mut resources = documents(text).unwrap();
+        resources.sort_by_key(class);
+        let groups = independent(resources);
+        let names: Vec<Vec<&str>> = groups.iter().map(|g| g.iter().map(Resource::name).collect()).collect();
+        assert_eq!(names, [vec!["b", "c"], vec!["b"], vec!["fast"], vec!["a"]]);
+    }
 }

@@ -34,22 +34,10 @@ pub struct InstallArgs {
 /// `imageflow doctor`
 #[derive(Debug, Args)]
 pub struct DoctorArgs {
-    /// Namespace of the platform's services
-    #[arg(
-        long,
-        value_name = "NAME",
-        env = "IMAGEFLOW_SYSTEM_NAMESPACE",
-        default_value = "imageflow-backend"
-    )]
-    pub system_namespace: String,
-    /// Namespace of the functions
-    #[arg(
-        long,
-        value_name = "NAME",
-        env = "IMAGEFLOW_NAMESPACE",
-        default_value = "imageflow-processing"
-    )]
-    pub namespace: String,
+    #[command(flatten)]
+    pub system: super::serve::SystemNamespaceArgs,
+    #[command(flatten)]
+    pub functions: super::serve::NamespaceArgs,
     /// How results are printed.
     #[command(flatten)]
     pub out: super::OutputArgs,

@@ -78,6 +78,19 @@ pub struct AutoscalerPeer {
     pub autoscaler: String,
 }
 
+/// Where the platform is on Kubernetes.
+#[derive(Debug, Clone, Args)]
+pub struct SystemNamespaceArgs {
+    /// Namespace of the platform's services, and of the leases by which one of several leads
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "IMAGEFLOW_SYSTEM_NAMESPACE",
+        default_value = "imageflow-backend"
+    )]
+    pub system_namespace: String,
+}
+
 /// `imageflow serve gateway`
 #[derive(Debug, Clone, Args)]
 pub struct GatewayArgs {
@@ -174,14 +187,8 @@ pub struct AutoscalerArgs {
     /// Its name among the autoscalers
     #[arg(long, value_name = "NAME", default_value = "autoscaler-0")]
     pub member: String,
-    /// Namespace of the lease
-    #[arg(
-        long,
-        value_name = "NAME",
-        env = "IMAGEFLOW_SYSTEM_NAMESPACE",
-        default_value = "imageflow-backend"
-    )]
-    pub system_namespace: String,
+    #[command(flatten)]
+    pub system: SystemNamespaceArgs,
     #[command(flatten)]
     pub door: DoorArgs,
     #[command(flatten)]
@@ -196,14 +203,8 @@ pub struct OperatorArgs {
     pub member: String,
     #[command(flatten)]
     pub namespace: NamespaceArgs,
-    /// Namespace of the platform's services, and of the lease by which one operator leads
-    #[arg(
-        long,
-        value_name = "NAME",
-        env = "IMAGEFLOW_SYSTEM_NAMESPACE",
-        default_value = "imageflow-backend"
-    )]
-    pub system_namespace: String,
+    #[command(flatten)]
+    pub system: SystemNamespaceArgs,
     /// Image of functions of the catalogue
     #[arg(long, value_name = "IMAGE", default_value = concat!("imageflow/function-cpu:", env!("CARGO_PKG_VERSION")))]
     pub function_image: String,

@@ -164,15 +164,15 @@ pub async fn doctor(cx: &mut Context, args: DoctorArgs) -> Result<(), CliError> 
         findings: Vec::new(),
     };
     doctor.kinds().await;
-    doctor.secrets(&args.system_namespace).await;
-    for namespace in [&args.system_namespace, &args.namespace]
+    doctor.secrets(&args.system.system_namespace).await;
+    for namespace in [&args.system.system_namespace, &args.functions.namespace]
         .into_iter()
         .map(String::as_str)
         .chain(OTHERS)
     {
         doctor.workloads(namespace).await;
     }
-    doctor.functions(&args.namespace).await;
+    doctor.functions(&args.functions.namespace).await;
     let items: Vec<Value> = doctor
         .findings
         .iter()

@@ -31,7 +31,7 @@ pub async fn run(args: AutoscalerArgs) -> Result<(), CliError> {
     let host = RemoteHost::start(RemoteConfig::new(peer(&args.pods)), &shell.tasks, &shell.rest);
     let host = host.map_err(|e| CliError::Usage(format!("--pods: {e}")))?;
     let functions = pods::follow(resources, None, &shell.tasks, &shell.rest).await;
-    let (member, namespace) = (args.member.clone(), args.system_namespace.clone());
+    let (member, namespace) = (args.member.clone(), args.system.system_namespace.clone());
     let (stop, elected) = (shell.stop.gentle.clone(), args.leader_election);
     let warm = Warm {
         log,

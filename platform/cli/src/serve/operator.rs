@@ -23,7 +23,7 @@ pub async fn run(args: OperatorArgs) -> Result<(), CliError> {
         client: imageflow_operator::client().await.map_err(|e| unreachable(&*e))?,
         settings: Settings {
             namespace: args.namespace.namespace,
-            system_namespace: args.system_namespace.clone(),
+            system_namespace: args.system.system_namespace.clone(),
             function_image: args.function_image,
             gpu_function_image: args.gpu_function_image,
             pull_policy: args.pull_policy,
@@ -35,7 +35,7 @@ pub async fn run(args: OperatorArgs) -> Result<(), CliError> {
         member: args.member.clone(),
         clock: now_ms,
     };
-    let lease = LeaseConfig::new(LEASE, args.system_namespace, args.member);
+    let lease = LeaseConfig::new(LEASE, args.system.system_namespace, args.member);
     let stop = shell.stop.gentle.clone();
     let role = async {
         match lead(leasing, &lease, &stop, |ours| operator.run(ours)).await {
