@@ -153,10 +153,11 @@ impl Kafka {
             .asking()
             .create_with_context(context())
             .map_err(KafkaOpenError::client)?;
-        // Made here so that a setting which only producers have is refused now and not at the first record.
-        let producer: Producer = config
+        // A setting which only producers have is refused now and not at the first record. The producer itself is made for that one:
+        // its threads cost those who write nothing some CPU.
+        config
             .producer(None)
-            .create_with_context(context())
+            .create_native_config()
             .map_err(KafkaOpenError::client)?;
         let (asked, timeout) = (admin.clone(), config.request_timeout);
         let answer = tokio::task::spawn_blocking(move || asked.inner().fetch_metadata(Some("__"), timeout).map(drop));
@@ -182,7 +183,7 @@ impl Kafka {
             told,
             catalog: Mutex::default(),
             ensured: Mutex::default(),
-            producer: Mutex::new(Some(Arc::new(producer))),
+            producer: Mutex::default(),
             pace: Pace::new(std::time::Instant::now()),
             askers: Mutex::default(),
             readers: Mutex::default(),

@@ -1,8 +1,8 @@
 //! What every reconcile needs: the API, what is there by the watches, the store of the other services.
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Debug;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use imageflow_pods::kubernetes::FUNCTION_LABEL;
 use imageflow_resources::ResourceStore;
@@ -60,6 +60,8 @@ pub struct Context {
     pub store: Arc<ResourceStore>,
     pub children: Children,
     pub recorder: Recorder,
+    /// The last status of each resource that was written, with the version of the resource then: the watch may not show it yet.
+    written: Mutex<HashMap<String, (u64, Value)>>,
     /// Whether the API server knows ServiceMonitors, as far as it was tried.
     monitoring: AtomicBool,
     pub clock: fn() -> i64,
@@ -84,6 +86,7 @@ impl Context {
             settings,
             store,
             children,
+            written: Mutex::default(),
             monitoring: AtomicBool::new(true),
             clock,
         }
@@ -176,7 +179,9 @@ impl Context {
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
     {
-        if is_there(&wanted, now) {
+        let name = format!("{}/{}", K::kind(&()), object.name_any());
+        // In this order: what the watch shows by now is forgotten.
+        if self.is_written(&name, version(object), &wanted) || is_there(&wanted, now) {
             return Ok(());
         }
         let patch = json!({ "status": wanted });
@@ -184,12 +189,44 @@ impl Context {
             field_manager: Some(FIELD_MANAGER.to_owned()),
             ..PatchParams::default()
         };
-        self.api::<K>()
+        let after = self
+            .api::<K>()
             .patch_status(&object.name_any(), &params, &Patch::Merge(&patch))
             .await?;
         count_write("Status");
+        let mut all = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        all.insert(name, (version(&after), patch["status"].clone()));
         Ok(())
     }
+
+    /// Whether a status was written to a newer version of the resource than the one that is looked at.
+    fn is_written(&self, name: &str, seen: u64, wanted: &Value) -> bool {
+        let mut all = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((version, status)) = all.get(name) else {
+            return false;
+        };
+        if seen >= *version {
+            // The watch has caught up.
+            all.remove(name);
+            return false;
+        }
+        said(wanted) == said(status)
+    }
+}
+
+/// A status without since when it is so: that is taken from what was seen.
+fn said(status: &Value) -> Value {
+    let mut said = status.clone();
+    for condition in said["conditions"].as_array_mut().into_iter().flatten() {
+        condition["lastTransitionTime"] = Value::Null;
+    }
+    said
+}
+
+/// Versions of the resources of one kind are numbers that grow (Kubernetes 1.35 says so, and all before did so).
+fn version<K: Resource>(object: &K) -> u64 {
+    let version = object.meta().resource_version.as_deref();
+    version.and_then(|v| v.parse().ok()).unwrap_or(u64::MAX)
 }
 
 pub fn count_write(kind: &str) {

@@ -73,7 +73,7 @@ pub async fn reconcile(function: Arc<Function>, context: Arc<Context>) -> Result
     Ok(Action::requeue(RESYNC))
 }
 
-fn entry(function: &Function, name: &FunctionName, revisions: &[Arc<Revision>]) -> FunctionEntry {
+fn entry(function: &Function, name: &FunctionName, revisions: &[Revision]) -> FunctionEntry {
     let mut metadata = Metadata::named(name.clone());
     metadata.labels.clone_from(function.labels());
     metadata.annotations = annotations_of(function);
@@ -101,8 +101,10 @@ fn entry(function: &Function, name: &FunctionName, revisions: &[Arc<Revision>]) 
 }
 
 /// The function's revisions, oldest first, with one of the spec as it is now; surplus ones go.
-async fn revisions(function: &Function, name: &FunctionName, context: &Context) -> Result<Vec<Arc<Revision>>> {
-    let mut all = Context::of(&context.children.revisions, name);
+async fn revisions(function: &Function, name: &FunctionName, context: &Context) -> Result<Vec<Revision>> {
+    let kept = Context::of(&context.children.revisions, name);
+    let parsed = kept.iter().map(|revision| revision.parse());
+    let mut all: Vec<Revision> = parsed.collect::<serde_json::Result<_>>()?;
     all.sort_by_key(|r| r.spec.number);
     let template = function.spec.0.template();
     let digest = template_digest(&template);
@@ -131,7 +133,7 @@ async fn revisions(function: &Function, name: &FunctionName, context: &Context) 
                 format!("made revision {revision}"),
             )
             .await;
-        all.push(Arc::new(made));
+        all.push(made);
     }
     let routed: Vec<&str> = function
         .spec
@@ -161,12 +163,7 @@ async fn revisions(function: &Function, name: &FunctionName, context: &Context) 
 }
 
 /// All that belongs to a function, at once: none of it needs another.
-async fn children(
-    function: &Function,
-    name: &FunctionName,
-    revisions: &[Arc<Revision>],
-    context: &Context,
-) -> Result<()> {
+async fn children(function: &Function, name: &FunctionName, revisions: &[Revision], context: &Context) -> Result<()> {
     let (settings, children) = (&context.settings, &context.children);
     let owner = Owner {
         kind: "Function",
@@ -187,7 +184,7 @@ async fn children(
 }
 
 /// A Deployment for each revision.
-async fn deployments(name: &FunctionName, revisions: &[Arc<Revision>], context: &Context) -> Result<()> {
+async fn deployments(name: &FunctionName, revisions: &[Revision], context: &Context) -> Result<()> {
     for revision in revisions {
         let owner = Owner {
             kind: "Revision",
@@ -250,12 +247,7 @@ async fn monitor(name: &FunctionName, owner: &Owner, context: &Context) -> Resul
     Ok(())
 }
 
-async fn status(
-    function: &Function,
-    name: &FunctionName,
-    revisions: &[Arc<Revision>],
-    context: &Context,
-) -> Result<()> {
+async fn status(function: &Function, name: &FunctionName, revisions: &[Revision], context: &Context) -> Result<()> {
     let now = serde_json::to_value(&function.status)?;
     let generation = function.meta().generation.unwrap_or(0);
     let latest = revisions.last().map(|r| r.name_any()).unwrap_or_default();

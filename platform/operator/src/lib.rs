@@ -37,7 +37,7 @@ use watched::{Children, function_of, watched, without_fields, without_spec};
 
 /// Reconciles at once, of each kind: they wait for the API server and the log most of their time, and what waits together is
 /// written together.
-const CONCURRENCY: u16 = 256;
+const CONCURRENCY: u16 = 128;
 /// Requests at once. Each has a connection of its own with some 50 KB of buffers, and more of them are no faster.
 const REQUESTS: usize = 16;
 
@@ -73,7 +73,7 @@ impl Operator {
         let (services, service_events) = watched(&client, &namespace, |_| {});
         let (budgets, budget_events) = watched(&client, &namespace, |_| {});
         let (policies, policy_events) = watched(&client, &namespace, |_| {});
-        let (revisions, revision_events) = watched(&client, &namespace, without_fields);
+        let (revisions, revision_events) = watched(&client, &namespace, |_| {});
         let (pods, pod_events) = watched(&client, &namespace, without_spec);
         let children = Children {
             deployments,

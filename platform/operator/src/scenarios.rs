@@ -129,7 +129,7 @@ struct Seen {
     services: Writer<Compact<k8s_openapi::api::core::v1::Service>>,
     budgets: Writer<Compact<k8s_openapi::api::policy::v1::PodDisruptionBudget>>,
     policies: Writer<Compact<k8s_openapi::api::networking::v1::NetworkPolicy>>,
-    revisions: Writer<Revision>,
+    revisions: Writer<Compact<Revision>>,
     pods: Writer<k8s_openapi::api::core::v1::Pod>,
 }
 
@@ -229,7 +229,7 @@ impl World {
         self.seen.budgets.apply_watcher_event(&Event::Apply(kept(budget)));
         let policy = objects::network_policy(&name, &owner, &settings);
         self.seen.policies.apply_watcher_event(&Event::Apply(kept(policy)));
-        self.seen.revisions.apply_watcher_event(&Event::Apply(revision));
+        self.seen.revisions.apply_watcher_event(&Event::Apply(kept(revision)));
     }
 }
 

@@ -28,7 +28,7 @@ pub struct Children {
     pub services: Store<Compact<Service>>,
     pub budgets: Store<Compact<PodDisruptionBudget>>,
     pub policies: Store<Compact<NetworkPolicy>>,
-    pub revisions: Store<Revision>,
+    pub revisions: Store<Compact<Revision>>,
     pub pods: Store<Pod>,
     /// Set once each watch has listed what is there.
     pub listed: OnceCell<()>,
@@ -67,6 +67,14 @@ impl<K: Resource<DynamicType = ()>> Compact<K> {
         value["apiVersion"] = K::api_version(&()).into();
         value["kind"] = K::kind(&()).into();
         Ok(value)
+    }
+
+    /// The object in its own type.
+    pub fn parse(&self) -> serde_json::Result<K>
+    where
+        K: DeserializeOwned,
+    {
+        serde_json::from_value(self.value()?)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Changes, one after the other. Those that wait together are written together: a transaction of the log costs much more than
 //! a record in it.
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use imageflow_eventlog::{EventLog, FollowEvent, LogError, NewRecord, Start};
 use imageflow_types::{ErrorCode, Problem, topics};
@@ -17,6 +17,8 @@ use crate::writer::Writer;
 const MOST_FENCED: u32 = 20;
 /// Changes in one transaction.
 pub const MOST_AT_ONCE: usize = 256;
+/// Longest pause after a transaction.
+const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 /// Changes that may wait; who comes later waits to be let in.
 pub const MOST_WAITING: usize = 512;
 
@@ -103,7 +105,16 @@ impl Changer {
                     }
                 }
             }
+            let (begun, some) = (Instant::now(), waiting.len());
             self.make(std::mem::take(&mut waiting)).await;
+            if some > 1 {
+                // Many change something: as long as this one took, others gather for the next, or each would bring two or three.
+                let pause = begun.elapsed().min(LONGEST_PAUSE);
+                tokio::select! {
+                    () = stop.cancelled() => break,
+                    () = tokio::time::sleep(pause) => {}
+                }
+            }
         }
         queue.close();
         while let Some(change) = queue.recv().await {
