@@ -103,15 +103,17 @@ fn now_ms() -> i64 {
     i64::try_from(since.as_millis()).unwrap()
 }
 
-/// CPU seconds and MiB of a process.
-fn used(pid: u32) -> (f64, f64) {
+/// CPU seconds of a process, its MiB, and how many of those are pages of its program file.
+fn used(pid: u32) -> (f64, f64, f64) {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
     let ticks: f64 = fields[11..13].iter().map(|f| f.parse::<f64>().unwrap()).sum();
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let rss = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap();
-    let kib: f64 = rss.trim().trim_end_matches(" kB").parse().unwrap();
-    (ticks / 100.0, kib / 1024.0)
+    let mib = |name: &str| {
+        let line = status.lines().find_map(|l| l.strip_prefix(name)).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() / 1024.0
+    };
+    (ticks / 100.0, mib("VmRSS:"), mib("RssFile:"))
 }
 
 /// The topics of many functions, so that the operator finds them: one partition each, as is enough for functions with little to do.
@@ -197,6 +199,7 @@ async fn many(world: &World, roles: &Roles<'_>) {
         "<= 100",
         after.1 <= 100.0,
     );
+    beside("of that, pages of the program file", after.2, "MiB");
     let idle_writes = writes().await - written;
     figure(
         "operator writes while nothing changes",
