@@ -204,6 +204,34 @@ async fn gpus(api: &Api) {
     kubectl(&["delete", "fn", "dear", "--timeout=60s"]);
 }
 
+/// A function for which there are never cards enough has its work done by the one that it names, from zero.
+async fn fallback(api: &Api) {
+    let huge = |gpu: u32| {
+        format!(
+            "apiVersion: imageflow.dev/v1alpha1\nkind: Function\nmetadata: {{ name: huge }}\nspec: {{ operation: resize, params: {{ width: 9 }}, resources: {{ cpu: 50m, memory: 64Mi, gpu: {gpu} }}, scale: {{ fallback: small }} }}\n"
+        )
+    };
+    let (well, said) = try_kubectl(&["apply", "-f", "-"], &huge(0));
+    assert!(
+        !well && said.contains("scale.fallback has no effect without GPUs"),
+        "{said}"
+    );
+    at_zero(api, "small").await;
+    apply(&huge(3));
+    kubectl(&["wait", "--for=condition=Ready", "fn/huge", "--timeout=60s"]);
+    let answer = api.send(Method::POST, "/v1/functions/huge/invoke", &[], photo(1)).await;
+    assert_eq!(answer.status(), 200, "{}", json(&answer));
+    let info = imageflow_ops::probe(answer.body(), &imageflow_ops::Limits::default()).unwrap();
+    assert_eq!(info.width, RESULT_WIDTH, "it is small that did it");
+    let explained = api.get("/v1/scaling/huge").await.to_string();
+    assert!(
+        explained.contains("no GPU card for it, so small does its work meanwhile"),
+        "{explained}"
+    );
+    kubectl(&["delete", "fn", "huge", "--timeout=60s"]);
+    at_zero(api, "small").await;
+}
+
 /// A function that a flow needs stays until the flow is gone.
 async fn removal() {
     kubectl(&["delete", "fn", "small", "--wait=false"]);
@@ -276,6 +304,7 @@ async fn functions_are_pods_from_zero_and_back() {
     let operator = restarted(&roles, operator).await;
     many(&world, &api).await;
     gpus(&api).await;
+    fallback(&api).await;
     removal().await;
 
     for role in [gateway, router, dispatcher, operator, autoscaler, pods] {
