@@ -23,6 +23,8 @@ pub struct FunctionLoad {
     /// Interactive callers that wait for a slot. Records of the work topic that wait for one are `backlog`, not this:
     /// a caller wants a slot now, a record within the drain target.
     pub held: u32,
+    /// Callers whom another function serves while this one has no pod: it wants one for them all the same.
+    pub lent: u32,
     /// Requests with a pod.
     pub in_flight: u32,
     /// Completions since the last [`StatsSource::collect`].
@@ -48,6 +50,7 @@ impl FunctionLoad {
             function,
             revision: None,
             held: 0,
+            lent: 0,
             in_flight: 0,
             completed_since: 0,
             calls_since: 0,

@@ -24,6 +24,7 @@ use told::{publish, publish_start, record, with_causes};
 #[derive(Debug, Clone, Default)]
 struct Load {
     held: u32,
+    lent: u32,
     in_flight: u32,
     completed: u64,
     calls: u64,
@@ -55,6 +56,7 @@ struct Known {
 /// A function without any work.
 static IDLE: Load = Load {
     held: 0,
+    lent: 0,
     in_flight: 0,
     completed: 0,
     calls: 0,
@@ -293,7 +295,7 @@ impl<C: Fn() -> i64 + Send> ScalingLoop<C> {
         let mut decided = decide(self, with_cards);
         self.share_cards(&mut decided);
         // Who stands in has more to do by what was lent just now.
-        for name in self.lend(&mut decided) {
+        for name in self.lend(&mut decided, look) {
             let function = self.functions.borrow().get(&name).cloned();
             if let Some(function) = function.filter(|_| !others.iter().any(|(other, _)| *other == name)) {
                 others.push((name, function));
@@ -338,7 +340,7 @@ impl<C: Fn() -> i64 + Send> ScalingLoop<C> {
             now_ms: (self.clock)(),
             ready: pods.iter().map(|p| p.ready).sum(),
             starting: pods.iter().map(|p| p.starting).sum(),
-            held: load.held,
+            held: load.held.saturating_add(load.lent),
             in_flight: load.in_flight,
             backlog: load.backlog,
             oldest_ms: load.oldest_ms,
@@ -361,10 +363,13 @@ impl<C: Fn() -> i64 + Send> ScalingLoop<C> {
             seen.held = seen.held.saturating_add(lent.held);
             seen.backlog = seen.backlog.map(|own| own.saturating_add(lent.backlog));
             seen.oldest_ms = seen.oldest_ms.max(lent.oldest_ms);
-            stands_in.push(Reason::StandsIn {
-                of: of.to_string(),
-                items: u64::from(lent.held).saturating_add(lent.backlog),
-            });
+            let items = u64::from(lent.held).saturating_add(lent.backlog);
+            if items > 0 {
+                stands_in.push(Reason::StandsIn {
+                    of: of.to_string(),
+                    items,
+                });
+            }
         }
         let window_ms = u64::try_from(self.settings.window.as_millis()).unwrap_or(u64::MAX);
         let config = function.policy(window_ms);
@@ -402,24 +407,19 @@ impl<C: Fn() -> i64 + Send> ScalingLoop<C> {
     }
 
     /// Has the work of those that got no card done by who stands in for them. Returns who has more or less to do than before.
-    fn lend(&mut self, decided: &mut [Decided]) -> Vec<FunctionName> {
+    fn lend(&mut self, decided: &mut [Decided], look: &Look) -> Vec<FunctionName> {
         let mut changed = Vec::new();
         for one in decided {
             let Some(to) = one.function.scale.fallback.clone() else {
                 continue;
             };
-            let Observation {
-                held,
-                backlog,
-                oldest_ms,
-                ..
-            } = one.seen;
             let without = one.decision.desired == 0 && one.seen.has_work();
+            // Those who are served there already are in that one's own numbers.
             let lent = without.then(|| Lent {
                 to: to.clone(),
-                held,
-                backlog: backlog.unwrap_or(0),
-                oldest_ms,
+                held: look.loads.get(&one.name).map_or(0, |load| load.held),
+                backlog: one.seen.backlog.unwrap_or(0),
+                oldest_ms: one.seen.oldest_ms,
             });
             if without {
                 one.decision.reasons.push(Reason::HandedOver { to: to.to_string() });
@@ -503,6 +503,7 @@ impl<C: Fn() -> i64 + Send> ScalingLoop<C> {
 impl Load {
     fn add(&mut self, one: FunctionLoad) {
         self.held = self.held.saturating_add(one.held);
+        self.lent = self.lent.saturating_add(one.lent);
         self.in_flight = self.in_flight.saturating_add(one.in_flight);
         self.completed = self.completed.saturating_add(one.completed_since);
         self.calls = self.calls.saturating_add(one.calls_since);

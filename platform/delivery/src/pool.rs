@@ -278,6 +278,7 @@ impl Delivery {
                 revision: revision.clone(),
                 held: u32::try_from(queue.hold.waiting(Class::Interactive)).unwrap_or(u32::MAX),
                 held_batch: u32::try_from(queue.hold.waiting(Class::Batch)).unwrap_or(u32::MAX),
+                lent: 0,
                 in_flight: in_flight.get(revision).copied().unwrap_or(0),
                 completed: std::mem::take(&mut queue.completed),
                 calls: std::mem::take(&mut queue.calls),
@@ -286,12 +287,13 @@ impl Delivery {
         }
         for (revision, (function, callers)) in &state.lent {
             match all.iter_mut().find(|stats| &stats.revision == revision) {
-                Some(stats) => stats.held += callers,
+                Some(stats) => stats.lent = *callers,
                 None => all.push(RevisionStats {
                     function: function.clone(),
                     revision: revision.clone(),
-                    held: *callers,
+                    held: 0,
                     held_batch: 0,
+                    lent: *callers,
                     in_flight: 0,
                     completed: 0,
                     calls: 0,

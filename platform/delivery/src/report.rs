@@ -187,6 +187,7 @@ impl Totals {
             function: stats.function.to_string(),
             revision: stats.revision.to_string(),
             held: stats.held,
+            lent: stats.lent,
             in_flight: stats.in_flight,
             completed_total: *completed,
             calls_total: *calls,

@@ -14,6 +14,8 @@ pub struct RevisionStats {
     pub held: u32,
     /// Batch callers that wait for a slot.
     pub held_batch: u32,
+    /// Callers whom another function serves while this one has no pod.
+    pub lent: u32,
     /// Requests with a pod.
     pub in_flight: u32,
     /// Requests that a pod answered since the last collection.

@@ -1260,6 +1260,9 @@ pub struct FunctionStats {
     /// Steps of flows under way whose results it will work on, now.
     #[prost(uint32, tag = "10")]
     pub expected: u32,
+    /// Callers whom another function serves while this one has no pod, now.
+    #[prost(uint32, tag = "11")]
+    pub lent: u32,
 }
 /// Answers a report.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

@@ -268,29 +268,29 @@ async fn who_has_no_pod_is_served_by_who_stands_in() {
             delivery.acquire_for(target, class, Demand::One, deadline).await
         })
     };
-    let held = || {
+    let waits = || {
         let all = world.delivery.collect();
         let mine = all.into_iter().find(|stats| stats.revision == names().1);
-        mine.map_or(0, |stats| stats.held)
+        mine.map_or((0, 0), |stats| (stats.held, stats.lent))
     };
     let mut pokes = world.delivery.pokes();
     let waiting = call(Class::Interactive);
     assert_eq!(pokes.recv().await.unwrap(), names().0, "its own pods are asked for");
     world.pods([cpu("c")]);
     let slot = waiting.await.unwrap().unwrap();
-    assert_eq!((slot.revision(), held()), (&other.1, 1));
+    assert_eq!((slot.revision(), waits()), (&other.1, (0, 1)));
     let batch = call(Class::Batch).await.unwrap().unwrap();
     assert_eq!(
-        (batch.revision(), held()),
-        (&other.1, 1),
+        (batch.revision(), waits()),
+        (&other.1, (0, 1)),
         "a record counts in its own topic"
     );
     drop((slot, batch));
-    assert_eq!(held(), 0);
+    assert_eq!(waits(), (0, 0));
     // Its own pod starts: callers wait for that one.
     world.pods([cpu("c"), pod("a", NOWHERE, 1, PodState::Starting)]);
     let waiting = call(Class::Interactive);
-    while held() == 0 {
+    while waits() != (1, 0) {
         tokio::task::yield_now().await;
     }
     world.pods([cpu("c"), pod("a", NOWHERE, 1, PodState::Ready)]);

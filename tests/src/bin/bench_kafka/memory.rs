@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 use imageflow_eventlog::{EventLog, TopicSpec};
 use imageflow_tests::Platform;
 use imageflow_types::topics;
-use serde_json::Value;
 
 use crate::{World, beside, figure, name, work};
 
@@ -30,29 +29,40 @@ pub async fn memory(world: &World, platform: &Platform) {
     }
     beside("topics of 1,000 functions", begun.elapsed().as_secs_f64(), "s");
     let begun = Instant::now();
-    for first in (0..1000).step_by(20) {
-        let yaml: String = (first..first + 20)
-            .map(|n| {
-                let scale = if n < ACTIVE { "{ min: 1, max: 1 }" } else { "{ max: 1 }" };
-                format!("apiVersion: imageflow.dev/v1alpha1\nkind: Function\nmetadata: {{ name: many-{n} }}\nspec: {{ operation: noop, scale: {scale} }}\n---\n")
-            })
+    let function = |n: usize, scale: &str| {
+        format!(
+            "apiVersion: imageflow.dev/v1alpha1\nkind: Function\nmetadata: {{ name: many-{n} }}\nspec: {{ operation: noop, scale: {scale} }}\n---\n"
+        )
+    };
+    // Without pods until the events are there, or most were done before the last came.
+    for first in (0..1000).step_by(100) {
+        let yaml: String = (first..first + 100)
+            .map(|n| function(n, if n < ACTIVE { "{ replicas: 0 }" } else { "{ max: 1 }" }))
             .collect();
         platform.api.apply(&yaml).await;
     }
     beside("1,000 functions applied", begun.elapsed().as_secs_f64(), "s");
-    let last = name(&format!("many-{}", ACTIVE - 1));
-    let ready = |v: &Value| v["status"]["pods"]["ready"].as_u64() >= Some(1);
-    platform.api.until(&format!("/v1/functions/{last}"), ready).await;
     tokio::time::sleep(Duration::from_secs(10)).await;
     beside("resident memory, 1,000 functions, idle", rss(platform.pid()), "MB");
     let functions: Vec<_> = (0..ACTIVE).map(|n| name(&format!("many-{n}"))).collect();
-    let steps = (0..LAGGING).map(|n| work(&functions[n % ACTIVE], &format!("{n}")).1);
+    let begun = Instant::now();
+    // One function after the other: a batch of writes is for few partitions.
+    let steps = (0..LAGGING).map(|n| work(&functions[n / (LAGGING / ACTIVE)], &format!("{n}")).1);
     world.fill(steps.collect()).await;
+    beside("100,000 events written", begun.elapsed().as_secs_f64(), "s");
+    let active: String = (0..ACTIVE).map(|n| function(n, "{ min: 1, max: 1 }")).collect();
+    platform.api.apply(&active).await;
     let (mut peak, begun) = (0_f64, Instant::now());
     while begun.elapsed() < Duration::from_secs(30) {
         peak = peak.max(rss(platform.pid()));
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+    let mut left = 0;
+    for function in &functions {
+        let topic = topics::work(function);
+        left += world.log.lag(topics::GROUP_DISPATCHER, &topic).await.unwrap();
+    }
+    beside("events that still lag then", left as f64, "1");
     figure(
         "resident memory at most, 1,000 functions (950 of 1 partition), 50 active, 100,000 lagging events",
         peak,
