@@ -33,6 +33,9 @@ pub struct DispatcherConfig {
     pub member: String,
     /// Records of one partition that may be open at a time; at this many the partition is paused.
     pub window: usize,
+    /// Records that may be open in all partitions together: with many at work each has a smaller window. An open record takes some
+    /// 10 KB.
+    pub most_open: usize,
     /// Longest time that something done stays uncommitted.
     pub commit_every: Duration,
 }
@@ -42,8 +45,22 @@ impl Default for DispatcherConfig {
         Self {
             member: "dispatcher-0".to_owned(),
             window: 128,
+            most_open: 4_096,
             commit_every: Duration::from_millis(200),
         }
+    }
+}
+
+/// The smallest window: less would leave pods without work between two looks.
+const LEAST_WINDOW: usize = 16;
+
+impl DispatcherConfig {
+    /// The window of each partition when so many have open records.
+    const fn share(&self, busy: usize) -> usize {
+        let busy = if busy == 0 { 1 } else { busy };
+        let share = self.most_open / busy;
+        let share = if share < LEAST_WINDOW { LEAST_WINDOW } else { share };
+        if share < self.window { share } else { self.window }
     }
 }
 
@@ -278,6 +295,7 @@ impl Intake {
     }
 
     fn take(&mut self, consumer: &mut dyn Consumer, records: Vec<Record>) {
+        let window = self.window();
         for record in records {
             let at = TopicPartition::new(record.topic.clone(), record.partition);
             let Some(partition) = self.partitions.get_mut(&at) else {
@@ -317,11 +335,17 @@ impl Intake {
             } else {
                 start(&mut self.tasks, &self.context, partition, at.clone(), record, step);
             }
-            if partition.tracker.open() >= self.config.window && !partition.paused {
+            if partition.tracker.open() >= window && !partition.paused {
                 partition.paused = true;
                 consumer.pause(&at.topic, at.partition);
             }
         }
+    }
+
+    /// How many records of one partition may be open now.
+    fn window(&self) -> usize {
+        let busy = self.partitions.values().filter(|p| p.tracker.open() > 0).count();
+        self.config.share(busy)
     }
 
     fn settle(&mut self, finished: Result<Finished, tokio::task::JoinError>) {
@@ -361,8 +385,9 @@ impl Intake {
         if self.partitions.values().all(|p| !p.paused) {
             return;
         }
+        let window = self.window();
         for (at, partition) in self.partitions.iter_mut().filter(|(_, p)| p.paused) {
-            if partition.tracker.open() <= self.config.window / 2 {
+            if partition.tracker.open() <= window / 2 {
                 partition.paused = false;
                 consumer.resume(&at.topic, at.partition);
             }
@@ -476,4 +501,21 @@ fn start(
             done,
         }
     }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_partitions_at_work_share_what_may_be_open() {
+        let config = DispatcherConfig::default();
+        let shares = [0, 1, 32, 64, 128, 300, 5_000].map(|busy| config.share(busy));
+        assert_eq!(shares, [128, 128, 128, 64, 32, 16, 16]);
+        let narrow = DispatcherConfig {
+            window: 2,
+            ..DispatcherConfig::default()
+        };
+        assert_eq!(narrow.share(300), 2);
+    }
 }
