@@ -55,10 +55,15 @@ impl Default for DispatcherConfig {
 const LEAST_WINDOW: usize = 16;
 
 impl DispatcherConfig {
-    /// The window of each partition when so many have open records.
-    const fn share(&self, busy: usize) -> usize {
+    /// The window of each partition when so many have open records, so many in all. When those that came first have taken what
+    /// there is, others still get the smallest one.
+    const fn share(&self, busy: usize, open: usize) -> usize {
         let busy = if busy == 0 { 1 } else { busy };
-        let share = self.most_open / busy;
+        let share = if open < self.most_open {
+            self.most_open / busy
+        } else {
+            0
+        };
         let share = if share < LEAST_WINDOW { LEAST_WINDOW } else { share };
         if share < self.window { share } else { self.window }
     }
@@ -344,8 +349,13 @@ impl Intake {
 
     /// How many records of one partition may be open now.
     fn window(&self) -> usize {
-        let busy = self.partitions.values().filter(|p| p.tracker.open() > 0).count();
-        self.config.share(busy)
+        let open = self
+            .partitions
+            .values()
+            .map(|p| p.tracker.open())
+            .filter(|open| *open > 0);
+        let (busy, open) = open.fold((0, 0), |(busy, all), open| (busy + 1, all + open));
+        self.config.share(busy, open)
     }
 
     fn settle(&mut self, finished: Result<Finished, tokio::task::JoinError>) {
@@ -510,12 +520,13 @@ mod tests {
     #[test]
     fn many_partitions_at_work_share_what_may_be_open() {
         let config = DispatcherConfig::default();
-        let shares = [0, 1, 32, 64, 128, 300, 5_000].map(|busy| config.share(busy));
+        let shares = [0, 1, 32, 64, 128, 300, 5_000].map(|busy| config.share(busy, 1_000));
         assert_eq!(shares, [128, 128, 128, 64, 32, 16, 16]);
         let narrow = DispatcherConfig {
             window: 2,
             ..DispatcherConfig::default()
         };
-        assert_eq!(narrow.share(300), 2);
+        assert_eq!(narrow.share(300, 600), 2);
+        assert_eq!(config.share(40, 4_096), 16, "the first ones have taken it all");
     }
 }
