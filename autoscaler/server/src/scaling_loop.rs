@@ -224,7 +224,10 @@ impl<C: Fn() -> i64 + Send> ScalingLoop<C> {
                 .map(|(name, _)| name.clone()),
         );
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-        self.lent.retain(|name, _| functions.contains_key(name));
+        self.lent.retain(|name, lent| {
+            let function = functions.get(name).filter(|f| f.resources.gpu > 0);
+            function.is_some_and(|f| f.scale.fallback.as_ref() == Some(&lent.to))
+        });
         self.known.retain(|name, _| {
             let there = functions.contains_key(name);
             if !there {
@@ -415,9 +418,10 @@ impl<C: Fn() -> i64 + Send> ScalingLoop<C> {
             };
             let without = one.decision.desired == 0 && one.seen.has_work();
             // Those who are served there already are in that one's own numbers.
+            let served = look.loads.get(&one.name).map_or(0, |load| load.lent);
             let lent = without.then(|| Lent {
                 to: to.clone(),
-                held: look.loads.get(&one.name).map_or(0, |load| load.held),
+                held: one.seen.held.saturating_sub(served),
                 backlog: one.seen.backlog.unwrap_or(0),
                 oldest_ms: one.seen.oldest_ms,
             });
