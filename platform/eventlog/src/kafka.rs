@@ -153,11 +153,11 @@ impl Kafka {
             .asking()
             .create_with_context(context())
             .map_err(KafkaOpenError::client)?;
-        // A setting which only producers have is refused now and not at the first record. The producer itself is made for that one:
-        // its threads cost those who write nothing some CPU.
-        config
+        // Made here so that a setting which only producers have is refused now and not at the first record. Its thread also hears
+        // first why no broker answers. It ends when one does: many write nothing, and its threads never rest.
+        let producer: Producer = config
             .producer(None)
-            .create_native_config()
+            .create_with_context(context())
             .map_err(KafkaOpenError::client)?;
         let (asked, timeout) = (admin.clone(), config.request_timeout);
         let answer = tokio::task::spawn_blocking(move || asked.inner().fetch_metadata(Some("__"), timeout).map(drop));
@@ -191,6 +191,7 @@ impl Kafka {
             endings: Mutex::new(Some(endings)),
             closed: CancellationToken::new(),
         });
+        handle.retire(move || drop(producer));
         let kept = Arc::downgrade(&handle);
         let keeper = tokio::spawn(async move {
             let mut tick = tokio::time::interval(KEEP_EVERY);
