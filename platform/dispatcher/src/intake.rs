@@ -57,15 +57,12 @@ const LEAST_WINDOW: usize = 16;
 impl DispatcherConfig {
     /// The window of each partition when so many have open records, so many in all. When those that came first have taken what
     /// there is, others still get the smallest one.
-    const fn share(&self, busy: usize, open: usize) -> usize {
-        let busy = if busy == 0 { 1 } else { busy };
-        let share = if open < self.most_open {
-            self.most_open / busy
-        } else {
-            0
+    fn share(&self, busy: usize, open: usize) -> usize {
+        let share = match open < self.most_open {
+            true => self.most_open / busy.max(1),
+            false => 0,
         };
-        let share = if share < LEAST_WINDOW { LEAST_WINDOW } else { share };
-        if share < self.window { share } else { self.window }
+        share.max(LEAST_WINDOW).min(self.window)
     }
 }
 

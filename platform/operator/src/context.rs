@@ -179,7 +179,7 @@ impl Context {
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
     {
-        let name = format!("{}/{}", K::kind(&()), object.name_any());
+        let name = key(object);
         // In this order: what the watch shows by now is forgotten.
         if self.is_written(&name, version(object), &wanted) || is_there(&wanted, now) {
             return Ok(());
@@ -199,6 +199,12 @@ impl Context {
         Ok(())
     }
 
+    /// A resource is gone.
+    pub fn forget<K: Resource<DynamicType = ()>>(&self, object: &K) {
+        let mut all = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        all.remove(&key(object));
+    }
+
     /// Whether a status was written to a newer version of the resource than the one that is looked at.
     fn is_written(&self, name: &str, seen: u64, wanted: &Value) -> bool {
         let mut all = self.written.lock().unwrap_or_else(PoisonError::into_inner);
@@ -212,6 +218,10 @@ impl Context {
         }
         said(wanted) == said(status)
     }
+}
+
+fn key<K: Resource<DynamicType = ()>>(object: &K) -> String {
+    format!("{}/{}", K::kind(&()), object.name_any())
 }
 
 /// A status without since when it is so: that is taken from what was seen.

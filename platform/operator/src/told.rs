@@ -99,6 +99,7 @@ pub async fn removed<K: Told>(object: &K, context: &Context) -> Result<Action> {
         }
         Err(problem) => return Err(problem.into()),
     }
+    context.forget(object);
     // What was made for it goes by its owner.
     finalizers(object, context, |all| all.retain(|f| f != FINALIZER)).await?;
     Ok(Action::await_change())
