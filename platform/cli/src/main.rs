@@ -1,9 +1,9 @@
 //! The `imageflow` command. Everything it does is in the library, where it is tested.
 
-/// Thousands of small records a second are allocated on one thread and freed on another, where this one is far better than
-/// the system's.
+/// Thousands of small records a second are allocated on one thread and freed on another, and a burst of them is to leave no
+/// memory behind: librdkafka allocates with it, too. How eager it is stands in `.cargo/config.toml`.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> std::process::ExitCode {
     imageflow_cli::main_with(std::env::args_os())

@@ -45,14 +45,14 @@ impl Default for DispatcherConfig {
         Self {
             member: "dispatcher-0".to_owned(),
             window: 128,
-            most_open: 4_096,
+            most_open: 2_048,
             commit_every: Duration::from_millis(200),
         }
     }
 }
 
 /// The smallest window: less would leave pods without work between two looks.
-const LEAST_WINDOW: usize = 16;
+const LEAST_WINDOW: usize = 8;
 
 impl DispatcherConfig {
     /// The window of each partition when so many have open records, so many in all. When those that came first have taken what
@@ -205,13 +205,14 @@ impl Dispatcher {
 
 impl Intake {
     async fn run(&mut self, consumer: &mut dyn Consumer, stop: &CancellationToken) -> Result<(), DispatcherError> {
-        const BATCH: usize = 256;
         let mut commit_at: Option<Instant> = None;
         let mut refresh = tokio::time::interval(Duration::from_millis(500));
         refresh.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let due = commit_at.unwrap_or_else(Instant::now);
             let paused = self.partitions.values().any(|p| p.paused);
+            // All of it may be of one partition.
+            let most = self.window();
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
@@ -228,7 +229,7 @@ impl Intake {
                     commit_at = None;
                 }
                 _ = refresh.tick(), if paused => self.count_unread(consumer).await?,
-                events = consumer.poll(BATCH) => {
+                events = consumer.poll(most) => {
                     for event in events? {
                         match event {
                             ConsumerEvent::Assigned(assigned) => self.assign(assigned),
@@ -491,6 +492,8 @@ fn start(
         requested_ms: step.requested_ms,
         next: step.next.clone(),
     };
+    // What the step was read from is not kept beside it.
+    let Record { offset, key, .. } = record;
     // A task's own memory is aligned to cache lines, which is dear to allocate for something as large as this.
     tasks.spawn(Box::pin(async move {
         let work = AssertUnwindSafe(work::perform(&context, step, &stop)).catch_unwind();
@@ -502,8 +505,8 @@ fn start(
         let done = done.is_ok();
         Finished {
             at,
-            offset: record.offset,
-            key: record.key,
+            offset,
+            key,
             step: id,
             done,
         }

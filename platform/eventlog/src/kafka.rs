@@ -184,7 +184,7 @@ impl Kafka {
             catalog: Mutex::default(),
             ensured: Mutex::default(),
             producer: Mutex::default(),
-            pace: Pace::new(std::time::Instant::now()),
+            pace: Pace::new(tokio::time::Instant::now()),
             askers: Mutex::default(),
             readers: Mutex::default(),
             members: Mutex::default(),

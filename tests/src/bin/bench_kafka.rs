@@ -217,6 +217,18 @@ async fn bench(named: &[String]) -> Result<(), String> {
     for transactions in [false, true] {
         throughput::bare_loop(&world, WARM_UP, transactions).await;
     }
+    if wanted("memory") {
+        memory::memory(&world).await;
+    }
+    if named.iter().any(|part| part != "memory") || named.is_empty() {
+        with_platform(&world, wanted).await;
+    }
+    world.log.close().await;
+    Ok(())
+}
+
+/// The parts that measure all services in one process.
+async fn with_platform(world: &World, wanted: impl Fn(&str) -> bool) {
     let mut platform = world.platform();
     let own = std::env::current_exe().unwrap();
     let own = json!([own, "pod"]);
@@ -234,20 +246,15 @@ async fn bench(named: &[String]) -> Result<(), String> {
         decisions::from_zero(&platform.api, "three brokers").await;
     }
     if wanted("latency") {
-        latency::latency(&world).await;
+        latency::latency(world).await;
     }
     if wanted("throughput") {
-        throughput::throughput(&world, &platform).await;
+        throughput::throughput(world, &platform).await;
     }
     if wanted("recovery") {
-        platform = recovery::recovery(&world, platform).await;
-    }
-    if wanted("memory") {
-        memory::memory(&world, &platform).await;
+        platform = recovery::recovery(world, platform).await;
     }
     platform.stop();
-    world.log.close().await;
-    Ok(())
 }
 
 fn main() -> Result<(), String> {

@@ -324,18 +324,40 @@ impl KafkaConfig {
     /// Of a client that follows all partitions of a topic. None is ever paused, so a fetch may wait long: an idle follower
     /// costs a request a second and broker, and still hears of a record at once.
     pub(super) fn follower(&self, group: &str) -> ClientConfig {
-        let mut config = self.consumer(group);
-        if !["consumer.fetch.wait.max.ms", "fetch.wait.max.ms"]
-            .iter()
-            .any(|key| self.settings.contains_key(*key))
-        {
-            config.set("fetch.wait.max.ms", "1000");
-        }
+        self.reading(group, &[("fetch.wait.max.ms", "1000")])
+    }
+
+    /// Of a client that only asks for what `group` committed, or reads what it is told to.
+    pub(super) fn consumer(&self, group: &str) -> ClientConfig {
+        self.reading(group, &[])
+    }
+
+    /// Of a member of a group.
+    pub(super) fn member(&self, member: &ConsumerConfig) -> ClientConfig {
+        let session = member.session_timeout.max(MIN_SESSION);
+        let poll = MAX_POLL_INTERVAL.max(session).as_millis().to_string();
+        let mut config = self.reading(
+            &member.group,
+            &[
+                // A rebalance is learned of by a heartbeat: the default of 3 s would be a part of every one.
+                ("heartbeat.interval.ms", "500"),
+                ("max.poll.interval.ms", &poll),
+                ("session.timeout.ms", &session.as_millis().to_string()),
+                ("topic.blacklist", "^__"),
+                // A member may have thousands of partitions with a backlog each: what is read ahead of one is small. A record
+                // larger than a fetch is fetched nevertheless.
+                ("fetch.message.max.bytes", "65536"),
+                ("queued.min.messages", "100"),
+            ],
+        );
+        config
+            .set("group.instance.id", &member.member)
+            .set("partition.assignment.strategy", "cooperative-sticky");
         config
     }
 
-    /// Of a client that reads: a member of a group, or one that only asks for what `group` committed.
-    pub(super) fn consumer(&self, group: &str) -> ClientConfig {
+    /// Of a client that reads, with defaults of its own.
+    fn reading(&self, group: &str, defaults: &[(&str, &str)]) -> ClientConfig {
         let mut config = self.client();
         config
             .set("group.id", group)
@@ -353,31 +375,10 @@ impl KafkaConfig {
             .set("queued.min.messages", "1000")
             .set("queued.max.messages.kbytes", "1024")
             .set("fetch.queue.backoff.ms", "10");
-        self.overlay(&mut config, "consumer.");
-        config
-    }
-
-    /// Of a member of a group.
-    pub(super) fn member(&self, member: &ConsumerConfig) -> ClientConfig {
-        let session = member.session_timeout.max(MIN_SESSION);
-        let mut config = self.consumer(&member.group);
-        for (key, value) in [
-            // A rebalance is learned of by a heartbeat: the default of 3 s would be a part of every one.
-            ("heartbeat.interval.ms", "500".to_owned()),
-            (
-                "max.poll.interval.ms",
-                MAX_POLL_INTERVAL.max(session).as_millis().to_string(),
-            ),
-            ("session.timeout.ms", session.as_millis().to_string()),
-            ("topic.blacklist", "^__".to_owned()),
-        ] {
-            if config.get(key).is_none() {
-                config.set(key, value);
-            }
+        for (key, value) in defaults {
+            config.set(*key, *value);
         }
-        config
-            .set("group.instance.id", &member.member)
-            .set("partition.assignment.strategy", "cooperative-sticky");
+        self.overlay(&mut config, "consumer.");
         config
     }
 }

@@ -139,6 +139,9 @@ impl KafkaConsumer {
     /// Forgets what was given up: by the call that told of it, or because nobody came back in time.
     fn forget_released(&mut self) {
         let member = &self.member;
+        if !member.has_given_up() {
+            return;
+        }
         self.places.retain(|_, place| member.holds(&place.at));
         let places = &self.places;
         self.ids.retain(|_, id| places.contains_key(id));

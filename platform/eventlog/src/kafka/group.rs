@@ -1,6 +1,7 @@
 //! What is shared about a member of a group: what it holds, and what it is about to lose.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
@@ -35,6 +36,8 @@ pub struct Membership {
     pub consumer: Arc<BaseConsumer<Context>>,
     session: Duration,
     state: Mutex<State>,
+    /// Whether partitions were given up that the consumer has not forgotten yet.
+    given_up: AtomicBool,
 }
 
 #[derive(Default)]
@@ -60,7 +63,13 @@ impl Membership {
             consumer,
             session: config.session_timeout,
             state: Mutex::default(),
+            given_up: AtomicBool::new(false),
         })
+    }
+
+    /// Whether partitions were given up since this was asked last.
+    pub fn has_given_up(&self) -> bool {
+        self.given_up.swap(false, Ordering::AcqRel)
     }
 
     pub fn hold(&self, partitions: impl IntoIterator<Item = TopicPartition>) {
@@ -111,6 +120,7 @@ impl Membership {
             }
             revoking
         };
+        self.given_up.store(true, Ordering::Release);
         self.unassign(&revoking.partitions);
     }
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, Message, OwnedHeaders};
@@ -208,9 +208,7 @@ impl Handle {
 
     pub async fn produce(&self, records: &[NewRecord]) -> Result<Vec<Position>> {
         self.check_records(records).await?;
-        if let Some(leave) = self.pace.leave(records.len(), Instant::now()) {
-            tokio::time::sleep_until(leave.into()).await;
-        }
+        let _on_its_way = self.pace.turn(records.len()).await;
         let producer = self.producer()?;
         let batch = Batch::new(records.len());
         send(&producer, records, &batch).await;

@@ -1,8 +1,8 @@
-//! What the platform holds in memory with many functions and a lag.
+//! What a dispatcher holds in memory with many functions and a lag.
 use std::time::{Duration, Instant};
 
 use imageflow_eventlog::{EventLog, TopicSpec};
-use imageflow_tests::Platform;
+use imageflow_tests::roles::Roles;
 use imageflow_types::topics;
 
 use crate::{World, beside, figure, name, work};
@@ -14,8 +14,8 @@ fn rss(pid: u32) -> f64 {
 }
 
 /// 1,000 functions, 50 of them with a pod each and 2,000 events. The topics of those are of the usual size, the others have one
-/// partition, as `--kafka-work-partitions 1` makes them.
-pub async fn memory(world: &World, platform: &Platform) {
+/// partition, as `--kafka-work-partitions 1` makes them. Each role is a process of its own.
+pub async fn memory(world: &World) {
     const ACTIVE: usize = 50;
     const LAGGING: usize = 100_000;
     let begun = Instant::now();
@@ -28,6 +28,13 @@ pub async fn memory(world: &World, platform: &Platform) {
         world.log.ensure_topics(some).await.unwrap();
     }
     beside("topics of 1,000 functions", begun.elapsed().as_secs_f64(), "s");
+    let folder = tempfile::tempdir().unwrap();
+    let mut roles = Roles::new(&world.servers, folder.path());
+    let (pods, autoscaler) = (roles.pods(), roles.autoscaler());
+    let (gateway, api) = roles.gateway("gateway-1", "127.0.0.1:0");
+    let (router, dispatcher) = (roles.router("router-1"), roles.dispatcher("dispatcher-1"));
+    let others = [&pods, &autoscaler, &gateway, &router].map(|role| role.pid());
+    let whole = || rss(dispatcher.pid()) + others.iter().map(|pid| rss(*pid)).sum::<f64>();
     let begun = Instant::now();
     let function = |n: usize, scale: &str| {
         format!(
@@ -39,22 +46,36 @@ pub async fn memory(world: &World, platform: &Platform) {
         let yaml: String = (first..first + 100)
             .map(|n| function(n, if n < ACTIVE { "{ replicas: 0 }" } else { "{ max: 1 }" }))
             .collect();
-        platform.api.apply(&yaml).await;
+        api.apply(&yaml).await;
     }
     beside("1,000 functions applied", begun.elapsed().as_secs_f64(), "s");
     tokio::time::sleep(Duration::from_secs(10)).await;
-    beside("resident memory, 1,000 functions, idle", rss(platform.pid()), "MB");
+    beside(
+        "resident memory of a dispatcher, 1,000 functions, idle",
+        rss(dispatcher.pid()),
+        "MB",
+    );
+    beside(
+        "resident memory of gateway, router, dispatcher, autoscaler and pods, idle",
+        whole(),
+        "MB",
+    );
     let functions: Vec<_> = (0..ACTIVE).map(|n| name(&format!("many-{n}"))).collect();
     let begun = Instant::now();
     // One function after the other: a batch of writes is for few partitions.
     let steps = (0..LAGGING).map(|n| work(&functions[n / (LAGGING / ACTIVE)], &format!("{n}")).1);
     world.fill(steps.collect()).await;
     beside("100,000 events written", begun.elapsed().as_secs_f64(), "s");
+    beside(
+        "resident memory of a dispatcher, 100,000 events and no pod",
+        rss(dispatcher.pid()),
+        "MB",
+    );
     let active: String = (0..ACTIVE).map(|n| function(n, "{ min: 1, max: 1 }")).collect();
-    platform.api.apply(&active).await;
-    let (mut peak, begun) = (0_f64, Instant::now());
+    api.apply(&active).await;
+    let (mut peak, mut whole_peak, begun) = (0_f64, 0_f64, Instant::now());
     while begun.elapsed() < Duration::from_secs(30) {
-        peak = peak.max(rss(platform.pid()));
+        (peak, whole_peak) = (peak.max(rss(dispatcher.pid())), whole_peak.max(whole()));
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     let mut left = 0;
@@ -63,11 +84,19 @@ pub async fn memory(world: &World, platform: &Platform) {
         left += world.log.lag(topics::GROUP_DISPATCHER, &topic).await.unwrap();
     }
     beside("events that still lag then", left as f64, "1");
+    beside(
+        "resident memory of gateway, router, dispatcher, autoscaler and pods at most",
+        whole_peak,
+        "MB",
+    );
     figure(
-        "resident memory at most, 1,000 functions (950 of 1 partition), 50 active, 100,000 lagging events",
+        "resident memory of a dispatcher at most, 1,000 functions (950 of 1 partition), 50 active, 100,000 lagging events",
         peak,
         "MB",
         "<= 150",
         peak <= 150.0,
     );
+    for role in [gateway, router, dispatcher, autoscaler, pods] {
+        role.stop();
+    }
 }
