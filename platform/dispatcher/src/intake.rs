@@ -228,7 +228,13 @@ impl Intake {
                     self.commit(consumer).await?;
                     commit_at = None;
                 }
-                _ = refresh.tick(), if paused => self.count_unread(consumer).await?,
+                _ = refresh.tick() => {
+                    if paused {
+                        self.count_unread(consumer).await?;
+                    }
+                    // A marker behind the last record may become known after all of them were committed.
+                    self.dirty = true;
+                }
                 events = consumer.poll(most) => {
                     for event in events? {
                         match event {

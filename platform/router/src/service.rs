@@ -41,7 +41,7 @@ impl Default for RouterConfig {
             member: "router-0".to_owned(),
             fuse: true,
             keep_runs: 50_000,
-            batch: 500,
+            batch: 1_000,
         }
     }
 }

@@ -13,7 +13,7 @@ use imageflow_eventlog::{
     Consumer, ConsumerConfig, ConsumerEvent, EventLog, Kafka, KafkaConfig, NewRecord, Start, TopicSpec, Topics,
 };
 use imageflow_tests::figures::{beside, figure, percentile};
-use imageflow_tests::{Platform, decisions, external};
+use imageflow_tests::{Api, Platform, decisions, external};
 use imageflow_types::work::{Input, OutputRef, StageStep};
 use imageflow_types::{FunctionName, RevisionName, RunId, StepName, StepRequest, topics};
 use serde_json::{Value, json};
@@ -88,8 +88,12 @@ impl World {
     async fn until_done(&self, function: &FunctionName, since: Instant) {
         let topic = topics::work(function);
         while self.log.lag(topics::GROUP_DISPATCHER, &topic).await.unwrap() > 0 {
-            assert!(since.elapsed() < PATIENCE, "{topic} is not worked off in {PATIENCE:?}");
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            if since.elapsed() > PATIENCE {
+                let committed = self.log.committed(topics::GROUP_DISPATCHER, &topic).await.unwrap();
+                let marks = self.log.watermarks(&topic).await.unwrap();
+                panic!("{topic} is not worked off in {PATIENCE:?}: ends {marks:?}, committed {committed:?}");
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
 
@@ -220,6 +224,9 @@ async fn bench(named: &[String]) -> Result<(), String> {
     if wanted("memory") {
         memory::memory(&world).await;
     }
+    if wanted("throughput") {
+        throughput::dispatcher(&world).await;
+    }
     if named.iter().any(|part| part != "memory") || named.is_empty() {
         with_platform(&world, wanted).await;
     }
@@ -227,9 +234,8 @@ async fn bench(named: &[String]) -> Result<(), String> {
     Ok(())
 }
 
-/// The parts that measure all services in one process.
-async fn with_platform(world: &World, wanted: impl Fn(&str) -> bool) {
-    let mut platform = world.platform();
+/// Makes the functions and the trigger, and waits for their pods.
+async fn apply(api: &Api) {
     let own = std::env::current_exe().unwrap();
     let own = json!([own, "pod"]);
     let resources = format!(
@@ -237,11 +243,17 @@ async fn with_platform(world: &World, wanted: impl Fn(&str) -> bool) {
          apiVersion: imageflow.dev/v1alpha1\nkind: Function\nmetadata: {{ name: called }}\nspec: {{ command: {own}, scale: {{ min: 1, max: 1 }}, concurrency: {{ target: 32, limit: 64 }} }}\n---\n\
          apiVersion: imageflow.dev/v1alpha1\nkind: Trigger\nmetadata: {{ name: on-tick }}\nspec: {{ filters: [ {{ exact: {{ type: com.example.tick }} }} ], function: nothing }}\n"
     );
-    platform.api.apply(&resources).await;
+    api.apply(&resources).await;
     for function in ["nothing", "called"] {
         let ready = |v: &Value| v["status"]["pods"]["ready"].as_u64() >= Some(1);
-        platform.api.until(&format!("/v1/functions/{function}"), ready).await;
+        api.until(&format!("/v1/functions/{function}"), ready).await;
     }
+}
+
+/// The parts that measure all services in one process.
+async fn with_platform(world: &World, wanted: impl Fn(&str) -> bool) {
+    let mut platform = world.platform();
+    apply(&platform.api).await;
     if wanted("decision") {
         decisions::from_zero(&platform.api, "three brokers").await;
     }
@@ -249,7 +261,7 @@ async fn with_platform(world: &World, wanted: impl Fn(&str) -> bool) {
         latency::latency(world).await;
     }
     if wanted("throughput") {
-        throughput::throughput(world, &platform).await;
+        throughput::whole(world, &platform).await;
     }
     if wanted("recovery") {
         platform = recovery::recovery(world, platform).await;

@@ -28,6 +28,11 @@ use crate::types::{
 /// would fetch up to 1,000 records again for each handful that it takes; one that stays paused is to hold no memory.
 const KEPT_AHEAD: Duration = Duration::from_secs(1);
 
+/// A member that the group has told of nothing for its session and so long, although it has topics, is made anew: now and
+/// then librdkafka does not join by a pattern whose first topic comes while the client starts. Members that died are out of
+/// the group's way by then.
+const JOIN_GRACE: Duration = Duration::from_secs(5);
+
 /// Pause before what a new partition needs is asked for again.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 
@@ -70,7 +75,9 @@ struct Assigning {
 
 pub struct KafkaConsumer {
     handle: Arc<Handle>,
-    start: Start,
+    config: ConsumerConfig,
+    /// Since when it waits to be taken in, or was looked after.
+    waits: Instant,
     member: Arc<Membership>,
     places: HashMap<u64, Place>,
     ids: HashMap<TopicPartition, u64>,
@@ -114,7 +121,8 @@ impl KafkaConsumer {
         handle.register(&member);
         Ok(Self {
             handle,
-            start: config.start,
+            config,
+            waits: Instant::now(),
             member,
             places: HashMap::new(),
             ids: HashMap::new(),
@@ -170,6 +178,31 @@ impl KafkaConsumer {
         }
     }
 
+    /// Makes the client anew when the group does not take it in although it has topics.
+    async fn look_after(&mut self) -> Result<()> {
+        if self.member.told.has_joined() || self.waits.elapsed() < self.config.session_timeout + JOIN_GRACE {
+            return Ok(());
+        }
+        self.waits = Instant::now();
+        let Topics::Pattern(prefix) = &self.config.topics else {
+            return Ok(());
+        };
+        // Brokers that do not answer are why it waits.
+        let Ok(topics) = self.handle.list().await else {
+            return Ok(());
+        };
+        if topics.iter().any(|topic| topic.name.starts_with(prefix)) && !self.member.told.has_joined() {
+            tracing::warn!(
+                self.config.group,
+                self.config.member,
+                "the group does not take this member in: it begins anew"
+            );
+            metrics::counter!("imageflow_eventlog_kafka_stuck_total").increment(1);
+            *self = Self::join(self.handle.clone(), self.config.clone())?;
+        }
+        Ok(())
+    }
+
     /// The next change of assignment. Whatever is dropped while it waits goes on at the next call.
     async fn rebalance(&mut self) -> Result<Option<ConsumerEvent>> {
         loop {
@@ -218,7 +251,7 @@ impl KafkaConsumer {
                     } else {
                         (self.member.consumer.clone(), self.handle.meta())
                     };
-                    let (start, timeout) = (self.start, self.handle.config.request_timeout / 3);
+                    let (start, timeout) = (self.config.start, self.handle.config.request_timeout / 3);
                     let partitions = assigning.partitions.clone();
                     none.insert(tokio::task::spawn_blocking(move || {
                         begin(&reads, &ends, partitions, start, timeout)
@@ -402,6 +435,7 @@ impl Consumer for KafkaConsumer {
         loop {
             self.handle.check_open()?;
             self.serve()?;
+            self.look_after().await?;
             self.stop_reading_ahead();
             if let Some(event) = self.rebalance().await? {
                 return Ok(vec![event]);

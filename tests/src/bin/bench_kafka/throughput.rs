@@ -4,13 +4,15 @@ use std::time::{Duration, Instant};
 
 use http::Method;
 use imageflow_eventlog::{ConsumerEvent, EventLog, NewRecord, OffsetCommit, Record, Transaction};
-use imageflow_tests::Platform;
+use imageflow_tests::roles::Roles;
+use imageflow_tests::{Api, Platform};
 use imageflow_types::work::StepResult;
 use imageflow_types::{FunctionName, RunEvent, RunId, StepName, topics};
 use serde_json::{Value, json};
 
 use crate::{
-    EVENT_BYTES, LOOP_IN, LOOP_OUT, PATIENCE, ROUNDS, World, beside, figure, median, name, now_us, percentile, work,
+    EVENT_BYTES, LOOP_IN, LOOP_OUT, PATIENCE, ROUNDS, World, apply, beside, figure, median, name, now_us, percentile,
+    work,
 };
 
 /// Events of one round of the loops and of the dispatcher.
@@ -107,12 +109,12 @@ fn cpu(pid: u32) -> f64 {
     ticks / 100.0
 }
 
-/// Seconds of CPU so far: of the platform's process and of the pods of a function.
-async fn used(platform: &Platform, function: &FunctionName) -> (f64, f64) {
-    let value = platform.api.get(&format!("/v1/functions/{function}")).await;
+/// Seconds of CPU so far: of a process and of the pods of a function.
+async fn used(api: &Api, pid: u32, function: &FunctionName) -> (f64, f64) {
+    let value = api.get(&format!("/v1/functions/{function}")).await;
     let pods = value["status"]["podList"].as_array().cloned().unwrap_or_default();
     let pids = pods.iter().filter_map(|p| u32::try_from(p["pid"].as_u64()?).ok());
-    (cpu(platform.pid()), pids.map(cpu).sum())
+    (cpu(pid), pids.map(cpu).sum())
 }
 
 /// What one round took.
@@ -132,7 +134,7 @@ async fn ends(world: &World) -> Vec<(u32, i64)> {
 /// log to its result's.
 async fn dispatched(
     world: &World,
-    platform: &Platform,
+    (api, pid): (&Api, u32),
     count: usize,
     round: usize,
     latency: Option<&mut Vec<f64>>,
@@ -141,12 +143,12 @@ async fn dispatched(
     let steps = (0..count).map(|n| work(&function, &format!("{round}-{n}")).1).collect();
     let topic = topics::work(&function);
     let (work_ends, result_ends) = (world.log.watermarks(&topic).await.unwrap(), ends(world).await);
-    let before = used(platform, &function).await;
+    let before = used(api, pid, &function).await;
     let begun = Instant::now();
     world.fill(steps).await;
     world.until_done(&function, begun).await;
     let took = begun.elapsed().as_secs_f64();
-    let after = used(platform, &function).await;
+    let after = used(api, pid, &function).await;
     if let Some(latency) = latency {
         let mut written = HashMap::new();
         for mark in work_ends {
@@ -180,7 +182,7 @@ async fn read_from(world: &World, topic: &str, partition: u32, mut from: i64) ->
 }
 
 /// Events per second from HTTP to runs that succeeded; the error says how far it came.
-async fn whole(world: &World, platform: &Platform, round: usize) -> Result<Round, String> {
+async fn through(world: &World, platform: &Platform, round: usize) -> Result<Round, String> {
     let function = name("nothing");
     let headers = [("content-type", "application/cloudevents-batch+json")];
     let succeeded = || {
@@ -188,7 +190,11 @@ async fn whole(world: &World, platform: &Platform, round: usize) -> Result<Round
             .api
             .metric("imageflow_flow_runs_total", &["status=\"succeeded\""])
     };
-    let (runs, before, begun) = (succeeded().await, used(platform, &function).await, Instant::now());
+    let (runs, before, begun) = (
+        succeeded().await,
+        used(&platform.api, platform.pid(), &function).await,
+        Instant::now(),
+    );
     for batch in 0..WHOLE / 500 {
         let events: Vec<Value> = (0..500)
             .map(|n| json!({"specversion": "1.0", "id": format!("{round}-{batch}-{n}"), "source": "urn:bench", "type": "com.example.tick", "data": "x".repeat(EVENT_BYTES - 120)}))
@@ -210,7 +216,10 @@ async fn whole(world: &World, platform: &Platform, round: usize) -> Result<Round
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    let (took, after) = (begun.elapsed().as_secs_f64(), used(platform, &function).await);
+    let (took, after) = (
+        begun.elapsed().as_secs_f64(),
+        used(&platform.api, platform.pid(), &function).await,
+    );
     world.until_done(&function, begun).await;
     Ok(Round {
         rate: WHOLE as f64 / took,
@@ -223,40 +232,32 @@ fn of(rounds: &[Round], what: impl Fn(&Round) -> f64) -> f64 {
     median(&rounds.iter().map(what).collect::<Vec<_>>())
 }
 
-pub async fn throughput(world: &World, platform: &Platform) {
-    dispatched(world, platform, COUNT / 4, 0, None).await;
-    let (mut plain, mut transactional, mut work, mut latency) = (vec![], vec![], vec![], vec![]);
+/// A dispatcher beside the loop: it alone reads the work, and nobody reads its reports.
+pub async fn dispatcher(world: &World) {
+    let folder = tempfile::tempdir().unwrap();
+    let mut roles = Roles::new(&world.servers, folder.path());
+    let (pods, autoscaler) = (roles.pods(), roles.autoscaler());
+    let (gateway, api) = roles.gateway("gateway-1", "127.0.0.1:0");
+    let dispatcher = roles.dispatcher("dispatcher-1");
+    apply(&api).await;
+    let at = (&api, dispatcher.pid());
+    dispatched(world, at, COUNT / 4, 0, None).await;
+    let (mut plain, mut work, mut latency) = (vec![], vec![], vec![]);
     for round in 1..=ROUNDS {
         let base = bare_loop(world, COUNT, false).await;
         let took = (round == ROUNDS).then_some(&mut latency);
-        let through = dispatched(world, platform, COUNT, round, took).await;
-        let both = bare_loop(world, COUNT, true).await;
-        let rate = through.rate;
-        eprintln!("round {round}: bare loop {base:.0}/s, with transactions {both:.0}/s, work {rate:.0}/s");
+        let through = dispatched(world, at, COUNT, round, took).await;
+        eprintln!("round {round}: bare loop {base:.0}/s, work {:.0}/s", through.rate);
         plain.push(base);
         work.push(through);
-        transactional.push(both);
     }
-    let mut through = Ok(Vec::new());
-    for round in 1..=ROUNDS {
-        match (whole(world, platform, round).await, &mut through) {
-            (Ok(one), Ok(all)) => {
-                eprintln!("round {round}: whole {:.0}/s", one.rate);
-                all.push(one);
-            }
-            (Err(why), _) => {
-                through = Err(why);
-                break;
-            }
-            (Ok(_), Err(_)) => {}
-        }
+    for role in [dispatcher, gateway, autoscaler, pods] {
+        role.stop();
     }
     let (base, rate) = (median(&plain), of(&work, |r| r.rate));
     beside("bare loop, produce then commit: 1 KB events per second", base, "1/s");
-    let both = median(&transactional);
-    beside("bare loop, transactions: 1 KB events per second", both, "1/s");
     beside(
-        "work through dispatcher and one pod: 1 KB steps per second",
+        "work through a dispatcher and one pod: 1 KB steps per second",
         rate,
         "1/s",
     );
@@ -270,7 +271,7 @@ pub async fn throughput(world: &World, platform: &Platform) {
     );
     let cpu = "s";
     beside(
-        "CPU of the platform per 1,000 steps",
+        "CPU of the dispatcher per 1,000 steps",
         of(&work, |r| r.platform_cpu),
         cpu,
     );
@@ -280,30 +281,49 @@ pub async fn throughput(world: &World, platform: &Platform) {
         let what = format!("work record to result record in a burst of {COUNT} {name}, the wait in the queue included");
         beside(&what, value, "ms");
     }
-    match through {
-        Ok(rounds) => {
-            let rate = of(&rounds, |r| r.rate);
-            beside(
-                "events through the whole platform, HTTP to run succeeded, per second",
-                rate,
-                "1/s",
-            );
-            beside(
-                "the same, share of the bare loop with transactions",
-                rate / both,
-                "ratio",
-            );
-            beside(
-                "CPU of the platform per 1,000 events, whole",
-                of(&rounds, |r| r.platform_cpu),
-                cpu,
-            );
-            beside(
-                "CPU of the pod per 1,000 events, whole",
-                of(&rounds, |r| r.pods_cpu),
-                cpu,
-            );
+}
+
+/// All services in one process, beside the loop with transactions.
+pub async fn whole(world: &World, platform: &Platform) {
+    let (mut transactional, mut rounds) = (vec![], vec![]);
+    for round in 1..=ROUNDS {
+        let both = bare_loop(world, COUNT, true).await;
+        match through(world, platform, round).await {
+            Ok(one) => {
+                eprintln!(
+                    "round {round}: bare loop with transactions {both:.0}/s, whole {:.0}/s",
+                    one.rate
+                );
+                transactional.push(both);
+                rounds.push(one);
+            }
+            Err(why) => {
+                eprintln!("events through the whole platform: {why}");
+                return;
+            }
         }
-        Err(why) => eprintln!("events through the whole platform: not measured, {why}"),
     }
+    let (both, rate) = (median(&transactional), of(&rounds, |r| r.rate));
+    beside("bare loop, transactions: 1 KB events per second", both, "1/s");
+    beside(
+        "events through the whole platform, HTTP to run succeeded, per second",
+        rate,
+        "1/s",
+    );
+    beside(
+        "the same, share of the bare loop with transactions",
+        rate / both,
+        "ratio",
+    );
+    let cpu = "s";
+    beside(
+        "CPU of the platform per 1,000 events, whole",
+        of(&rounds, |r| r.platform_cpu),
+        cpu,
+    );
+    beside(
+        "CPU of the pod per 1,000 events, whole",
+        of(&rounds, |r| r.pods_cpu),
+        cpu,
+    );
 }

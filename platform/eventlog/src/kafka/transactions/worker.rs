@@ -21,6 +21,8 @@ const STEP: Duration = Duration::from_secs(30);
 const OFFSETS_FOR: Duration = Duration::from_secs(10);
 const OFFSETS_GRACE: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_secs(1);
+/// Between two looks whether all records of a transaction have arrived.
+const FLUSH_LOOK: Duration = Duration::from_millis(1);
 
 struct Job {
     records: Vec<NewRecord>,
@@ -129,6 +131,13 @@ fn run(
 ) -> Result<(), Failure> {
     producer.begin_transaction().map_err(Failure::Aborted)?;
     let sent = send_blocking(producer, records, batch).map_err(Failure::Aborted);
+    // Before the offsets: what comes first in a transaction is refused until the markers of the one before are written, and
+    // offsets would be tried again after 100 ms only, records after 20. And before the commit: the binding's flush, with
+    // which that begins, looks each 100 ms.
+    let flushed = Instant::now() + OFFSETS_FOR;
+    while sent.is_ok() && producer.in_flight_count() > 0 && Instant::now() < flushed {
+        producer.poll(FLUSH_LOOK);
+    }
     let sent = sent.and_then(|()| match offsets {
         Some(offsets) => {
             *lock(asked) = Some(Instant::now());
