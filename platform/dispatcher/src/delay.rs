@@ -195,7 +195,11 @@ impl<'a> Delays<'a> {
                 .value(value);
             record.headers = imageflow_events::work::step_headers(step);
             loop {
-                match self.context.log.produce(vec![record.clone()]).await {
+                let produced = tokio::select! {
+                    produced = self.context.log.produce(vec![record.clone()]) => produced,
+                    () = work::overdue(stop) => return false,
+                };
+                match produced {
                     Ok(_) => break,
                     Err(LogError::UnknownTopic { .. }) if record.topic != topics::RUN_EVENTS => {
                         let error = plain(ErrorCode::NotFound, format!("function {} was deleted", step.function));

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backlog::Backlogs;
 use crate::delay::{self, Delays};
 use crate::tracker::Tracker;
+use crate::turns::Turns;
 use crate::work::{self, Context};
 
 /// Object metadata by which the platform marks what it wrote: the run.
@@ -33,8 +34,8 @@ pub struct DispatcherConfig {
     pub member: String,
     /// Records of one partition that may be open at a time; at this many the partition is paused.
     pub window: usize,
-    /// Records that may be open in all partitions together: with many at work each has a smaller window. An open record takes some
-    /// 10 KB.
+    /// Records that may be open in all partitions together: with many functions at work each has its share of them. An open record
+    /// takes some 5 KB.
     pub most_open: usize,
     /// Longest time that something done stays uncommitted.
     pub commit_every: Duration,
@@ -48,21 +49,6 @@ impl Default for DispatcherConfig {
             most_open: 2_048,
             commit_every: Duration::from_millis(200),
         }
-    }
-}
-
-/// The smallest window: less would leave pods without work between two looks.
-const LEAST_WINDOW: usize = 8;
-
-impl DispatcherConfig {
-    /// The window of each partition when so many have open records, so many in all. When those that came first have taken what
-    /// there is, others still get the smallest one.
-    fn share(&self, busy: usize, open: usize) -> usize {
-        let share = match open < self.most_open {
-            true => self.most_open / busy.max(1),
-            false => 0,
-        };
-        share.max(LEAST_WINDOW).min(self.window)
     }
 }
 
@@ -92,6 +78,10 @@ pub enum DispatcherError {
     Log(#[from] LogError),
 }
 
+/// How often it is counted what is not read, and looked whether a partition has ended behind its last record.
+const REFRESH: Duration = Duration::from_millis(500);
+/// How often another partition is let in where one has brought nothing.
+const TURN: Duration = Duration::from_millis(100);
 /// Before it joins anew.
 const DISPLACED_PAUSE: Duration = Duration::from_millis(500);
 
@@ -124,6 +114,7 @@ struct Intake {
     context: Arc<Context>,
     config: DispatcherConfig,
     partitions: HashMap<TopicPartition, Partition>,
+    turns: Turns,
     tasks: JoinSet<Finished>,
     dirty: bool,
 }
@@ -172,6 +163,7 @@ impl Dispatcher {
             context: context.clone(),
             config: config.clone(),
             partitions: HashMap::new(),
+            turns: Turns::new(config.window, config.most_open),
             tasks: JoinSet::new(),
             dirty: false,
         };
@@ -206,13 +198,14 @@ impl Dispatcher {
 impl Intake {
     async fn run(&mut self, consumer: &mut dyn Consumer, stop: &CancellationToken) -> Result<(), DispatcherError> {
         let mut commit_at: Option<Instant> = None;
-        let mut refresh = tokio::time::interval(Duration::from_millis(500));
-        refresh.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let [mut refresh, mut turn] = [REFRESH, TURN].map(|period| {
+            let mut ticks = tokio::time::interval(period);
+            ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            ticks
+        });
         loop {
             let due = commit_at.unwrap_or_else(Instant::now);
-            let paused = self.partitions.values().any(|p| p.paused);
-            // All of it may be of one partition.
-            let most = self.window();
+            let most = self.turns.at_once();
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
@@ -229,12 +222,13 @@ impl Intake {
                     commit_at = None;
                 }
                 _ = refresh.tick() => {
-                    if paused {
+                    if self.turns.is_anyone_waiting() {
                         self.count_unread(consumer).await?;
                     }
                     // A marker behind the last record may become known after all of them were committed.
                     self.dirty = true;
                 }
+                _ = turn.tick(), if self.turns.is_anyone_waiting() => self.resume(consumer),
                 events = consumer.poll(most) => {
                     for event in events? {
                         match event {
@@ -259,6 +253,8 @@ impl Intake {
             let (start, metadata) = assignment
                 .committed
                 .map_or((0, String::new()), |c| (c.offset, c.metadata));
+            let at = TopicPartition::new(assignment.topic, assignment.partition);
+            self.turns.add(&function, at.clone());
             let partition = Partition {
                 tracker: Tracker::new(start, &metadata),
                 function,
@@ -267,8 +263,7 @@ impl Intake {
                 keys: HashSet::new(),
                 behind: VecDeque::new(),
             };
-            self.partitions
-                .insert(TopicPartition::new(assignment.topic, assignment.partition), partition);
+            self.partitions.insert(at, partition);
         }
     }
 
@@ -280,7 +275,9 @@ impl Intake {
                 partition.stop.cancel();
                 // What waits behind others of its key has no task that could end.
                 open += partition.tracker.open() - partition.behind.len();
+                self.turns.remove(&partition.function, at);
                 for (_, step) in partition.behind.drain(..) {
+                    self.turns.ended(&partition.function);
                     self.context.backlogs.finished(&partition.function, step.requested_ms);
                     self.context.backlogs.announced(&step.next);
                 }
@@ -304,7 +301,6 @@ impl Intake {
     }
 
     fn take(&mut self, consumer: &mut dyn Consumer, records: Vec<Record>) {
-        let window = self.window();
         for record in records {
             let at = TopicPartition::new(record.topic.clone(), record.partition);
             let Some(partition) = self.partitions.get_mut(&at) else {
@@ -344,22 +340,15 @@ impl Intake {
             } else {
                 start(&mut self.tasks, &self.context, partition, at.clone(), record, step);
             }
-            if partition.tracker.open() >= window && !partition.paused {
-                partition.paused = true;
+            let open = partition.tracker.open();
+            let function = partition.function.clone();
+            for at in self.turns.took(&function, &at, open) {
                 consumer.pause(&at.topic, at.partition);
+                if let Some(partition) = self.partitions.get_mut(&at) {
+                    partition.paused = true;
+                }
             }
         }
-    }
-
-    /// How many records of one partition may be open now.
-    fn window(&self) -> usize {
-        let open = self
-            .partitions
-            .values()
-            .map(|p| p.tracker.open())
-            .filter(|open| *open > 0);
-        let (busy, open) = open.fold((0, 0), |(busy, all), open| (busy + 1, all + open));
-        self.config.share(busy, open)
     }
 
     fn settle(&mut self, finished: Result<Finished, tokio::task::JoinError>) {
@@ -374,6 +363,7 @@ impl Intake {
             .backlogs
             .finished(&finished.step.function, finished.step.requested_ms);
         self.context.backlogs.announced(&finished.step.next);
+        self.turns.ended(&finished.step.function);
         let Some(partition) = self.partitions.get_mut(&finished.at) else {
             return;
         };
@@ -396,17 +386,18 @@ impl Intake {
     }
 
     fn resume(&mut self, consumer: &mut dyn Consumer) {
-        if self.partitions.values().all(|p| !p.paused) {
+        if !self.turns.is_anyone_waiting() {
             return;
         }
-        let window = self.window();
-        for (at, partition) in self.partitions.iter_mut().filter(|(_, p)| p.paused) {
-            if partition.tracker.open() <= window / 2 {
+        let partitions = &self.partitions;
+        let open = |at: &TopicPartition| partitions.get(at).map_or(0, |partition| partition.tracker.open());
+        for at in self.turns.let_in(Instant::now(), open) {
+            consumer.resume(&at.topic, at.partition);
+            if let Some(partition) = self.partitions.get_mut(&at) {
                 partition.paused = false;
-                consumer.resume(&at.topic, at.partition);
             }
         }
-        if self.partitions.values().all(|p| !p.paused) {
+        if !self.turns.is_anyone_waiting() {
             for partition in self.partitions.values() {
                 self.context.backlogs.unread(&partition.function, 0);
             }
@@ -517,22 +508,4 @@ fn start(
             done,
         }
     }));
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn many_partitions_at_work_share_what_may_be_open() {
-        let config = DispatcherConfig::default();
-        let shares = [0, 1, 32, 64, 128, 300, 5_000].map(|busy| config.share(busy, 1_000));
-        assert_eq!(shares, [128, 128, 128, 64, 32, 16, 16]);
-        let narrow = DispatcherConfig {
-            window: 2,
-            ..DispatcherConfig::default()
-        };
-        assert_eq!(narrow.share(300, 600), 2);
-        assert_eq!(config.share(40, 4_096), 16, "the first ones have taken it all");
-    }
 }

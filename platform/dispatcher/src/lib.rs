@@ -15,6 +15,7 @@ mod outcome;
 mod request;
 mod stored;
 pub mod tracker;
+mod turns;
 mod work;
 
 pub use backlog::Backlogs;

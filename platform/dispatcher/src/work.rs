@@ -38,6 +38,8 @@ const SLOT_PATIENCE: Duration = Duration::from_secs(60);
 const DELAY_FROM: Duration = Duration::from_secs(5);
 /// Pause before the log or the object store is asked again.
 const STORAGE_PAUSE: Duration = Duration::from_millis(500);
+/// How long a report may take once the work is to end: a broker that is there takes milliseconds.
+const STOP_FOR: Duration = Duration::from_secs(3);
 /// Most reports are not larger: a buffer that grows is copied again and again.
 const USUAL_BYTES: usize = 512;
 
@@ -340,7 +342,11 @@ async fn report(context: &Context, mut end: End, stop: &CancellationToken) -> Re
         let Some(record) = record else {
             return Err(GivenUp);
         };
-        match context.log.produce(vec![record]).await {
+        let produced = tokio::select! {
+            produced = context.log.produce(vec![record]) => produced,
+            () = overdue(stop) => return Err(GivenUp),
+        };
+        match produced {
             Ok(_) => return Ok(()),
             Err(error @ LogError::RecordTooLarge { .. }) if !end.is_short() => {
                 // The next try is small whatever the function said.
@@ -354,6 +360,12 @@ async fn report(context: &Context, mut end: End, stop: &CancellationToken) -> Re
             () = tokio::time::sleep(STORAGE_PAUSE) => {}
         }
     }
+}
+
+/// Returns when it was time to end for a while.
+pub(crate) async fn overdue(stop: &CancellationToken) {
+    stop.cancelled().await;
+    tokio::time::sleep(STOP_FOR).await;
 }
 
 impl End {

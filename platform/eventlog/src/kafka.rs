@@ -79,6 +79,22 @@ async fn blocking<T: Send + 'static>(
         .map_err(|e| storage(context, e, None))
 }
 
+/// Ends clients, which blocks. On a thread of its own and not the runtime's, which would wait for it: without brokers a client
+/// may take minutes.
+async fn end(ending: impl FnOnce() + Send + 'static) {
+    let (told, ended) = tokio::sync::oneshot::channel();
+    let ending = std::thread::Builder::new()
+        .name("eventlog-kafka-close".to_owned())
+        .spawn(move || {
+            ending();
+            // Nobody listens any more when it took too long.
+            let _late = told.send(());
+        });
+    if ending.is_err() || tokio::time::timeout(CLOSE_FOR, ended).await.is_err() {
+        tracing::warn!("a client of Kafka did not end in {CLOSE_FOR:?}, it is left to end by itself");
+    }
+}
+
 impl Handle {
     fn check_open(&self) -> Result<()> {
         if self.closed.is_cancelled() {
@@ -117,6 +133,9 @@ impl Handle {
         lock(&self.readers).iter().for_each(Reader::idle);
     }
 }
+
+/// Longest that the end of clients is waited for.
+const CLOSE_FOR: Duration = Duration::from_secs(5);
 
 /// The event log on a Kafka cluster.
 ///
@@ -246,14 +265,12 @@ impl Kafka {
         let producer = lock(&self.handle.producer).take();
         let askers = std::mem::take(&mut *lock(&self.handle.askers));
         let readers = std::mem::take(&mut *lock(&self.handle.readers));
-        let ended = tokio::task::spawn_blocking(move || {
+        end(move || {
             drop((producer, askers, readers, endings));
             // It ends when all that was handed over has ended. A panic in there was reported by its own thread.
             let _ended = tasks.endings.join();
-        });
-        if let Err(error) = ended.await {
-            tracing::warn!(%error, "the clients of Kafka did not end as they should");
-        }
+        })
+        .await;
     }
 }
 

@@ -73,6 +73,9 @@ pub enum RouterError {
     Log(#[from] LogError),
 }
 
+/// How long a batch that is being written may take once the router is to end: without brokers it takes minutes. What is not
+/// known to be written is worked out again by the next router, and written once.
+const STOP_FOR: Duration = Duration::from_secs(3);
 /// Pause before a batch that could not be written is written again.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -248,7 +251,12 @@ impl Router {
                     if let Some(announce) = self.announce.as_ref().filter(|_| !std::mem::replace(&mut told, true)) {
                         batch.functions().iter().for_each(|function| announce(function));
                     }
-                    match producer.commit(self.transaction(&mut batch, offsets.clone())).await {
+                    let written = producer.commit(self.transaction(&mut batch, offsets.clone()));
+                    let written = tokio::select! {
+                        written = written => written,
+                        () = overdue(stop) => return Ok(false),
+                    };
+                    match written {
                         Ok(_) => {
                             batch.apply(runs);
                             runs.forget(&surplus);
@@ -317,6 +325,12 @@ impl Router {
         batch.delete(&surplus);
         Ok((batch, surplus))
     }
+}
+
+/// Returns when it was time to end for a while.
+async fn overdue(stop: &CancellationToken) {
+    stop.cancelled().await;
+    tokio::time::sleep(STOP_FOR).await;
 }
 
 /// What somebody wrote into the topic of events that is none. Its bytes are kept, so that nothing is lost.

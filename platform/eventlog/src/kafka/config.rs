@@ -346,8 +346,8 @@ impl KafkaConfig {
                 ("topic.blacklist", "^__"),
                 // A member may have thousands of partitions with a backlog each: what is read ahead of one is small. A record
                 // larger than a fetch is fetched nevertheless.
-                ("fetch.message.max.bytes", "65536"),
-                ("queued.min.messages", "100"),
+                ("fetch.message.max.bytes", "16384"),
+                ("queued.min.messages", "16"),
             ],
         );
         config

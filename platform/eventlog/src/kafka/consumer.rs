@@ -346,6 +346,11 @@ impl KafkaConsumer {
             let (topic, partition) = (&place.at.topic, place.at.partition);
             if let Err(error) = self.member.consumer.pause(&Self::one(topic, partition)) {
                 tracing::warn!(%error, topic, partition, "a partition could not be paused");
+                continue;
+            }
+            // What was read ahead is void from here on. librdkafka frees it when somebody looks.
+            if let Polled::Record(record) = take(&self.member.told, || place.queue.poll(Duration::ZERO)) {
+                tracing::error!(topic, partition, record.offset, "a paused partition gave a record");
             }
         }
     }
@@ -491,9 +496,8 @@ impl Consumer for KafkaConsumer {
     }
 
     async fn close(mut self: Box<Self>) -> Result<()> {
-        let leave = self.leaving();
-        let left = tokio::task::spawn_blocking(leave).await;
-        left.map_err(|e| LogError::storage("leaving the group", e))
+        super::end(self.leaving()).await;
+        Ok(())
     }
 }
 
