@@ -11,7 +11,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use imageflow_pods::{PodHost, PodId, PodState, PodTable};
 use imageflow_types::{FunctionName, RevisionName};
-use tokio::sync::{broadcast, oneshot, watch};
+use tokio::sync::{Notify, broadcast, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -48,6 +48,10 @@ struct Endpoint {
     limit: u32,
     in_flight: u32,
     accepting: bool,
+    /// What tells one life of the pod from the next.
+    restarts: u32,
+    /// A request was lost with it: it is asked nothing until then, or until it has started again.
+    distrusted: Option<Instant>,
     crowd: Arc<AtomicU32>,
 }
 
@@ -80,7 +84,13 @@ pub struct Delivery {
     table: watch::Receiver<Arc<PodTable>>,
     state: Mutex<State>,
     pokes: broadcast::Sender<FunctionName>,
+    /// A pod is distrusted from now on.
+    distrusted: Notify,
 }
+
+/// So long a pod that lost a request is not asked, unless it starts again before. Its end is seen by its callers before its
+/// host tells of it: what met it in between would be lost as well, and blamed for it.
+const DISTRUST: Duration = Duration::from_secs(1);
 
 /// A place at a pod, given back when dropped.
 pub struct Slot {
@@ -91,7 +101,7 @@ pub struct Slot {
     class: Class,
     weight: u32,
     cold: bool,
-    /// How many requests the pod held when the first of them was lost with it; 0 while none was.
+    /// How many requests the pod held when the first of them was lost with this life of it; 0 while none was.
     crowd: Arc<AtomicU32>,
     /// Whose caller it serves, when not its own function's.
     lent: Option<Lent>,
@@ -154,15 +164,18 @@ impl Delivery {
             table: table.clone(),
             state: Mutex::default(),
             pokes,
+            distrusted: Notify::new(),
         });
         let (shared, stop) = (delivery.clone(), stop.clone());
         tasks.spawn(async move {
             loop {
                 let now = table.borrow_and_update().clone();
-                shared.follow(&now);
+                let again = shared.follow(&now, Instant::now());
                 tokio::select! {
                     () = stop.cancelled() => break,
                     changed = table.changed() => if changed.is_err() { break },
+                    () = shared.distrusted.notified() => {}
+                    () = at(again) => {}
                 }
             }
             shared.close();
@@ -342,16 +355,16 @@ impl Delivery {
         crowd.saturating_sub(slot.weight)
     }
 
-    /// The pod answered, so it is not lost.
-    pub(crate) fn alive(slot: &Slot) {
-        slot.crowd.store(0, Ordering::Relaxed);
-    }
-
-    /// The pod is not to be asked again until the host says so.
-    pub(crate) fn distrust(&self, pod: &PodId) {
-        if let Some(endpoint) = self.lock().endpoints.get_mut(pod) {
+    /// The pod is not to be asked for a while, unless it starts again.
+    pub(crate) fn distrust(&self, slot: &Slot) {
+        if let Some(endpoint) = self.lock().endpoints.get_mut(&slot.pod)
+            // Else it has started again since.
+            && endpoint.addr == slot.addr
+        {
             endpoint.accepting = false;
+            endpoint.distrusted = Some(Instant::now() + DISTRUST);
         }
+        self.distrusted.notify_one();
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -428,8 +441,8 @@ impl Delivery {
         }
     }
 
-    /// Takes the host's pods over.
-    fn follow(self: &Arc<Self>, table: &PodTable) {
+    /// Takes the host's pods over; says when a distrusted one is to be looked at again.
+    fn follow(self: &Arc<Self>, table: &PodTable, now: Instant) -> Option<Instant> {
         let mut state = self.lock();
         let known: Vec<PodId> = state.endpoints.keys().cloned().collect();
         for gone in known.iter().filter(|id| !table.pods.contains_key(*id)) {
@@ -453,13 +466,22 @@ impl Delivery {
                 limit: share,
                 in_flight: 0,
                 accepting: false,
+                restarts: pod.restarts,
+                distrusted: None,
                 crowd: Arc::default(),
             });
-            endpoint.addr = pod.addr;
-            if !endpoint.accepting || endpoint.limit < share {
+            let again = (endpoint.addr, endpoint.restarts) != (pod.addr, pod.restarts);
+            (endpoint.addr, endpoint.restarts) = (pod.addr, pod.restarts);
+            if again || endpoint.distrusted.is_some_and(|until| until <= now) {
+                endpoint.distrusted = None;
+                // Those before keep theirs: an answer that one of them still gets does not make the others fewer.
+                endpoint.crowd = Arc::default();
+            }
+            let accepting = endpoint.distrusted.is_none();
+            if accepting && (!endpoint.accepting || endpoint.limit < share) {
                 fresh.push(pod.revision.clone());
             }
-            endpoint.accepting = true;
+            endpoint.accepting = accepting;
             endpoint.limit = share;
         }
         for (revision, queue) in &mut state.queues {
@@ -471,6 +493,7 @@ impl Delivery {
         for revision in fresh {
             self.grant(&mut state, &revision, true);
         }
+        state.endpoints.values().filter_map(|e| e.distrusted).min()
     }
 
     fn close(&self) {
@@ -479,6 +502,14 @@ impl Delivery {
         for queue in state.queues.values_mut() {
             queue.hold.drain();
         }
+    }
+}
+
+/// Returns then; never without a time.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 

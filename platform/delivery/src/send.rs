@@ -46,13 +46,10 @@ impl Delivery {
                 .await
                 .map_err(|error| {
                     if error.is_connect() {
-                        self.distrust(&slot.pod);
+                        self.distrust(slot);
                         return DeliveryError::NotReached(error);
                     }
-                    DeliveryError::PodLost {
-                        beside: self.beside(slot),
-                        source: Box::new(error),
-                    }
+                    self.lost(slot, Box::new(error))
                 })?;
             let (head, body) = response.into_parts();
             let body = Limited::new(body, self.config.max_answer_bytes)
@@ -62,17 +59,13 @@ impl Delivery {
                     if source.downcast_ref::<LengthLimitError>().is_some() {
                         return DeliveryError::AnswerTooLarge(self.config.max_answer_bytes);
                     }
-                    DeliveryError::PodLost {
-                        beside: self.beside(slot),
-                        source,
-                    }
+                    self.lost(slot, source)
                 })?;
             Ok(Response::from_parts(head, body.to_bytes()))
         };
         let response = tokio::time::timeout(timeout, call)
             .await
             .map_err(|_| DeliveryError::Timeout(timeout))??;
-        Self::alive(slot);
         if let Some(why) = response.headers().get(REFUSED) {
             return Err(DeliveryError::Refused {
                 why: why.to_str().unwrap_or("unknown").to_owned(),
@@ -80,6 +73,13 @@ impl Delivery {
         }
         self.completed(slot, begun.elapsed());
         Ok(response)
+    }
+
+    /// The pod went away with the request, and is not asked again before it is there again.
+    fn lost(&self, slot: &Slot, source: Box<dyn std::error::Error + Send + Sync>) -> DeliveryError {
+        let beside = self.beside(slot);
+        self.distrust(slot);
+        DeliveryError::PodLost { beside, source }
     }
 
     /// Acquires and sends for a caller who waits; what is no attempt is tried again within the deadline.

@@ -124,6 +124,76 @@ async fn alone_means_that_no_other_request_is_with_the_pod() {
     another.await.unwrap();
 }
 
+/// Its callers see a pod's end before its host: another request must not meet the same end, and be blamed for it.
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_lost_a_request_is_asked_again_when_it_has_started_again_or_after_a_while() {
+    let world = World::new(DeliveryConfig::default());
+    let first = pod("a", NOWHERE, 1, PodState::Ready);
+    world.pods([first.clone()]);
+    let lost = world.acquire(Class::Batch, Demand::One).await.unwrap();
+    world.delivery.distrust(&lost);
+    drop(lost);
+    let next = world.acquire(Class::Batch, Demand::Alone);
+    tokio::pin!(next);
+    let early = tokio::time::timeout(DISTRUST / 2, &mut next).await;
+    assert!(early.is_err(), "it is as it was");
+    // The host tells of another pod, and of this one what it told before.
+    world.pods([first.clone(), pod("b", NOWHERE, 1, PodState::Starting)]);
+    let early = tokio::time::timeout(DISTRUST / 4, &mut next).await;
+    assert!(early.is_err(), "it is as it was");
+    let begun = Instant::now();
+    world.pods([Pod {
+        restarts: 1,
+        ..first
+    }]);
+    let slot = next.await.unwrap();
+    assert!(begun.elapsed() < Duration::from_millis(10), "it has started again");
+
+    world.delivery.distrust(&slot);
+    drop(slot);
+    let begun = Instant::now();
+    let slot = world.acquire(Class::Batch, Demand::One).await.unwrap();
+    assert!(begun.elapsed() >= DISTRUST, "nobody said that it died");
+    // Of an end that was before its last start nothing follows.
+    let before = Slot {
+        delivery: Weak::new(),
+        pod: slot.pod.clone(),
+        addr: std::net::SocketAddr::new(NOWHERE.ip(), 2),
+        revision: slot.revision.clone(),
+        class: Class::Batch,
+        weight: 1,
+        cold: false,
+        crowd: Arc::default(),
+        lent: None,
+    };
+    world.delivery.distrust(&before);
+    drop(slot);
+    let begun = Instant::now();
+    world.acquire(Class::Batch, Demand::One).await.unwrap();
+    assert_eq!(begun.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_is_lost_with_a_pod_is_told_how_many_were_until_it_has_started_again() {
+    let world = World::new(DeliveryConfig::default());
+    let first = pod("a", NOWHERE, 3, PodState::Ready);
+    world.pods([first.clone()]);
+    let mut slots = Vec::new();
+    for _ in 0..3 {
+        slots.push(world.acquire(Class::Batch, Demand::One).await.unwrap());
+    }
+    while let Some(slot) = slots.pop() {
+        assert_eq!(world.delivery.beside(&slot), 2);
+        world.delivery.distrust(&slot);
+    }
+    world.pods([Pod {
+        restarts: 1,
+        ..first
+    }]);
+    let slot = world.acquire(Class::Batch, Demand::One).await.unwrap();
+    assert_eq!(world.delivery.beside(&slot), 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn who_shares_a_pod_with_others_gives_it_its_share_only() {
     let world = World::new(DeliveryConfig::default());
