@@ -3,12 +3,17 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::Duration;
 
 use imageflow_objects::{ObjectStore, S3Config, S3Store};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::Api;
+
+/// Longest from SIGTERM to the end: Kubernetes gives a pod 30 s.
+const END_FOR: Duration = Duration::from_secs(30);
 
 /// A platform in a folder; ended with its pods when dropped.
 pub struct Platform {
@@ -124,11 +129,20 @@ impl Platform {
         self.child.wait().expect("its end");
     }
 
-    /// SIGTERM, and waits for its end. Panics when it does not end well.
+    /// SIGTERM, and waits for its end. Panics when it does not end well, or not soon.
     pub fn stop(mut self) {
         self.signal(Signal::TERM);
+        let pid = Pid::from_child(&self.child);
+        let (ended, end) = std::sync::mpsc::channel::<()>();
+        let watchdog = std::thread::spawn(move || {
+            if end.recv_timeout(END_FOR) == Err(RecvTimeoutError::Timeout) {
+                let _already_gone = kill_process(pid, Signal::KILL);
+            }
+        });
         let status = self.child.wait().expect("its end");
-        assert!(status.success(), "imageflow up ended with {status}");
+        drop(ended);
+        watchdog.join().expect("the watchdog ends");
+        assert!(status.success(), "imageflow up ended with {status}; it has {END_FOR:?}");
     }
 }
 

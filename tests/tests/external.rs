@@ -34,3 +34,20 @@ async fn a_put_becomes_one_run_and_one_result_on_kafka_and_s3() {
     );
     platform.stop();
 }
+
+/// What is under way cannot be ended then, but the process ends: its work is there when the brokers are.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_platform_whose_brokers_are_gone_ends_soon() {
+    let Some(world) = World::start().await else { return };
+    let platform = world.platform(&[]);
+    platform.api.apply(RESOURCES).await;
+    for number in 0..PHOTOS {
+        put(world.objects.as_ref(), number).await.unwrap();
+    }
+    let begun = |list: &Value| !list["items"].as_array().unwrap().is_empty();
+    platform.api.until("/v1/runs", begun).await;
+    for broker in 0..3 {
+        world.cluster.kill(broker).unwrap();
+    }
+    platform.stop();
+}

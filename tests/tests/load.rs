@@ -181,7 +181,14 @@ async fn an_event_that_kills_its_pod_in_every_partition_holds_nobody_else_up() {
     let calls = calls(folder.path());
     assert_eq!(calls.len(), GOOD + poison, "each event was called");
     // One that was with a poison is called again, but not blamed.
-    let blamed = platform.api.metric("imageflow_function_attempts_failed_total", &[]).await as usize;
-    assert_eq!(blamed, 2 * poison, "each poison has two attempts, and nobody else a failed one");
+    let blamed = platform
+        .api
+        .metric("imageflow_function_attempts_failed_total", &[])
+        .await as usize;
+    assert_eq!(
+        blamed,
+        2 * poison,
+        "each poison has two attempts, and nobody else a failed one"
+    );
     platform.stop();
 }

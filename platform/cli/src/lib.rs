@@ -14,6 +14,7 @@ mod up;
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
 
@@ -69,7 +70,7 @@ fn run(cli: Cli) -> Result<(), CliError> {
         .enable_all()
         .build()
         .map_err(|e| CliError::Failed(format!("cannot start threads: {e}")))?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         if let Command::Up(args) = cli.command {
             return roles::up(*args).await;
         }
@@ -91,7 +92,10 @@ fn run(cli: Cli) -> Result<(), CliError> {
             now_ms: now_ms(),
         };
         commands::run(&mut context, cli.command).await
-    })
+    });
+    // Calls that block, of clients whose brokers are gone, may take minutes yet; nothing is waited for that is not durable.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    ended
 }
 
 fn print(text: &[u8]) -> Result<(), CliError> {

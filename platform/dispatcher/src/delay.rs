@@ -8,6 +8,7 @@ use imageflow_eventlog::{
     Assignment, Consumer, ConsumerConfig, ConsumerEvent, LogError, NewRecord, OffsetCommit, Record, TopicPartition,
     TopicSpec, Topics,
 };
+use imageflow_process::overdue;
 use imageflow_types::ErrorCode;
 use imageflow_types::topics;
 use imageflow_types::work::{Delayed, RunEvent};
@@ -197,7 +198,7 @@ impl<'a> Delays<'a> {
             loop {
                 let produced = tokio::select! {
                     produced = self.context.log.produce(vec![record.clone()]) => produced,
-                    () = work::overdue(stop) => return false,
+                    () = overdue(stop) => return false,
                 };
                 match produced {
                     Ok(_) => break,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use imageflow_delivery::{Class, Delivery, DeliveryError, Demand, Slot, Target};
 use imageflow_eventlog::{EventLog, LogError, NewRecord};
 use imageflow_objects::ObjectStore;
-use imageflow_process::trace;
+use imageflow_process::{overdue, trace};
 use imageflow_resources::{FunctionEntry, ResourceStore};
 use imageflow_types::error::ErrorCode;
 use imageflow_types::function::Ordering;
@@ -38,8 +38,6 @@ const SLOT_PATIENCE: Duration = Duration::from_secs(60);
 const DELAY_FROM: Duration = Duration::from_secs(5);
 /// Pause before the log or the object store is asked again.
 const STORAGE_PAUSE: Duration = Duration::from_millis(500);
-/// How long a report may take once the work is to end: a broker that is there takes milliseconds.
-const STOP_FOR: Duration = Duration::from_secs(3);
 /// Most reports are not larger: a buffer that grows is copied again and again.
 const USUAL_BYTES: usize = 512;
 
@@ -360,12 +358,6 @@ async fn report(context: &Context, mut end: End, stop: &CancellationToken) -> Re
             () = tokio::time::sleep(STORAGE_PAUSE) => {}
         }
     }
-}
-
-/// Returns when it was time to end for a while.
-pub(crate) async fn overdue(stop: &CancellationToken) {
-    stop.cancelled().await;
-    tokio::time::sleep(STOP_FOR).await;
 }
 
 impl End {

@@ -8,6 +8,7 @@ use imageflow_eventlog::{
 };
 use imageflow_objects::notifications::{Notification, parse};
 use imageflow_objects::{ChangeKind, ObjectListener, ObjectStore};
+use imageflow_process::overdue;
 use imageflow_types::topics;
 use tokio_util::sync::CancellationToken;
 
@@ -75,7 +76,10 @@ impl Notifications {
                         return consumer.close().await;
                     }
                 }
-                self.commit(consumer.as_mut(), &records).await?;
+                tokio::select! {
+                    committed = self.commit(consumer.as_mut(), &records) => committed?,
+                    () = overdue(stop) => {}
+                }
             }
         }
         consumer.close().await
@@ -93,7 +97,12 @@ impl Notifications {
             }
         };
         for change in changes {
-            while let Err(error) = self.raise(change.clone(), record.offset).await {
+            loop {
+                let raised = tokio::select! {
+                    raised = self.raise(change.clone(), record.offset) => raised,
+                    () = overdue(stop) => return false,
+                };
+                let Err(error) = raised else { break };
                 tracing::warn!(%error, "a notification waits");
                 tokio::select! {
                     () = stop.cancelled() => return false,

@@ -1,4 +1,6 @@
 //! SIGINT and SIGTERM.
+use std::time::Duration;
+
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -30,6 +32,16 @@ pub fn on_signals() -> std::io::Result<Stop> {
         tokens.hard.cancel();
     });
     Ok(stop)
+}
+
+/// How long what is being written may take once a service is to end: brokers that are there take milliseconds, and without
+/// them it would be minutes. Kubernetes gives a pod 30 s.
+const WRITE_FOR: Duration = Duration::from_secs(3);
+
+/// Returns when it was time to end for so long that what is not written by now is left to who comes next.
+pub async fn overdue(stop: &CancellationToken) {
+    stop.cancelled().await;
+    tokio::time::sleep(WRITE_FOR).await;
 }
 
 async fn next(signals: &mut (Signal, Signal)) {

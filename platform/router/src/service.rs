@@ -11,6 +11,7 @@ use imageflow_eventlog::{
 };
 use imageflow_events::EventError;
 use imageflow_objects::ObjectStore;
+use imageflow_process::overdue;
 use imageflow_resources::ResourceStore;
 use imageflow_types::work::{DeadLetter, RunEvent, StepError};
 use imageflow_types::{ErrorCode, FunctionName, topics};
@@ -73,9 +74,6 @@ pub enum RouterError {
     Log(#[from] LogError),
 }
 
-/// How long a batch that is being written may take once the router is to end: without brokers it takes minutes. What is not
-/// known to be written is worked out again by the next router, and written once.
-const STOP_FOR: Duration = Duration::from_secs(3);
 /// Pause before a batch that could not be written is written again.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -254,6 +252,7 @@ impl Router {
                     let written = producer.commit(self.transaction(&mut batch, offsets.clone()));
                     let written = tokio::select! {
                         written = written => written,
+                        // What is not known to be written is worked out again by the next router, and written once.
                         () = overdue(stop) => return Ok(false),
                     };
                     match written {
@@ -325,12 +324,6 @@ impl Router {
         batch.delete(&surplus);
         Ok((batch, surplus))
     }
-}
-
-/// Returns when it was time to end for a while.
-async fn overdue(stop: &CancellationToken) {
-    stop.cancelled().await;
-    tokio::time::sleep(STOP_FOR).await;
 }
 
 /// What somebody wrote into the topic of events that is none. Its bytes are kept, so that nothing is lost.

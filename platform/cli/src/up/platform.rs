@@ -339,18 +339,23 @@ impl Platform {
         self.movers.cancel();
         let mut services = self.services.into_inner();
         while let Some(ended) = services.join_next().await {
-            if let Ok(Err(error)) = ended {
-                tracing::error!(error, "a service ended with an error");
+            match ended {
+                Ok(Ok(service)) => tracing::debug!(service, "ended"),
+                Ok(Err(error)) => tracing::error!(error, "a service ended with an error"),
+                Err(error) => tracing::error!(%error, "a service ended unexpectedly"),
             }
         }
         self.rest.cancel();
         self.tasks.close();
         self.tasks.wait().await;
+        tracing::debug!("the tasks of the services ended");
         self.host.shutdown().await;
+        tracing::debug!("the pods ended");
         if let Some(s3) = self.s3 {
             s3.shutdown().await;
         }
         self.log.close().await;
+        tracing::debug!("the log is closed");
     }
 }
 
