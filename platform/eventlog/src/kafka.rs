@@ -5,6 +5,7 @@ mod consumer;
 mod context;
 mod failure;
 mod group;
+mod left_out;
 mod offsets;
 mod pace;
 mod produce;

@@ -142,10 +142,7 @@ async fn a_pod_that_lost_a_request_is_asked_again_when_it_has_started_again_or_a
     let early = tokio::time::timeout(DISTRUST / 4, &mut next).await;
     assert!(early.is_err(), "it is as it was");
     let begun = Instant::now();
-    world.pods([Pod {
-        restarts: 1,
-        ..first
-    }]);
+    world.pods([Pod { restarts: 1, ..first }]);
     let slot = next.await.unwrap();
     assert!(begun.elapsed() < Duration::from_millis(10), "it has started again");
 
@@ -186,10 +183,7 @@ async fn whoever_is_lost_with_a_pod_is_told_how_many_were_until_it_has_started_a
         assert_eq!(world.delivery.beside(&slot), 2);
         world.delivery.distrust(&slot);
     }
-    world.pods([Pod {
-        restarts: 1,
-        ..first
-    }]);
+    world.pods([Pod { restarts: 1, ..first }]);
     let slot = world.acquire(Class::Batch, Demand::One).await.unwrap();
     assert_eq!(world.delivery.beside(&slot), 0);
 }

@@ -16,6 +16,7 @@ use super::Handle;
 use super::context::{Context, Rebalance, lock};
 use super::failure::{code, storage};
 use super::group::Membership;
+use super::left_out::{self, Seen, Step, Watch};
 use super::offsets::{Asker, End, commits, ends};
 use super::reading::{Polled, READ_BYTES, TICK, record_bytes, take};
 use crate::error::{LogError, Result};
@@ -27,11 +28,6 @@ use crate::types::{
 /// So long a paused partition keeps what was read ahead. Who pauses because its hands are full resumes in a moment, and
 /// would fetch up to 1,000 records again for each handful that it takes; one that stays paused is to hold no memory.
 const KEPT_AHEAD: Duration = Duration::from_secs(1);
-
-/// A member that the group has told of nothing for its session and so long, although it has topics, is made anew: now and
-/// then librdkafka does not join by a pattern whose first topic comes while the client starts. Members that died are out of
-/// the group's way by then.
-const JOIN_GRACE: Duration = Duration::from_secs(5);
 
 /// Pause before what a new partition needs is asked for again.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
@@ -76,8 +72,6 @@ struct Assigning {
 pub struct KafkaConsumer {
     handle: Arc<Handle>,
     config: ConsumerConfig,
-    /// Since when it waits to be taken in, or was looked after.
-    waits: Instant,
     member: Arc<Membership>,
     places: HashMap<u64, Place>,
     ids: HashMap<TopicPartition, u64>,
@@ -86,6 +80,8 @@ pub struct KafkaConsumer {
     /// Partitions that were paused a short while ago, the first one first.
     pausing: VecDeque<(Instant, u64)>,
     assigning: Option<Assigning>,
+    watch: Watch,
+    looking: Option<JoinHandle<Result<Option<Seen>, KafkaError>>>,
     closed: bool,
 }
 
@@ -122,7 +118,6 @@ impl KafkaConsumer {
         Ok(Self {
             handle,
             config,
-            waits: Instant::now(),
             member,
             places: HashMap::new(),
             ids: HashMap::new(),
@@ -130,6 +125,8 @@ impl KafkaConsumer {
             ready: Ready::default(),
             pausing: VecDeque::new(),
             assigning: None,
+            watch: Watch::default(),
+            looking: None,
             closed: false,
         })
     }
@@ -178,29 +175,51 @@ impl KafkaConsumer {
         }
     }
 
-    /// Makes the client anew when the group does not take it in although it has topics.
+    /// Sees to it that the group assigns every topic that it is for.
     async fn look_after(&mut self) -> Result<()> {
-        if self.member.told.has_joined() || self.waits.elapsed() < self.config.session_timeout + JOIN_GRACE {
-            return Ok(());
+        if let Some(looking) = self.looking.take_if(|looking| looking.is_finished()) {
+            match looking.await {
+                Ok(Ok(None)) => {}
+                Ok(Ok(Some(seen))) => {
+                    let left_out = seen.left_out.join(", ");
+                    if let Some(rest) = self.watch.saw(seen) {
+                        tracing::warn!(
+                            self.config.group,
+                            left_out,
+                            "the group assigned none of these topics: it is made to do so"
+                        );
+                        metrics::counter!("imageflow_eventlog_kafka_stuck_total", "what" => "assignment").increment(1);
+                        self.subscribe(&rest)?;
+                    }
+                }
+                Ok(Err(error)) => tracing::debug!(%error, self.config.group, "looking at the group"),
+                Err(error) => return Err(LogError::storage("looking at the group", error)),
+            }
         }
-        self.waits = Instant::now();
-        let Topics::Pattern(prefix) = &self.config.topics else {
-            return Ok(());
-        };
-        // Brokers that do not answer are why it waits.
-        let Ok(topics) = self.handle.list().await else {
-            return Ok(());
-        };
-        if topics.iter().any(|topic| topic.name.starts_with(prefix)) && !self.member.told.has_joined() {
-            tracing::warn!(
-                self.config.group,
-                self.config.member,
-                "the group does not take this member in: it begins anew"
-            );
-            metrics::counter!("imageflow_eventlog_kafka_stuck_total").increment(1);
-            *self = Self::join(self.handle.clone(), self.config.clone())?;
+        match self.watch.next(self.member.told.rebalances(), Instant::now()) {
+            Step::Nothing => {}
+            Step::Look if self.looking.is_some() => {}
+            Step::Look => {
+                let (asker, config) = (self.handle.meta(), &self.config);
+                let (group, topics) = (config.group.clone(), config.topics.clone());
+                let timeout = self.handle.config.request_timeout / 3;
+                let look = move || left_out::look(&asker, &group, &topics, timeout);
+                self.looking = Some(tokio::task::spawn_blocking(look));
+            }
+            Step::Widen => self.subscribe(&subscription(&self.config.topics)?)?,
         }
         Ok(())
+    }
+
+    fn subscribe(&self, topics: &[String]) -> Result<()> {
+        // A name that no topic has, for there is no subscription to nothing that does not leave the group.
+        let none = format!("{}.none", self.config.group);
+        let names: Vec<&str> = match topics {
+            [] => vec![&none],
+            topics => topics.iter().map(String::as_str).collect(),
+        };
+        let subscribed = self.member.consumer.subscribe(&names);
+        subscribed.map_err(|e| storage("subscribing", e, None))
     }
 
     /// The next change of assignment. Whatever is dropped while it waits goes on at the next call.

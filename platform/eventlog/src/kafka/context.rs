@@ -39,8 +39,8 @@ pub struct Told {
     /// Where the last partition ended that was read to its end.
     end: Mutex<Option<i64>>,
     rebalances: Mutex<VecDeque<Rebalance>>,
-    /// Whether the group ever told of an assignment, be it of nothing.
-    joined: AtomicBool,
+    /// How often the group told of an assignment, be it of nothing.
+    heard: AtomicU64,
     /// Set when the owner is gone: then revoked partitions are given up at once.
     leaving: AtomicBool,
     last_error: Mutex<Option<String>>,
@@ -69,8 +69,8 @@ impl Told {
             .any(|r| matches!(r, Rebalance::Revoke { lost: true, .. }))
     }
 
-    pub fn has_joined(&self) -> bool {
-        self.joined.load(Ordering::Acquire)
+    pub fn rebalances(&self) -> u64 {
+        self.heard.load(Ordering::Acquire)
     }
 
     pub fn leave(&self) {
@@ -132,7 +132,7 @@ impl ConsumerContext for Context {
     /// Only noted here: the owner answers when it has finished with what is taken from it.
     fn rebalance(&self, consumer: &BaseConsumer<Self>, error: RDKafkaRespErr, list: &mut TopicPartitionList) {
         self.told.told();
-        self.told.joined.store(true, Ordering::Release);
+        self.told.heard.fetch_add(1, Ordering::AcqRel);
         let is_assign = error == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
         // There is nothing to prepare for an assignment of nothing.
         if self.told.leaving.load(Ordering::Acquire) || (is_assign && list.count() == 0) {

@@ -99,7 +99,7 @@ impl Worker {
                 tracing::warn!(
                     "librdkafka does not come back from adding offsets to a transaction: a new producer takes over"
                 );
-                metrics::counter!("imageflow_eventlog_kafka_stuck_total").increment(1);
+                metrics::counter!("imageflow_eventlog_kafka_stuck_total", "what" => "transaction").increment(1);
                 return Err(Failure::Open(KafkaError::Global(RDKafkaErrorCode::OperationTimedOut)));
             }
         }

@@ -1,0 +1,234 @@
+//! Topics that a group exists for and none of its members was given.
+//!
+//! The leader of a group asks the group's coordinator how many partitions the topics have that the members named. A broker
+//! that does not know a new topic yet, although another one told a member of it, so has nothing of it assigned; and librdkafka
+//! (2.12) leaves it at that, for what the members know changes no more. On brokers that have just started it happens about once
+//! in thirty times. So a member looks at what came of a rebalance, and has the group assign anew what was left out.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::Consumer as _;
+use rdkafka::error::KafkaError;
+
+use super::offsets::Asker;
+use crate::types::Topics;
+
+/// From a rebalance to the look at it, and between two looks: by then each member has heard of a new topic by itself
+/// (`topic.metadata.refresh.interval.ms`), and the group has been through the rebalance that follows.
+pub const PAUSE: Duration = Duration::from_secs(2);
+/// Looks at a rebalance: a topic may be so new that its own rebalance is yet to come.
+const LOOKS: u32 = 2;
+
+/// What is to be done now.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Step {
+    Nothing,
+    /// Look at the group.
+    Look,
+    /// Subscribe to everything again.
+    Widen,
+}
+
+/// What a look has shown.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// The topics that the group is to have.
+    pub topics: Vec<String>,
+    /// Those of them of which some partition is assigned to nobody.
+    pub left_out: Vec<String>,
+}
+
+/// Decides when a member looks at its group, and what it does about what it saw.
+#[derive(Debug, Default)]
+pub struct Watch {
+    /// Rebalances that this member heard of.
+    heard: u64,
+    /// Since the last rebalance, look or change; none when there is nothing to wait for.
+    since: Option<Instant>,
+    looks: u32,
+    suspects: Vec<String>,
+    narrowed: bool,
+}
+
+impl Watch {
+    pub fn next(&mut self, heard: u64, now: Instant) -> Step {
+        if heard != self.heard {
+            self.heard = heard;
+            self.begin(now);
+        }
+        if self
+            .since
+            .is_none_or(|since| now.saturating_duration_since(since) < PAUSE)
+        {
+            return Step::Nothing;
+        }
+        if self.narrowed {
+            self.narrowed = false;
+            self.begin(now);
+            return Step::Widen;
+        }
+        self.since = Some(now);
+        Step::Look
+    }
+
+    fn begin(&mut self, now: Instant) {
+        self.since = Some(now);
+        self.looks = 0;
+        self.suspects.clear();
+    }
+
+    /// Takes what was seen, and says which topics are to be subscribed to for a while, so that those left out are new to the
+    /// group when they come back: librdkafka joins again only when its list of topics changes.
+    pub fn saw(&mut self, seen: Seen) -> Option<Vec<String>> {
+        self.looks += 1;
+        let again = seen.left_out.iter().any(|topic| self.suspects.contains(topic));
+        if again {
+            self.narrowed = true;
+            let Seen { mut topics, left_out } = seen;
+            topics.retain(|topic| !left_out.contains(topic));
+            return Some(topics);
+        }
+        if seen.left_out.is_empty() || self.looks >= LOOKS {
+            self.since = None;
+        }
+        self.suspects = seen.left_out;
+        None
+    }
+}
+
+/// Looks at a group; nothing while it rebalances.
+pub fn look(asker: &Asker, group: &str, topics: &Topics, timeout: Duration) -> Result<Option<Seen>, KafkaError> {
+    let metadata = asker.fetch_metadata(None, timeout)?;
+    let groups = asker.fetch_group_list(Some(group), timeout)?;
+    let Some(group) = groups.groups().iter().find(|found| found.name() == group) else {
+        return Ok(None);
+    };
+    if group.state() != "Stable" {
+        return Ok(None);
+    }
+    let mut assigned = HashMap::new();
+    for member in group.members() {
+        // What is no assignment says nothing, so nothing can be said of the whole either.
+        let Some(()) = read(member.assignment().unwrap_or_default(), &mut assigned) else {
+            return Ok(None);
+        };
+    }
+    let mut seen = Seen::default();
+    for topic in metadata.topics() {
+        let (name, partitions) = (topic.name(), topic.partitions().len());
+        let wanted = match topics {
+            Topics::Names(names) => names.iter().any(|wanted| wanted == name),
+            Topics::Pattern(prefix) => name.starts_with(prefix),
+        };
+        if wanted && topic.error().is_none() && partitions > 0 {
+            seen.topics.push(name.to_owned());
+            if assigned.get(name).is_none_or(|count| *count < partitions) {
+                seen.left_out.push(name.to_owned());
+            }
+        }
+    }
+    Ok(Some(seen))
+}
+
+/// Adds how many partitions of each topic an assignment has: `ConsumerProtocolAssignment` of Kafka's protocol, a version (int16)
+/// and an array of topics, each a string and an array of partitions (int32). Counts and lengths are big-endian, int32 and int16.
+fn read(mut assignment: &[u8], counts: &mut HashMap<String, usize>) -> Option<()> {
+    // A member that was given nothing ever has not even a version.
+    if assignment.is_empty() {
+        return Some(());
+    }
+    let bytes = &mut assignment;
+    let _version: [u8; 2] = take(bytes)?;
+    for _ in 0..i32::from_be_bytes(take(bytes)?) {
+        let length = usize::try_from(i16::from_be_bytes(take(bytes)?)).ok()?;
+        let (name, rest) = bytes.split_at_checked(length)?;
+        *bytes = rest;
+        let partitions = usize::try_from(i32::from_be_bytes(take(bytes)?)).ok()?;
+        *bytes = bytes.get(partitions.checked_mul(4)?..)?;
+        *counts.entry(std::str::from_utf8(name).ok()?.to_owned()).or_default() += partitions;
+    }
+    Some(())
+}
+
+fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
+    let (first, rest) = bytes.split_first_chunk()?;
+    *bytes = rest;
+    Some(*first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(topics: &[&str], left_out: &[&str]) -> Seen {
+        let owned = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+        Seen {
+            topics: owned(topics),
+            left_out: owned(left_out),
+        }
+    }
+
+    #[test]
+    fn what_two_looks_find_left_out_is_left_out_of_the_subscription_for_a_while() {
+        let (mut watch, start) = (Watch::default(), Instant::now());
+        let at = |pauses: u32| start + PAUSE * pauses;
+        assert_eq!(watch.next(0, at(9)), Step::Nothing, "it is in no group yet");
+        let start = at(9);
+        let at = |pauses: u32| start + PAUSE * pauses;
+        assert_eq!(watch.next(1, at(0)), Step::Nothing);
+        assert_eq!(watch.next(1, at(1)), Step::Look);
+        assert_eq!(watch.saw(seen(&["a", "b"], &["b"])), None, "it may be on its way");
+        assert_eq!(watch.next(1, at(1)), Step::Nothing);
+        assert_eq!(watch.next(1, at(2)), Step::Look);
+        assert_eq!(watch.saw(seen(&["a", "b"], &["b"])), Some(vec!["a".to_owned()]));
+        // The group tells of that change.
+        assert_eq!(watch.next(2, at(2)), Step::Nothing);
+        assert_eq!(watch.next(2, at(3)), Step::Widen);
+        assert_eq!(watch.next(3, at(3)), Step::Nothing);
+        assert_eq!(watch.next(3, at(4)), Step::Look);
+        assert_eq!(watch.saw(seen(&["a", "b"], &[])), None);
+        assert_eq!(
+            watch.next(3, at(99)),
+            Step::Nothing,
+            "all is well until the next rebalance"
+        );
+    }
+
+    #[test]
+    fn a_topic_that_came_with_the_first_look_waits_for_its_own_rebalance() {
+        let (mut watch, start) = (Watch::default(), Instant::now());
+        let at = |pauses: u32| start + PAUSE * pauses;
+        assert_eq!(watch.next(1, at(0)), Step::Nothing);
+        assert_eq!(watch.next(1, at(1)), Step::Look);
+        assert_eq!(watch.saw(seen(&["a"], &["a"])), None);
+        assert_eq!(watch.next(2, at(2)), Step::Nothing, "a rebalance begins anew");
+        assert_eq!(watch.next(2, at(3)), Step::Look);
+        assert_eq!(watch.saw(seen(&["a", "b"], &["b"])), None);
+        // Without a look at the group, because no broker answered, it is asked again.
+        assert_eq!(watch.next(2, at(4)), Step::Look);
+        assert_eq!(watch.next(2, at(5)), Step::Look);
+    }
+
+    #[test]
+    fn an_assignment_is_read() {
+        let mut counts = HashMap::new();
+        let mut bytes = vec![0, 3, 0, 0, 0, 2];
+        for (name, partitions) in [("work.a", 2_u8), ("work.b", 1)] {
+            bytes.extend([0, 6]);
+            bytes.extend(name.as_bytes());
+            bytes.extend([0, 0, 0, partitions]);
+            bytes.extend((0..partitions).flat_map(|n| [0, 0, 0, n]));
+        }
+        bytes.extend([0xff; 4]);
+        assert_eq!(read(&bytes, &mut counts), Some(()));
+        assert_eq!(read(&[], &mut counts), Some(()));
+        assert_eq!(
+            counts,
+            HashMap::from([("work.a".to_owned(), 2), ("work.b".to_owned(), 1)])
+        );
+        for cut in 1..bytes.len() - 4 {
+            assert_eq!(read(&bytes[..cut], &mut HashMap::new()), None, "{cut} bytes");
+        }
+    }
+}
