@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backlog::Backlogs;
 use crate::delay::{self, Delays};
 use crate::tracker::Tracker;
-use crate::turns::Turns;
+use crate::turns::{Standing, Turns};
 use crate::work::{self, Context};
 
 /// Object metadata by which the platform marks what it wrote: the run.
@@ -90,6 +90,8 @@ struct Partition {
     function: FunctionName,
     stop: CancellationToken,
     paused: bool,
+    /// What the log held behind its position, when that was counted since it is paused.
+    unread: Option<u64>,
     /// Ordered delivery: keys with work, and what waits behind them.
     keys: HashSet<bytes::Bytes>,
     behind: VecDeque<(Record, StepRequest)>,
@@ -260,6 +262,7 @@ impl Intake {
                 function,
                 stop: CancellationToken::new(),
                 paused: false,
+                unread: None,
                 keys: HashSet::new(),
                 behind: VecDeque::new(),
             };
@@ -345,7 +348,7 @@ impl Intake {
             for at in self.turns.took(&function, &at, open) {
                 consumer.pause(&at.topic, at.partition);
                 if let Some(partition) = self.partitions.get_mut(&at) {
-                    partition.paused = true;
+                    (partition.paused, partition.unread) = (true, None);
                 }
             }
         }
@@ -390,8 +393,14 @@ impl Intake {
             return;
         }
         let partitions = &self.partitions;
-        let open = |at: &TopicPartition| partitions.get(at).map_or(0, |partition| partition.tracker.open());
-        for at in self.turns.let_in(Instant::now(), open) {
+        let standing = |at: &TopicPartition| {
+            let known = partitions.get(at).map(|partition| Standing {
+                open: partition.tracker.open(),
+                unread: partition.unread,
+            });
+            known.unwrap_or_default()
+        };
+        for at in self.turns.let_in(Instant::now(), standing) {
             consumer.resume(&at.topic, at.partition);
             if let Some(partition) = self.partitions.get_mut(&at) {
                 partition.paused = false;
@@ -405,21 +414,24 @@ impl Intake {
     }
 
     /// What paused partitions still hold in the log. Others are read to their end at once.
-    async fn count_unread(&self, consumer: &mut dyn Consumer) -> Result<(), DispatcherError> {
-        let mut unread: HashMap<&FunctionName, u64> = HashMap::new();
-        let mut seen: HashSet<&str> = HashSet::new();
-        for (at, partition) in self.partitions.iter().filter(|(_, p)| p.paused) {
-            if !seen.insert(&at.topic) {
-                continue;
-            }
-            for marks in self.context.log.watermarks(&at.topic).await? {
-                let position = consumer.position(&at.topic, marks.partition).unwrap_or(marks.high);
+    async fn count_unread(&mut self, consumer: &mut dyn Consumer) -> Result<(), DispatcherError> {
+        let mut unread: HashMap<FunctionName, u64> = HashMap::new();
+        let paused = self.partitions.iter().filter(|(_, partition)| partition.paused);
+        let topics: HashSet<String> = paused.map(|(at, _)| at.topic.clone()).collect();
+        for topic in topics {
+            for marks in self.context.log.watermarks(&topic).await? {
+                let position = consumer.position(&topic, marks.partition).unwrap_or(marks.high);
                 let rest = u64::try_from(marks.high - position.max(marks.low)).unwrap_or(0);
-                *unread.entry(&partition.function).or_default() += rest;
+                let at = TopicPartition::new(topic.clone(), marks.partition);
+                let Some(partition) = self.partitions.get_mut(&at) else {
+                    continue;
+                };
+                partition.unread = partition.paused.then_some(rest);
+                *unread.entry(partition.function.clone()).or_default() += rest;
             }
         }
         for (function, unread) in unread {
-            self.context.backlogs.unread(function, unread);
+            self.context.backlogs.unread(&function, unread);
         }
         Ok(())
     }

@@ -14,8 +14,24 @@ use tokio::time::Instant;
 const LEAST: usize = 8;
 /// A turn is over after so many records: about what one fetch brings.
 const TURN: usize = 128;
-/// So long one that was let in may take to bring something, before another one is.
+/// So long one that was let in may take to bring something, before another one of its function is.
 const PATIENCE: Duration = Duration::from_millis(100);
+/// So many that were let in may be awaited at a time, over all functions: when hundreds of them are let in at once, as when the
+/// pods of many functions become ready together, each brings a fetch before the first of them is worked off.
+const MOST_AWAITED: usize = 32;
+/// So long one is awaited. Brokers that take longer are the bottleneck in any case.
+const AWAITED: Duration = Duration::from_secs(1);
+/// With so few records left in the log a partition takes no memory worth to wait for. Markers of transactions count as such.
+const FEW: u64 = 8;
+
+/// What is known of a partition.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Standing {
+    /// Records that are open.
+    pub(crate) open: usize,
+    /// Records in the log that were not read, when that was counted since it waits.
+    pub(crate) unread: Option<u64>,
+}
 
 /// What is open, and who is read.
 pub(crate) struct Turns {
@@ -23,6 +39,7 @@ pub(crate) struct Turns {
     most_open: usize,
     functions: HashMap<FunctionName, Load>,
     open: usize,
+    /// Functions that have something open, or partitions that wait: fast pods have worked off what was open in a moment.
     busy: usize,
 }
 
@@ -33,11 +50,17 @@ struct Load {
     reading: Vec<(TopicPartition, usize)>,
     /// Those that are not, the next one first.
     waiting: VecDeque<(TopicPartition, usize)>,
-    /// When one was let in that has brought nothing yet.
-    asked: Option<Instant>,
+    /// When partitions were let in since something was brought.
+    asked: Vec<Instant>,
+    /// When one was let in last.
+    let_in: Option<Instant>,
 }
 
 impl Load {
+    fn is_busy(&self) -> bool {
+        self.open > 0 || !self.waiting.is_empty()
+    }
+
     fn partitions(&self) -> usize {
         self.reading.len() + self.waiting.len()
     }
@@ -49,6 +72,24 @@ impl Load {
             _ => self.waiting.push_back((at.clone(), 0)),
         }
         at
+    }
+}
+
+impl Load {
+    /// Has at most so many waiting partitions read, the next ones of those that may be.
+    fn resume(&mut self, most: usize, may: impl Fn(&TopicPartition) -> bool) -> Vec<TopicPartition> {
+        let mut resumed = Vec::new();
+        let mut left = VecDeque::new();
+        while let Some((at, brought)) = self.waiting.pop_front() {
+            if resumed.len() < most && may(&at) {
+                resumed.push(at.clone());
+                self.reading.push((at, brought));
+            } else {
+                left.push_back((at, brought));
+            }
+        }
+        self.waiting = left;
+        resumed
     }
 }
 
@@ -76,8 +117,10 @@ impl Turns {
     /// It is not here any more, whatever it has open.
     pub(crate) fn remove(&mut self, function: &FunctionName, at: &TopicPartition) {
         if let Some(load) = self.functions.get_mut(function) {
+            let busy = load.is_busy();
             load.reading.retain(|(known, _)| known != at);
             load.waiting.retain(|(known, _)| known != at);
+            self.busy -= usize::from(busy && !load.is_busy());
             if load.partitions() == 0 && load.open == 0 {
                 self.functions.remove(function);
             }
@@ -105,9 +148,9 @@ impl Turns {
             return Vec::new();
         };
         self.open += 1;
+        self.busy += usize::from(!load.is_busy());
         load.open += 1;
-        self.busy += usize::from(load.open == 1);
-        load.asked = None;
+        load.asked.clear();
         let Some(index) = load.reading.iter().position(|(known, _)| known == at) else {
             return Vec::new();
         };
@@ -134,40 +177,59 @@ impl Turns {
         {
             self.open -= 1;
             load.open -= 1;
-            self.busy -= usize::from(load.open == 0);
+            self.busy -= usize::from(!load.is_busy());
             if load.partitions() == 0 && load.open == 0 {
                 self.functions.remove(function);
             }
         }
     }
 
-    /// The partitions that are to be read again. `open` tells what a partition has open.
-    pub(crate) fn let_in(&mut self, now: Instant, open: impl Fn(&TopicPartition) -> usize) -> Vec<TopicPartition> {
+    /// The partitions that are to be read again. `standing` tells how one stands.
+    pub(crate) fn let_in(
+        &mut self,
+        now: Instant,
+        standing: impl Fn(&TopicPartition) -> Standing,
+    ) -> Vec<TopicPartition> {
         let (share, window) = (self.share(self.busy), self.window);
         let mut resumed = Vec::new();
-        for load in self.functions.values_mut().filter(|load| !load.waiting.is_empty()) {
-            let plenty = share >= window.saturating_mul(load.partitions());
-            let asked = load.asked.is_some_and(|at| now.duration_since(at) < PATIENCE);
-            if !plenty && (asked || load.open > share / 2) {
+        let mut awaited = 0;
+        let mut next = Vec::new();
+        for load in self.functions.values_mut() {
+            load.asked.retain(|at| now.duration_since(*at) < AWAITED);
+            awaited += load.asked.len();
+            if load.waiting.is_empty() {
                 continue;
             }
-            let most = if plenty { usize::MAX } else { 1 };
-            let mut left = VecDeque::new();
-            let mut let_in = 0;
-            while let Some((at, brought)) = load.waiting.pop_front() {
-                if let_in < most && open(&at) <= window / 2 {
-                    let_in += 1;
-                    resumed.push(at.clone());
-                    load.reading.push((at, brought));
-                } else {
-                    left.push_back((at, brought));
-                }
+            if share >= window.saturating_mul(load.partitions()) {
+                resumed.extend(load.resume(usize::MAX, |at| standing(at).open <= window / 2));
+                continue;
             }
-            load.waiting = left;
-            if let_in > 0 {
-                load.asked = Some(now);
+            if load.open > share / 2 {
+                continue;
+            }
+            resumed.extend(load.resume(usize::MAX, |at| {
+                let Standing { open, unread } = standing(at);
+                open <= window / 2 && unread.is_some_and(|unread| unread <= FEW)
+            }));
+            if load.asked.last().is_none_or(|at| now.duration_since(*at) >= PATIENCE) {
+                next.push(load);
             }
         }
+        // Whoever has waited longest.
+        next.sort_unstable_by_key(|load| load.let_in);
+        for load in next {
+            if awaited >= MOST_AWAITED {
+                break;
+            }
+            let one = load.resume(1, |at| standing(at).open <= window / 2);
+            if !one.is_empty() {
+                awaited += 1;
+                load.asked.push(now);
+                load.let_in = Some(now);
+                resumed.extend(one);
+            }
+        }
+        self.busy = self.functions.values().filter(|load| load.is_busy()).count();
         resumed
     }
 
@@ -179,6 +241,8 @@ impl Turns {
 
 #[cfg(test)]
 mod tests {
+    use imageflow_types::topics;
+
     use super::*;
 
     fn name(n: usize) -> FunctionName {
@@ -187,6 +251,10 @@ mod tests {
 
     fn at(n: usize, partition: u32) -> TopicPartition {
         TopicPartition::new(format!("work.f{n}"), partition)
+    }
+
+    fn standing(open: usize) -> Standing {
+        Standing { open, unread: None }
     }
 
     /// So many functions with six partitions each.
@@ -208,8 +276,8 @@ mod tests {
         assert!(turns.took(&name(0), &at(0, 1), 1).is_empty());
         assert!(turns.is_anyone_waiting());
         let now = Instant::now();
-        assert!(turns.let_in(now, |_| 65).is_empty());
-        assert_eq!(turns.let_in(now, |_| 64), [at(0, 0)]);
+        assert!(turns.let_in(now, |_| standing(65)).is_empty());
+        assert_eq!(turns.let_in(now, |_| standing(64)), [at(0, 0)]);
         assert!(!turns.is_anyone_waiting());
     }
 
@@ -234,11 +302,18 @@ mod tests {
         );
         assert_eq!(turns.took(&name(0), &at(0, 2), 1), [at(0, 2)], "until they have");
         let now = Instant::now();
-        assert!(turns.let_in(now, |_| open).is_empty());
+        assert!(turns.let_in(now, |_| standing(open)).is_empty());
         (0..17).for_each(|_| turns.ended(&name(0)));
-        assert_eq!(turns.let_in(now, |_| 16), [at(0, 2)], "its turn is not over");
-        assert!(turns.let_in(now, |_| 16).is_empty(), "it has brought nothing yet");
-        assert_eq!(turns.let_in(now + PATIENCE, |_| 16), [at(0, 3)], "it may be at its end");
+        assert_eq!(turns.let_in(now, |_| standing(16)), [at(0, 2)], "its turn is not over");
+        assert!(
+            turns.let_in(now, |_| standing(16)).is_empty(),
+            "it has brought nothing yet"
+        );
+        assert_eq!(
+            turns.let_in(now + PATIENCE, |_| standing(16)),
+            [at(0, 3)],
+            "it may be at its end"
+        );
         assert!(turns.is_anyone_waiting());
     }
 
@@ -255,18 +330,52 @@ mod tests {
         (0..37).for_each(|_| turns.ended(&name(0)));
         let mut order = Vec::new();
         let mut now = Instant::now();
-        let mut reading = turns.let_in(now, |_| 0).pop().unwrap();
+        let mut reading = turns.let_in(now, |_| standing(0)).pop().unwrap();
         for _ in 0..40 {
             while turns.took(&name(0), &reading, 1).is_empty() {}
             (0..20).for_each(|_| turns.ended(&name(0)));
             now += PATIENCE;
-            reading = turns.let_in(now, |_| 0).pop().unwrap();
+            reading = turns.let_in(now, |_| standing(0)).pop().unwrap();
             if order.last() != Some(&reading.partition) {
                 order.push(reading.partition);
             }
         }
         let all: std::collections::BTreeSet<_> = order.iter().take(6).collect();
         assert_eq!(all.len(), 6, "{order:?}");
+    }
+
+    #[test]
+    fn of_all_functions_only_so_many_partitions_are_awaited_and_whoever_waited_longest_is_next() {
+        let mut turns = turns(64);
+        for n in 0..64 {
+            for partition in 0..6 {
+                while turns.took(&name(n), &at(n, partition), 1).is_empty() {}
+            }
+        }
+        let taken = turns.open;
+        (0..64).for_each(|n| (0..taken / 64 + 6).for_each(|_| turns.ended(&name(n))));
+        let now = Instant::now();
+        let first = turns.let_in(now, |_| standing(0));
+        assert_eq!(first.len(), MOST_AWAITED);
+        assert!(
+            turns.let_in(now + PATIENCE, |_| standing(0)).is_empty(),
+            "they are awaited"
+        );
+        // One of them brings something, and has no claim to be the next again.
+        let function = topics::function_of_work(&format!("imageflow.{}", first[0].topic)).unwrap();
+        turns.took(&function, &first[0], 1);
+        let second = turns.let_in(now + PATIENCE, |_| standing(0));
+        assert_eq!(second.len(), 1);
+        assert!(first.iter().all(|at| at.topic != second[0].topic), "{second:?}");
+        // What has next to nothing left is not worth to wait for.
+        let few = |at: &TopicPartition| Standing {
+            open: 0,
+            unread: Some(if at.partition == 4 { FEW } else { FEW + 1 }),
+        };
+        let rest = turns.let_in(now + PATIENCE, few);
+        assert!(rest.len() >= 60 && rest.iter().all(|at| at.partition == 4), "{rest:?}");
+        let third = turns.let_in(now + AWAITED, |_| standing(0));
+        assert_eq!(third.len(), MOST_AWAITED - 1, "the first are awaited no more");
     }
 
     #[test]
