@@ -28,7 +28,7 @@ cargo xtask COMMAND
   layers | map         no crate depends on a layer above it or beside it; the README's question-to-file table is true
   sizes                no file is over 600 lines before its tests, no main.rs over 60
   bench NAME [PART...] figures as JSON lines: platform, kafka, cluster, autoscaler
-  soak [MINUTES]       the kill test, again and again; soak external [MINUTES]: the faults of brokers and S3 server
+  soak [external] [MINUTES | --rounds N]   the kill test, again and again; external: all tests on brokers and S3 server
 ";
 
 fn main() -> ExitCode {

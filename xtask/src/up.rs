@@ -129,30 +129,73 @@ fn with_tests(built: &Path, name: &str) -> Command {
     command
 }
 
-/// `cargo xtask soak [external] [MINUTES]`: tests of faults until the time is over.
+/// The tests of one round of `soak external`, the shortest first.
+const EXTERNAL: [&str; 4] = ["external", "roles", "load", "external_faults"];
+
+/// For how long a soak goes on.
+#[derive(Debug, PartialEq, Eq)]
+enum Long {
+    Minutes(u64),
+    Rounds(u64),
+}
+
+/// `cargo xtask soak [external] [MINUTES | --rounds N]`: tests of faults again and again. The first one that fails ends it.
 pub fn soak(args: &[String]) -> Outcome {
-    let (test, rest) = match args.split_first() {
-        Some((first, rest)) if first == "external" => ("external_faults", rest),
-        _ => ("kill", args),
-    };
-    let minutes: u64 = match rest.first() {
-        None => 10,
-        Some(text) => text
-            .parse()
-            .map_err(|_| format!("\"{text}\" is neither \"external\" nor a number of minutes"))?,
-    };
-    if test == "external_faults" {
+    let (tests, long) = of_soak(args)?;
+    if tests.len() > 1 {
         setup::servers()?;
     }
     let begun = std::time::Instant::now();
     let mut rounds = 0;
     run("build", &mut cargo(&["build", "--workspace", "--bins", "--locked"]))?;
-    while begun.elapsed().as_secs() < minutes * 60 {
+    while match long {
+        Long::Minutes(minutes) => begun.elapsed().as_secs() < minutes * 60,
+        Long::Rounds(most) => rounds < most,
+    } {
         rounds += 1;
-        let mut round = cargo(&["test", "-p", "imageflow-tests", "--test", test]);
-        round.args(["--locked", "--", "--nocapture"]);
-        run(&format!("{test} test, round {rounds}"), &mut round)?;
+        for test in tests {
+            let mut round = cargo(&["test", "-q", "-p", "imageflow-tests", "--test", test]);
+            round.args(["--locked", "--", "--nocapture"]);
+            run(&format!("{test} test, round {rounds}"), &mut round)?;
+        }
+        println!("soak: round {rounds} passed, {} s", begun.elapsed().as_secs());
     }
-    println!("soak: {rounds} rounds passed");
     Ok(())
+}
+
+fn of_soak(args: &[String]) -> Result<(&'static [&'static str], Long), String> {
+    let (tests, rest): (&[&str], _) = match args.split_first() {
+        Some((first, rest)) if first == "external" => (&EXTERNAL, rest),
+        _ => (&["kill"], args),
+    };
+    let number = |text: &String| {
+        let number = text.parse();
+        number.map_err(|_| format!("\"{text}\" is no number: soak [external] [MINUTES | --rounds N]"))
+    };
+    let long = match rest {
+        [] => Long::Minutes(10),
+        [rounds, count] if rounds == "--rounds" => Long::Rounds(number(count)?),
+        [minutes] => Long::Minutes(number(minutes)?),
+        _ => return Err("soak [external] [MINUTES | --rounds N]".to_owned()),
+    };
+    Ok((tests, long))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_soak_is_of_minutes_or_of_rounds() {
+        let of = |text: &str| {
+            let args: Vec<String> = text.split_whitespace().map(str::to_owned).collect();
+            of_soak(&args)
+        };
+        assert_eq!(of(""), Ok((["kill"].as_slice(), Long::Minutes(10))));
+        assert_eq!(of("external 30"), Ok((EXTERNAL.as_slice(), Long::Minutes(30))));
+        assert_eq!(of("external --rounds 20"), Ok((EXTERNAL.as_slice(), Long::Rounds(20))));
+        for wrong in ["externals", "--rounds", "external --rounds x", "1 2"] {
+            assert!(of(wrong).is_err(), "{wrong}");
+        }
+    }
 }
