@@ -44,6 +44,8 @@ pub enum DeliveryError {
     PodLost {
         /// How many others were with it.
         beside: u32,
+        /// Whether others than this process give requests to the pod: whether one of those was with it is not known here.
+        strangers: bool,
         /// What the connection said.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,

@@ -355,6 +355,11 @@ impl Delivery {
         crowd.saturating_sub(slot.weight)
     }
 
+    /// Whether other processes give requests to the pods of a revision.
+    pub(crate) fn is_shared(&self, revision: &RevisionName) -> bool {
+        self.table.borrow().sharers.get(revision).is_some_and(|n| *n > 1)
+    }
+
     /// The pod is not to be asked for a while, unless it starts again.
     pub(crate) fn distrust(&self, slot: &Slot) {
         if let Some(endpoint) = self.lock().endpoints.get_mut(&slot.pod)

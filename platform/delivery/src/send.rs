@@ -36,6 +36,7 @@ impl Delivery {
             .build()
             .map_err(|error| DeliveryError::PodLost {
                 beside: 0,
+                strangers: false,
                 source: Box::new(error),
             })?;
         let begun = Instant::now();
@@ -79,7 +80,11 @@ impl Delivery {
     fn lost(&self, slot: &Slot, source: Box<dyn std::error::Error + Send + Sync>) -> DeliveryError {
         let beside = self.beside(slot);
         self.distrust(slot);
-        DeliveryError::PodLost { beside, source }
+        DeliveryError::PodLost {
+            beside,
+            strangers: self.is_shared(slot.revision()),
+            source,
+        }
     }
 
     /// Acquires and sends for a caller who waits; what is no attempt is tried again within the deadline.

@@ -34,6 +34,9 @@ pub(crate) struct Context {
 const REPORT_STARTED_AFTER: Duration = Duration::from_millis(500);
 /// How long a step waits for a slot before it looks again whether its function is still there.
 const SLOT_PATIENCE: Duration = Duration::from_secs(60);
+/// So often a step may lose its pod before that counts as an attempt, where other dispatchers give work to the same pods: none
+/// of them knows whose step it was.
+const LOST_WITH_STRANGERS: u32 = 2;
 /// A wait of this length leaves the work topic, so that the window of uncommitted offsets stays short.
 const DELAY_FROM: Duration = Duration::from_secs(5);
 /// Pause before the log or the object store is asked again.
@@ -66,6 +69,7 @@ async fn attempts(context: &Context, step: &StepRequest) -> End {
     let mut attempts: Vec<Attempt> = step.attempts.clone();
     let mut demand = Demand::One;
     let mut gone = false;
+    let mut lost = 0;
     let mut turned_away = 0;
     loop {
         let Some((entry, timeout)) = function_of(context, step) else {
@@ -98,6 +102,12 @@ async fn attempts(context: &Context, step: &StepRequest) -> End {
                 demand = if alone { Demand::Alone } else { demand };
                 continue;
             }
+            Err(Undelivered::WithStrangers(_)) if lost < LOST_WITH_STRANGERS => {
+                lost += 1;
+                demand = Demand::Alone;
+                continue;
+            }
+            Err(Undelivered::WithStrangers(error)) => (error, true, None),
             Err(Undelivered::Never(error)) => (error, false, None),
             Err(Undelivered::Gone(_)) if !gone => {
                 gone = true;
@@ -173,6 +183,8 @@ pub(crate) enum Tried {
 pub(crate) enum Undelivered {
     /// The function did not see it, or it is not known that it was at fault.
     NoAttempt { alone: bool },
+    /// The pod was lost, and another dispatcher may have had a step there that was at fault.
+    WithStrangers(StepError),
     /// The object store is not to be had.
     Storage,
     /// It is for us, but not for the pod.
@@ -257,6 +269,9 @@ async fn hand_over(
     match sent {
         Ok(response) => finish(context, step, outcome::read(response), cold).await,
         Err(DeliveryError::PodLost { beside, .. }) if beside > 0 => Err(Undelivered::NoAttempt { alone: true }),
+        Err(error @ DeliveryError::PodLost { strangers: true, .. }) => {
+            Err(Undelivered::WithStrangers(plain(error.code(), error.to_string())))
+        }
         Err(error) if error.is_attempt() => Ok(undelivered(&error)),
         Err(_) => {
             // Refused or not reached: the pod is busy with others or has just gone.

@@ -1,9 +1,10 @@
 //! Which failures are attempts, which are tried again, and when.
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{HeaderValue, RETRY_AFTER};
 use imageflow_events::invocation::StepReply;
-use imageflow_pods::PodState;
+use imageflow_pods::{PodState, PodTable};
 use imageflow_types::manifest::Kind;
 use imageflow_types::work::Input;
 use imageflow_types::{ErrorCode, RunEvent, StepRequest};
@@ -317,6 +318,30 @@ async fn a_pod_that_dies_of_a_step_alone_is_an_attempt() {
         panic!()
     };
     assert_eq!((error.code, attempts.len()), (ErrorCode::FunctionFailed, 2));
+    running.stop().await;
+}
+
+/// Who else had a step in the pod is not known then.
+#[tokio::test]
+async fn a_pod_that_several_dispatchers_share_may_die_twice_before_an_attempt_counts() {
+    let world = World::with(json!({"retry": 0})).await;
+    world.host.table.send_modify(|table| {
+        let mut shared = PodTable::clone(table);
+        shared.sharers = shared.pods.values().map(|pod| (pod.revision.clone(), 2)).collect();
+        *table = Arc::new(shared);
+    });
+    let step = step("a");
+    let running = world.dispatch();
+    world.give(&step, 0).await;
+    for _ in 0..3 {
+        let call = world.pod.call().await;
+        assert_eq!(call.attempt, 1);
+        call.answer(broken());
+    }
+    let RunEvent::StageFailed { error, attempts, .. } = world.log.end(&step.run).await else {
+        panic!()
+    };
+    assert_eq!((error.code, attempts.len()), (ErrorCode::FunctionFailed, 1));
     running.stop().await;
 }
 
