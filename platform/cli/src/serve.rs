@@ -134,8 +134,7 @@ impl Shell {
         };
         self.ready.set(false);
         self.rest.cancel();
-        self.tasks.close();
-        self.tasks.wait().await;
+        imageflow_process::ended(&self.tasks).await;
         if let Some(admin) = self.admin
             && let Ok(Err(error)) = admin.await
         {

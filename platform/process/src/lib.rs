@@ -12,5 +12,5 @@ pub mod trace;
 pub use admin::{Readiness, serve_admin};
 pub use door::{Allowed, Door, KeysNeeded, ServiceRole, serve_open, serve_roles};
 pub use keys::{KeyFileError, KeyRole, Keys};
-pub use signals::{Stop, on_signals, overdue};
+pub use signals::{Stop, ended, on_signals, overdue};
 pub use telemetry::{LogFormat, Telemetry, TelemetryConfig, TelemetryError};

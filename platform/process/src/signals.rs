@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 /// What a signal asks for.
 #[derive(Debug, Clone)]
@@ -44,9 +45,41 @@ pub async fn overdue(stop: &CancellationToken) {
     tokio::time::sleep(WRITE_FOR).await;
 }
 
+/// How long tasks may take to end that were told to.
+const END_FOR: Duration = Duration::from_secs(5);
+
+/// Waits for tasks that were told to end. Those that do not, because they write to brokers that are gone, are left to be dropped
+/// with the runtime.
+pub async fn ended(tasks: &TaskTracker) {
+    tasks.close();
+    if tokio::time::timeout(END_FOR, tasks.wait()).await.is_err() {
+        tracing::warn!(
+            tasks = tasks.len(),
+            "not all that runs ended within {END_FOR:?}, the rest is dropped"
+        );
+    }
+}
+
 async fn next(signals: &mut (Signal, Signal)) {
     tokio::select! {
         _ = signals.0.recv() => {}
         _ = signals.1.recv() => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn tasks_that_end_are_waited_for_and_others_not_for_long() {
+        let begun = tokio::time::Instant::now();
+        let tasks = TaskTracker::new();
+        tasks.spawn(tokio::time::sleep(Duration::from_secs(1)));
+        ended(&tasks).await;
+        assert_eq!(begun.elapsed(), Duration::from_secs(1));
+        tasks.spawn(std::future::pending::<()>());
+        ended(&tasks).await;
+        assert_eq!(begun.elapsed(), Duration::from_secs(1) + END_FOR);
     }
 }

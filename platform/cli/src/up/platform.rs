@@ -346,8 +346,7 @@ impl Platform {
             }
         }
         self.rest.cancel();
-        self.tasks.close();
-        self.tasks.wait().await;
+        imageflow_process::ended(&self.tasks).await;
         tracing::debug!("the tasks of the services ended");
         self.host.shutdown().await;
         tracing::debug!("the pods ended");
