@@ -17,6 +17,7 @@ use imageflow_tests::http::json;
 use imageflow_types::topics;
 use rdkafka::producer::Producer;
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 #[path = "connect/support.rs"]
@@ -145,6 +146,18 @@ impl World {
             let place = send(&producer, topic, &record).await;
             self.sent.insert(place, record);
         }
+    }
+
+    /// The same all at once: within milliseconds, before any of them can be archived.
+    async fn write_at_once(&mut self, numbers: std::ops::Range<usize>) {
+        let producer = producer(&self.cluster.bootstrap(), None);
+        let mut sent = JoinSet::new();
+        for number in numbers {
+            let topic = ARCHIVED[number % ARCHIVED.len()];
+            let (producer, record) = (producer.clone(), Archived::example(topic, number, self.hour));
+            sent.spawn(async move { (send(&producer, topic, &record).await, record) });
+        }
+        self.sent.extend(sent.join_all().await);
     }
 
     /// Two transactions on the topic of runs: one is taken back.
@@ -296,7 +309,7 @@ async fn every_record_is_archived_once_and_unchanged_whatever_dies() {
         world.write(next..next + PART / 10).await;
         next += PART / 10;
     }
-    world.write(next..next + PART).await;
+    world.write_at_once(next..next + PART).await;
     world.worker.kill();
     let found = world.look().await;
     assert!(
