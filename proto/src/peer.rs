@@ -1,7 +1,7 @@
 //! How one role reaches another: an HTTP/2 connection that is made when it is needed, and a key.
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
@@ -102,9 +102,60 @@ impl Interceptor for Bearer {
     }
 }
 
+/// Roles that are started together find each other within this.
+const FOUND_WITHIN: Duration = Duration::from_secs(2);
+/// How often a trouble that stays is told again.
+const TOLD_EVERY: Duration = Duration::from_secs(60);
+
+/// A trouble with a peer: told when it lasts, when its reason changes, and now and then while it stays.
+#[derive(Debug, Default)]
+pub struct Trouble {
+    since: Option<Instant>,
+    told: Option<(String, Instant)>,
+}
+
+impl Trouble {
+    /// Whether people are to be told that the peer is not to be had, for this reason.
+    pub fn is_news(&mut self, why: &str, now: Instant) -> bool {
+        let since = *self.since.get_or_insert(now);
+        if now.saturating_duration_since(since) < FOUND_WITHIN {
+            return false;
+        }
+        let told = |(said, at): &(String, Instant)| said == why && now.saturating_duration_since(*at) < TOLD_EVERY;
+        let news = !self.told.as_ref().is_some_and(told);
+        if news {
+            self.told = Some((why.to_owned(), now));
+        }
+        news
+    }
+
+    /// The peer is there.
+    pub fn over(&mut self) {
+        *self = Self::default();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_trouble_is_told_when_it_lasts_or_changes_and_each_minute() {
+        let (mut trouble, begun) = (Trouble::default(), Instant::now());
+        let at = |seconds| begun + Duration::from_secs(seconds);
+        let mut told = |why, seconds| trouble.is_news(why, at(seconds));
+        let all = [
+            told("refused", 0),
+            told("refused", 1),
+            told("refused", 2),
+            told("refused", 4),
+        ];
+        assert_eq!(all, [false, false, true, false]);
+        let all = [told("key", 6), told("key", 65), told("key", 66)];
+        assert_eq!(all, [true, false, true]);
+        trouble.over();
+        assert!(!trouble.is_news("refused", at(100)));
+    }
 
     #[tokio::test]
     async fn an_address_or_key_that_cannot_work_is_refused_and_a_key_is_not_shown() {

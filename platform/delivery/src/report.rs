@@ -3,7 +3,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use imageflow_proto::peer::{Peer, PeerError};
+use imageflow_proto::peer::{Peer, PeerError, Trouble};
 use imageflow_proto::v1;
 use imageflow_proto::v1::stats_service_client::StatsServiceClient;
 use imageflow_types::{FunctionName, RevisionName};
@@ -76,22 +76,26 @@ impl Reporter {
     /// [`PeerError`] for an address or a key that can never work.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), PeerError> {
         let client = StatsServiceClient::new(self.peer.channel()?);
-        let (mut totals, mut pause) = (Totals::default(), AGAIN);
+        let (mut totals, mut pause, mut trouble) = (Totals::default(), AGAIN, Trouble::default());
         loop {
-            let begun = Instant::now();
+            let (begun, sent) = (Instant::now(), totals.sequence);
             let ended = tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 ended = self.report(client.clone(), &mut totals) => ended,
             };
-            if begun.elapsed() > ALIVE {
+            // One that takes long to be refused was not there.
+            if begun.elapsed() > ALIVE && totals.sequence > sent {
                 pause = AGAIN;
+                trouble.over();
             }
             let why = ended.as_ref().err().map_or("it ended the connection", Status::message);
-            tracing::warn!(
-                autoscaler = self.peer.url(),
-                why,
-                "the autoscaler does not hear of the work here; it is tried again"
-            );
+            if trouble.is_news(why, std::time::Instant::now()) {
+                tracing::warn!(
+                    autoscaler = self.peer.url(),
+                    why,
+                    "the autoscaler does not hear of the work here; it is tried again"
+                );
+            }
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 () = tokio::time::sleep(pause) => pause = (pause * 2).min(ALIVE),

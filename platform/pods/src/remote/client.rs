@@ -1,10 +1,10 @@
 //! The side that sees the pods from another process.
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use imageflow_proto::peer::{Peer, PeerChannel, PeerError};
+use imageflow_proto::peer::{Peer, PeerChannel, PeerError, Trouble};
 use imageflow_proto::v1;
 use imageflow_proto::v1::pod_service_client::PodServiceClient;
 use imageflow_types::RevisionName;
@@ -113,17 +113,23 @@ impl RemoteHost {
 
     async fn keep_following(&self) {
         let mut pause = self.config.again_after;
+        let mut trouble = Trouble::default();
         loop {
             let result = self.follow().await;
             if self.connected.send_replace(false) {
                 pause = self.config.again_after;
+                trouble.over();
                 tracing::warn!(
                     pods = self.config.peer.url(),
                     why = ended(&result),
                     "the pod host went away"
                 );
-            } else {
-                tracing::debug!(pods = self.config.peer.url(), why = ended(&result), "no pod host yet");
+            } else if trouble.is_news(ended(&result), Instant::now()) {
+                tracing::warn!(
+                    pods = self.config.peer.url(),
+                    why = ended(&result),
+                    "there is no pod host: all that needs a pod waits; it is tried again"
+                );
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(self.config.alive_every);
