@@ -181,10 +181,13 @@ impl Demo<'_> {
 }
 
 async fn up(once: bool) -> Result<(), String> {
+    // The roles and servers are process groups of their own: they end when we do, at whatever time that is asked for.
+    let stop = imageflow_process::on_signals().map_err(|e| e.to_string())?.gentle;
     println!("starting three Kafka brokers and an S3 server");
-    let world = World::start()
-        .await
-        .ok_or("IMAGEFLOW_SKIP_SERVERS is set, and this needs servers")?;
+    let world = tokio::select! {
+        world = World::start() => world.ok_or("IMAGEFLOW_SKIP_SERVERS is set, and this needs servers")?,
+        () = stop.cancelled() => return Ok(()),
+    };
     println!("brokers at {}, S3 at {}", world.cluster.bootstrap(), world.server.url());
     let folder = tempfile::tempdir().map_err(|e| e.to_string())?;
     let mut roles = Roles::new(&world, folder.path());
@@ -208,10 +211,13 @@ async fn up(once: bool) -> Result<(), String> {
         begun: Instant::now(),
         pods: BTreeMap::new(),
     };
-    let done = demo.run().await;
-    if done.is_ok() && !once {
+    let done = tokio::select! {
+        done = demo.run() => done,
+        () = stop.cancelled() => Ok(()),
+    };
+    if done.is_ok() && !once && !stop.is_cancelled() {
         println!("\nit stays up until Ctrl-C; logs are in {}", folder.path().display());
-        tokio::signal::ctrl_c().await.map_err(|e| e.to_string())?;
+        stop.cancelled().await;
     }
     for role in [gateway, gateway_2].into_iter().chain(movers).chain([autoscaler, pods]) {
         role.stop();
