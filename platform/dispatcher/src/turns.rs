@@ -65,17 +65,6 @@ impl Load {
         self.reading.len() + self.waiting.len()
     }
 
-    /// Has a partition wait: as the next one while its turn is not over.
-    fn put_off(&mut self, (at, brought): (TopicPartition, usize)) -> TopicPartition {
-        match brought {
-            1..TURN => self.waiting.push_front((at.clone(), brought)),
-            _ => self.waiting.push_back((at.clone(), 0)),
-        }
-        at
-    }
-}
-
-impl Load {
     /// Has at most so many waiting partitions read, the next ones of those that may be.
     fn resume(&mut self, most: usize, may: impl Fn(&TopicPartition) -> bool) -> Vec<TopicPartition> {
         let mut resumed = Vec::new();
@@ -90,6 +79,15 @@ impl Load {
         }
         self.waiting = left;
         resumed
+    }
+
+    /// Has a partition wait: as the next one while its turn is not over.
+    fn put_off(&mut self, (at, brought): (TopicPartition, usize)) -> TopicPartition {
+        match brought {
+            1..TURN => self.waiting.push_front((at.clone(), brought)),
+            _ => self.waiting.push_back((at.clone(), 0)),
+        }
+        at
     }
 }
 

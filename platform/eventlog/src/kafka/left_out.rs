@@ -5,7 +5,7 @@
 //! (2.12) leaves it at that, for what the members know changes no more. On brokers that have just started it happens about once
 //! in thirty times. So a member looks at what came of a rebalance, and has the group assign anew what was left out.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::Consumer as _;
@@ -35,7 +35,8 @@ pub enum Step {
 pub struct Seen {
     /// The topics that the group is to have.
     pub topics: Vec<String>,
-    /// Those of them of which some partition is assigned to nobody.
+    /// Those of them of which no partition is assigned to anybody. One with some is on its way from one member to another, and
+    /// leaving it out would take the rest from those who work on it.
     pub left_out: Vec<String>,
 }
 
@@ -107,7 +108,7 @@ pub fn look(asker: &Asker, group: &str, topics: &Topics, timeout: Duration) -> R
     if group.state() != "Stable" {
         return Ok(None);
     }
-    let mut assigned = HashMap::new();
+    let mut assigned = HashSet::new();
     for member in group.members() {
         // What is no assignment says nothing, so nothing can be said of the whole either.
         let Some(()) = read(member.assignment().unwrap_or_default(), &mut assigned) else {
@@ -116,14 +117,14 @@ pub fn look(asker: &Asker, group: &str, topics: &Topics, timeout: Duration) -> R
     }
     let mut seen = Seen::default();
     for topic in metadata.topics() {
-        let (name, partitions) = (topic.name(), topic.partitions().len());
+        let name = topic.name();
         let wanted = match topics {
             Topics::Names(names) => names.iter().any(|wanted| wanted == name),
             Topics::Pattern(prefix) => name.starts_with(prefix),
         };
-        if wanted && topic.error().is_none() && partitions > 0 {
+        if wanted && topic.error().is_none() && !topic.partitions().is_empty() {
             seen.topics.push(name.to_owned());
-            if assigned.get(name).is_none_or(|count| *count < partitions) {
+            if !assigned.contains(name) {
                 seen.left_out.push(name.to_owned());
             }
         }
@@ -131,9 +132,9 @@ pub fn look(asker: &Asker, group: &str, topics: &Topics, timeout: Duration) -> R
     Ok(Some(seen))
 }
 
-/// Adds how many partitions of each topic an assignment has: `ConsumerProtocolAssignment` of Kafka's protocol, a version (int16)
+/// Adds the topics of which an assignment has partitions: `ConsumerProtocolAssignment` of Kafka's protocol, a version (int16)
 /// and an array of topics, each a string and an array of partitions (int32). Counts and lengths are big-endian, int32 and int16.
-fn read(mut assignment: &[u8], counts: &mut HashMap<String, usize>) -> Option<()> {
+fn read(mut assignment: &[u8], topics: &mut HashSet<String>) -> Option<()> {
     // A member that was given nothing ever has not even a version.
     if assignment.is_empty() {
         return Some(());
@@ -146,7 +147,9 @@ fn read(mut assignment: &[u8], counts: &mut HashMap<String, usize>) -> Option<()
         *bytes = rest;
         let partitions = usize::try_from(i32::from_be_bytes(take(bytes)?)).ok()?;
         *bytes = bytes.get(partitions.checked_mul(4)?..)?;
-        *counts.entry(std::str::from_utf8(name).ok()?.to_owned()).or_default() += partitions;
+        if partitions > 0 {
+            topics.insert(std::str::from_utf8(name).ok()?.to_owned());
+        }
     }
     Some(())
 }
@@ -212,23 +215,20 @@ mod tests {
 
     #[test]
     fn an_assignment_is_read() {
-        let mut counts = HashMap::new();
+        let mut topics = HashSet::new();
         let mut bytes = vec![0, 3, 0, 0, 0, 2];
-        for (name, partitions) in [("work.a", 2_u8), ("work.b", 1)] {
+        for (name, partitions) in [("work.a", 2_u8), ("work.b", 0)] {
             bytes.extend([0, 6]);
             bytes.extend(name.as_bytes());
             bytes.extend([0, 0, 0, partitions]);
             bytes.extend((0..partitions).flat_map(|n| [0, 0, 0, n]));
         }
         bytes.extend([0xff; 4]);
-        assert_eq!(read(&bytes, &mut counts), Some(()));
-        assert_eq!(read(&[], &mut counts), Some(()));
-        assert_eq!(
-            counts,
-            HashMap::from([("work.a".to_owned(), 2), ("work.b".to_owned(), 1)])
-        );
+        assert_eq!(read(&bytes, &mut topics), Some(()));
+        assert_eq!(read(&[], &mut topics), Some(()));
+        assert_eq!(topics, HashSet::from(["work.a".to_owned()]));
         for cut in 1..bytes.len() - 4 {
-            assert_eq!(read(&bytes[..cut], &mut HashMap::new()), None, "{cut} bytes");
+            assert_eq!(read(&bytes[..cut], &mut HashSet::new()), None, "{cut} bytes");
         }
     }
 }
