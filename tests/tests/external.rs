@@ -1,8 +1,13 @@
 //! The main job on three Kafka brokers and a real S3 server.
+use std::time::Duration;
+
 use http::Method;
 use imageflow_tests::external::{RESOURCES, World, put};
 use imageflow_tests::http::json;
+use imageflow_tests::platform::binary;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use tokio::process::Command;
 
 const PHOTOS: usize = 12;
 
@@ -50,4 +55,33 @@ async fn a_platform_whose_brokers_are_gone_ends_soon() {
         world.cluster.kill(broker).unwrap();
     }
     platform.stop();
+}
+
+/// Brokers that take a connection and say nothing: a firewall, a broker that has just been stopped.
+#[tokio::test]
+async fn what_waits_for_its_brokers_ends_when_it_is_told_to() {
+    const PATIENCE: Duration = Duration::from_secs(20);
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path().to_str().unwrap();
+    let up = ["up", "--listen", "127.0.0.1:0", "--data-dir", folder];
+    let role = ["serve", "dispatcher", "--member", "d", "--admin-listen", "127.0.0.1:0"];
+    let peers = ["--pods", "http://127.0.0.1:1", "--autoscaler", "http://127.0.0.1:1"];
+    for what in [up.to_vec(), [&role[..], &peers].concat()] {
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut child = Command::new(binary())
+            .args(&what)
+            .args(["--kafka", &silent.local_addr().unwrap().to_string()])
+            .args(["--s3", "http://127.0.0.1:1"])
+            .envs(["IMAGEFLOW_S3_ACCESS_KEY", "IMAGEFLOW_S3_SECRET_KEY"].map(|name| (name, "of-a-test")))
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let _asked = tokio::time::timeout(PATIENCE, silent.accept()).await.unwrap().unwrap();
+        kill_process(Pid::from_raw(child.id().unwrap().cast_signed()).unwrap(), Signal::TERM).unwrap();
+        let ended = tokio::time::timeout(PATIENCE, child.wait()).await;
+        let status = ended
+            .unwrap_or_else(|_| panic!("{what:?} goes on after a SIGTERM"))
+            .unwrap();
+        assert!(status.success(), "{what:?} ended with {status}");
+    }
 }

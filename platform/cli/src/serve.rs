@@ -35,14 +35,22 @@ mod views;
 /// # Errors
 /// What kept it from starting, or from going on.
 pub async fn run(args: ServeArgs) -> Result<(), CliError> {
-    match args.role {
-        Role::Gateway(args) => gateway::run(args).await,
-        Role::Router(args) => router::run(args).await,
-        Role::Dispatcher(args) => dispatcher::run(args).await,
-        Role::Autoscaler(args) => autoscaler::run(args).await,
-        Role::Pods(args) => pods::run(args).await,
-        Role::Operator(args) => operator::run(args).await,
-    }
+    let stop = on_signals().map_err(|e| failed("signals cannot be handled")(e.to_string()))?;
+    let own = stop.clone();
+    let role = async {
+        match args.role {
+            Role::Gateway(args) => gateway::run(args, own).await,
+            Role::Router(args) => router::run(args, own).await,
+            Role::Dispatcher(args) => dispatcher::run(args, own).await,
+            Role::Autoscaler(args) => autoscaler::run(args, own).await,
+            Role::Pods(args) => pods::run(args, own).await,
+            Role::Operator(args) => operator::run(args, own).await,
+        }
+    };
+    stop.unless_before_up(role).await.unwrap_or_else(|| {
+        println!("stopped before it was up");
+        Ok(())
+    })
 }
 
 /// What every role stands on.
@@ -63,22 +71,26 @@ struct Shell {
 
 impl Shell {
     /// `name` is the role with its member, such as `router router-1`; without `admin` the role serves its health itself.
-    async fn open(name: &str, admin: Option<SocketAddr>, args: &CommonArgs) -> Result<Self, CliError> {
+    async fn open(name: &str, admin: Option<SocketAddr>, args: &CommonArgs, stop: Stop) -> Result<Self, CliError> {
         if args.kafka.kafka.is_none() {
             return Err(CliError::Usage(
                 "a role of its own works on servers that all roles reach: give --kafka (imageflow up runs all roles in one process without)".to_owned(),
             ));
         }
-        let mut shell = Self::without_log(name, admin, &args.telemetry).await?;
+        let mut shell = Self::without_log(name, admin, &args.telemetry, stop).await?;
         shell.log = Some(Log::kafka(&args.kafka).await?);
         shell.work_partitions = args.kafka.work_partitions;
         Ok(shell)
     }
 
-    async fn without_log(name: &str, admin: Option<SocketAddr>, args: &TelemetryArgs) -> Result<Self, CliError> {
+    async fn without_log(
+        name: &str,
+        admin: Option<SocketAddr>,
+        args: &TelemetryArgs,
+        stop: Stop,
+    ) -> Result<Self, CliError> {
         let config = telemetry(args, name.split(' ').next_back().unwrap_or(name));
         let telemetry = Telemetry::start(&config).map_err(|e| CliError::Usage(e.to_string()))?;
-        let stop = on_signals().map_err(|e| failed("signals cannot be handled")(e.to_string()))?;
         let (rest, ready) = (CancellationToken::new(), Readiness::default());
         let listener = match admin {
             Some(address) => Some(listen("--admin-listen", address).await?),
@@ -128,6 +140,7 @@ impl Shell {
     async fn run(self, at: &str, role: impl Future<Output = Result<(), CliError>>) -> Result<(), CliError> {
         println!("{} is up{at}", self.name);
         self.ready.set(true);
+        self.stop.up.cancel();
         let result = tokio::select! {
             result = role => result,
             () = self.stop.hard.cancelled() => Err(CliError::Failed("ended by a second signal".to_owned())),

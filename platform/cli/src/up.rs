@@ -2,7 +2,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use imageflow_process::{Telemetry, TelemetryConfig, on_signals};
+use imageflow_process::{Stop, Telemetry, TelemetryConfig, on_signals};
 use serde_json::json;
 
 use crate::args::stores::{LogFormat, TelemetryArgs};
@@ -56,9 +56,19 @@ pub async fn run(args: UpArgs) -> Result<(), CliError> {
     let telemetry =
         Telemetry::start(&telemetry(&args.telemetry, "imageflow")).map_err(|e| CliError::Usage(e.to_string()))?;
     let stop = on_signals().map_err(|e| failed("signals cannot be handled")(e.to_string()))?;
+    let started = stop.unless_before_up(run_until(&args, &data, &telemetry, &stop)).await;
+    telemetry.flush();
+    started.unwrap_or_else(|| {
+        println!("stopped before it was up");
+        Ok(())
+    })
+}
+
+async fn run_until(args: &UpArgs, data: &Path, telemetry: &Telemetry, stop: &Stop) -> Result<(), CliError> {
     let metrics = telemetry.metrics();
-    let platform = Platform::start(&args, &data, Arc::new(move || metrics.render())).await?;
-    write_endpoints(&data, &platform)?;
+    let platform = Platform::start(args, data, Arc::new(move || metrics.render())).await?;
+    stop.up.cancel();
+    write_endpoints(data, &platform)?;
     println!("ImageFlow is up");
     println!("  API  {}", platform.api_url);
     println!(
@@ -92,7 +102,6 @@ pub async fn run(args: UpArgs) -> Result<(), CliError> {
         () = platform.shutdown() => {}
         () = stop.hard.cancelled() => return Err(CliError::Failed("ended at once; the warden ends the pods".to_owned())),
     }
-    telemetry.flush();
     result
 }
 

@@ -12,6 +12,23 @@ pub struct Stop {
     pub gentle: CancellationToken,
     /// The second: end now.
     pub hard: CancellationToken,
+    /// Cancelled by the service when it is up: from then on it ends by itself.
+    pub up: CancellationToken,
+}
+
+impl Stop {
+    /// Runs a service to its end. `None` when a signal comes before it is up: it may wait for servers that never come, and has
+    /// nothing under way yet.
+    pub async fn unless_before_up<T>(&self, service: impl Future<Output = T>) -> Option<T> {
+        tokio::pin!(service);
+        tokio::select! {
+            biased;
+            ended = &mut service => return Some(ended),
+            () = self.up.cancelled() => {}
+            () = self.gentle.cancelled() => return None,
+        }
+        Some(service.await)
+    }
 }
 
 /// Follows SIGINT and SIGTERM in a task that ends with the runtime.
@@ -23,6 +40,7 @@ pub fn on_signals() -> std::io::Result<Stop> {
     let stop = Stop {
         gentle: CancellationToken::new(),
         hard: CancellationToken::new(),
+        up: CancellationToken::new(),
     };
     let tokens = stop.clone();
     tokio::spawn(async move {
@@ -70,6 +88,32 @@ async fn next(signals: &mut (Signal, Signal)) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_signal_ends_what_is_not_up_and_is_left_to_what_is() {
+        const STARTS: Duration = Duration::from_secs(2);
+        let service = async |stop: &Stop| {
+            tokio::time::sleep(STARTS).await;
+            stop.up.cancel();
+            stop.gentle.cancelled().await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        };
+        for (after, ends) in [(1, None), (3, Some(()))] {
+            let stop = Stop {
+                gentle: CancellationToken::new(),
+                hard: CancellationToken::new(),
+                up: CancellationToken::new(),
+            };
+            let signal = async {
+                tokio::time::sleep(Duration::from_secs(after)).await;
+                stop.gentle.cancel();
+            };
+            let begun = tokio::time::Instant::now();
+            let (ended, ()) = tokio::join!(stop.unless_before_up(service(&stop)), signal);
+            let took = after + u64::from(ends.is_some());
+            assert_eq!((ended, begun.elapsed()), (ends, Duration::from_secs(took)));
+        }
+    }
 
     #[tokio::test(start_paused = true)]
     async fn tasks_that_end_are_waited_for_and_others_not_for_long() {

@@ -5,7 +5,7 @@ use imageflow_autoscaler::{Autoscaler, Functions, Keda, Parts, Reports, Settings
 use imageflow_eventlog::{EventLog, LogError};
 use imageflow_pods::kubernetes::lease::{LeaseConfig, Led, lead};
 use imageflow_pods::{RemoteConfig, RemoteHost};
-use imageflow_process::{ServiceRole, serve_open};
+use imageflow_process::{ServiceRole, Stop, serve_open};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -23,8 +23,8 @@ fn allowed(_: &str) -> &'static [ServiceRole] {
 
 const LEASE: &str = "imageflow-autoscaler";
 
-pub async fn run(args: AutoscalerArgs) -> Result<(), CliError> {
-    let shell = Shell::open("autoscaler", Some(args.admin_listen), &args.common).await?;
+pub async fn run(args: AutoscalerArgs, stop: Stop) -> Result<(), CliError> {
+    let shell = Shell::open("autoscaler", Some(args.admin_listen), &args.common, stop).await?;
     let log = shell.log()?;
     log.ensure_topics(&[scaling::topic()]).await.map_err(log_failed)?;
     let resources = shell.resources().await?;

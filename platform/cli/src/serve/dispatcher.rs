@@ -4,6 +4,7 @@ use std::sync::Arc;
 use imageflow_delivery::{Delivery, DeliveryConfig, Reporter};
 use imageflow_dispatcher::{Backlogs, Dispatcher, DispatcherConfig};
 use imageflow_pods::{RemoteConfig, RemoteHost};
+use imageflow_process::Stop;
 use tokio_util::sync::CancellationToken;
 
 use super::{Shell, objects, peer};
@@ -48,9 +49,9 @@ pub fn report(shell: &Shell, reporter: Reporter) -> Result<(), CliError> {
     Ok(())
 }
 
-pub async fn run(args: DispatcherArgs) -> Result<(), CliError> {
+pub async fn run(args: DispatcherArgs, stop: Stop) -> Result<(), CliError> {
     let name = format!("dispatcher {}", args.member);
-    let shell = Shell::open(&name, Some(args.admin_listen), &args.common).await?;
+    let shell = Shell::open(&name, Some(args.admin_listen), &args.common, stop).await?;
     let objects = objects(&args.s3, &shell.log()?)?;
     let backlogs = Arc::new(Backlogs::default());
     let (_, delivery) = delivery(&shell, &name, &args.peers, Some(backlogs.clone()))?;

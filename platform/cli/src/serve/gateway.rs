@@ -3,6 +3,7 @@ use std::sync::Arc;
 
 use imageflow_gateway::{Gateway, GatewayDeps, Notifications, ObjectEvents};
 use imageflow_operator::KubeAuthority;
+use imageflow_process::Stop;
 use imageflow_resources::TableView;
 use imageflow_router::Router;
 use imageflow_types::topics;
@@ -15,10 +16,10 @@ use crate::error::CliError;
 use crate::up::platform::{RECONCILE_EXTERNAL, auth, buckets, gateway_config, now_ms};
 use crate::up::{failed, platform, scaling};
 
-pub async fn run(args: GatewayArgs) -> Result<(), CliError> {
+pub async fn run(args: GatewayArgs, stop: Stop) -> Result<(), CliError> {
     let auth = auth(args.listen, args.api_keys.as_deref())?;
     let name = format!("gateway {}", args.member);
-    let shell = Shell::open(&name, None, &args.common).await?;
+    let shell = Shell::open(&name, None, &args.common, stop).await?;
     let log = shell.log()?;
     let log_failed = |e: imageflow_eventlog::LogError| failed("the event log")(platform::chain(&e));
     let mut needed = Router::topics();

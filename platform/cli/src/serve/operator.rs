@@ -1,6 +1,7 @@
 //! `imageflow serve operator`
 use imageflow_operator::{Master, Operator, Settings};
 use imageflow_pods::kubernetes::lease::{LeaseConfig, Led, lead};
+use imageflow_process::Stop;
 
 use super::{Shell, announce_key};
 use crate::args::serve::OperatorArgs;
@@ -10,8 +11,8 @@ use crate::up::platform::{chain, now_ms};
 
 const LEASE: &str = "imageflow-operator";
 
-pub async fn run(args: OperatorArgs) -> Result<(), CliError> {
-    let shell = Shell::open("operator", Some(args.admin_listen), &args.common).await?;
+pub async fn run(args: OperatorArgs, stop: Stop) -> Result<(), CliError> {
+    let shell = Shell::open("operator", Some(args.admin_listen), &args.common, stop).await?;
     let announce_key = match args.announce_url.is_empty() {
         true => Vec::new(),
         false => announce_key("--announce-url")?,

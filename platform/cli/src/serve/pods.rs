@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use imageflow_pods::kubernetes::{KubernetesConfig, KubernetesHost};
 use imageflow_pods::{PodHost, PodServer};
-use imageflow_process::ServiceRole;
+use imageflow_process::{ServiceRole, Stop};
 use tonic::service::Routes;
 
 use super::{RoleServer, Shell, announce_key, listen};
@@ -22,11 +22,11 @@ fn allowed(path: &str) -> &'static [ServiceRole] {
     }
 }
 
-pub async fn run(args: PodsArgs) -> Result<(), CliError> {
+pub async fn run(args: PodsArgs, stop: Stop) -> Result<(), CliError> {
     if args.kubernetes {
-        return of_kubernetes(args).await;
+        return of_kubernetes(args, stop).await;
     }
-    let shell = Shell::open("pods", Some(args.admin_listen), &args.common).await?;
+    let shell = Shell::open("pods", Some(args.admin_listen), &args.common, stop).await?;
     let server = RoleServer::open(args.listen, args.door.role_keys.as_deref(), allowed).await?;
     let resources = shell.resources().await?;
     let env = |name: &str| std::env::var(name).ok();
@@ -42,8 +42,8 @@ pub async fn run(args: PodsArgs) -> Result<(), CliError> {
 }
 
 /// The pods of a namespace: watched and scaled, made by the operator. It needs no event log.
-async fn of_kubernetes(args: PodsArgs) -> Result<(), CliError> {
-    let shell = Shell::without_log("pods", Some(args.admin_listen), &args.common.telemetry).await?;
+async fn of_kubernetes(args: PodsArgs, stop: Stop) -> Result<(), CliError> {
+    let shell = Shell::without_log("pods", Some(args.admin_listen), &args.common.telemetry, stop).await?;
     let server = RoleServer::open(args.listen, args.door.role_keys.as_deref(), allowed).await?;
     let client = kube::Client::try_default().await;
     let client = client.map_err(|e| failed("the Kubernetes API")(chain(&e)))?;
@@ -65,11 +65,8 @@ async fn of_kubernetes(args: PodsArgs) -> Result<(), CliError> {
     let host = KubernetesHost::start(config, &shell.tasks, &shell.rest);
     // A table without pods would have the autoscaler ask for more of what is there.
     let mut listed = host.listed();
-    let stop = shell.stop.gentle.clone();
-    tokio::select! {
-        () = stop.cancelled() => return shell.run("", async { Ok(()) }).await,
-        seen = listed.wait_for(|listed| *listed) => drop(seen),
-    }
+    // An error means that the host has ended, as its service will.
+    let _ = listed.wait_for(|listed| *listed).await;
     serve(shell, server, host, async {}).await
 }
 

@@ -2,6 +2,7 @@
 use std::sync::Arc;
 
 use imageflow_delivery::{Announcer, Reporter};
+use imageflow_process::Stop;
 use imageflow_router::{Router, RouterConfig};
 use tokio::time::Instant;
 
@@ -12,11 +13,12 @@ use crate::error::CliError;
 use crate::up::failed;
 use crate::up::platform::{chain, now_ms};
 
-pub async fn run(args: RouterArgs) -> Result<(), CliError> {
+pub async fn run(args: RouterArgs, stop: Stop) -> Result<(), CliError> {
     let shell = Shell::open(
         &format!("router {}", args.member),
         Some(args.admin_listen),
         &args.common,
+        stop,
     )
     .await?;
     if let Some(log) = &shell.log {
