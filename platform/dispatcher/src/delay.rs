@@ -30,7 +30,7 @@ const COMMIT_EVERY: Duration = Duration::from_millis(500);
 
 /// The topic of delays.
 pub(crate) fn topic() -> TopicSpec {
-    TopicSpec::new(topics::DELAY, topics::PARTITIONS).retention(Duration::from_secs(24 * 3600))
+    TopicSpec::new(topics::DELAY, topics::FEW_PARTITIONS).retention(Duration::from_secs(24 * 3600))
 }
 
 /// The record of a step that waits.

@@ -45,7 +45,7 @@ impl Default for DispatcherConfig {
     fn default() -> Self {
         Self {
             member: "dispatcher-0".to_owned(),
-            window: 128,
+            window: 340,
             most_open: 2_048,
             commit_every: Duration::from_millis(200),
         }
@@ -127,7 +127,7 @@ impl Dispatcher {
     /// # Errors
     /// [`DispatcherError`] when the log fails for good.
     pub async fn run(self, stop: CancellationToken) -> Result<(), DispatcherError> {
-        self.log.ensure_topics(&[delay::topic()]).await?;
+        self.log.ensure_topics_of_any_count(&[delay::topic()]).await?;
         let context = Context {
             log: self.log,
             objects: self.objects,

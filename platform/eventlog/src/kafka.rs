@@ -25,6 +25,7 @@ use rdkafka::consumer::BaseConsumer;
 use rdkafka::error::KafkaError;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 pub use self::config::{KafkaConfig, KafkaOpenError, KafkaSasl, KafkaTls, SaslMechanism};
 use self::consumer::KafkaConsumer;
@@ -33,7 +34,7 @@ use self::failure::storage;
 use self::group::Members;
 use self::offsets::Asker;
 use self::pace::Pace;
-use self::produce::Producer;
+use self::produce::{Call, Producer};
 use self::reading::Reader;
 use self::topics::Catalog;
 use self::transactions::KafkaTransactions;
@@ -61,7 +62,9 @@ struct Handle {
     /// When topics were last made or checked by us.
     ensured: Mutex<HashMap<String, std::time::Instant>>,
     producer: Mutex<Option<Arc<Producer>>>,
-    pace: Pace,
+    pace: Arc<Pace<Arc<Call>>>,
+    /// Those who write what gathered.
+    departures: TaskTracker,
     askers: Mutex<Vec<(String, Asker)>>,
     readers: Mutex<Vec<Reader>>,
     members: Mutex<Members>,
@@ -205,6 +208,7 @@ impl Kafka {
             ensured: Mutex::default(),
             producer: Mutex::default(),
             pace: Pace::new(tokio::time::Instant::now()),
+            departures: TaskTracker::new(),
             askers: Mutex::default(),
             readers: Mutex::default(),
             members: Mutex::default(),
@@ -262,6 +266,13 @@ impl Kafka {
         self.handle.closed.cancel();
         let Some(tasks) = lock(&self.tasks).take() else { return };
         tasks.keeper.abort();
+        self.handle.departures.close();
+        if tokio::time::timeout(CLOSE_FOR, self.handle.departures.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!("Kafka did not take what gathered within {CLOSE_FOR:?}");
+        }
         let endings = lock(&self.handle.endings).take();
         let producer = lock(&self.handle.producer).take();
         let askers = std::mem::take(&mut *lock(&self.handle.askers));
@@ -303,7 +314,7 @@ impl EventLog for Kafka {
 
     async fn produce(&self, records: Vec<NewRecord>) -> Result<Vec<Position>> {
         self.handle.check_open()?;
-        self.handle.produce(&records).await
+        self.handle.produce(records).await
     }
 
     async fn consumer(&self, config: ConsumerConfig) -> Result<Box<dyn Consumer>> {

@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 
-use crate::error::Result;
+use crate::error::{LogError, Result};
 use crate::types::{
     ConsumerConfig, ConsumerEvent, FollowEvent, NewRecord, OffsetCommit, Position, Record, Start, TopicSpec,
     Transaction, Usage, Watermarks,
@@ -16,6 +16,24 @@ pub trait EventLog: Send + Sync + 'static {
     /// # Errors
     /// `PartitionCountDiffers`, `CleanupDiffers`, `InvalidTopicName`, `InvalidPartitionCount`; then none was created.
     async fn ensure_topics(&self, specs: &[TopicSpec]) -> Result<()>;
+
+    /// The same, but a topic that is there keeps its own number of partitions: for those whose number is nobody's concern but
+    /// their readers'.
+    ///
+    /// # Errors
+    /// As [`ensure_topics`](Self::ensure_topics), but for `PartitionCountDiffers`.
+    async fn ensure_topics_of_any_count(&self, specs: &[TopicSpec]) -> Result<()> {
+        let mut specs = specs.to_vec();
+        loop {
+            let made = self.ensure_topics(&specs).await;
+            let Err(LogError::PartitionCountDiffers { topic, existing, .. }) = made else {
+                return made;
+            };
+            for spec in specs.iter_mut().filter(|spec| spec.name == topic) {
+                spec.partitions = existing;
+            }
+        }
+    }
 
     /// Deletes a topic, its records and every group's commits on it. Consumers of it get `Revoked`.
     ///

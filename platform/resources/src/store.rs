@@ -184,7 +184,7 @@ impl ResourceStore {
         stop: &CancellationToken,
     ) -> Result<Arc<Self>, ViewError> {
         let topic = topics::RESOURCES;
-        log.ensure_topics(&[TopicSpec::compacted(topic, topics::PARTITIONS)])
+        log.ensure_topics_of_any_count(&[TopicSpec::compacted(topic, topics::FEW_PARTITIONS)])
             .await
             .map_err(|source| ViewError::Log {
                 topic: topic.to_owned(),
@@ -271,12 +271,9 @@ impl ResourceStore {
     }
 
     async fn make_topic(&self, function: &FunctionName) -> Result<(), Problem> {
-        let topic = |partitions| [TopicSpec::new(topics::work(function), partitions).retention(WORK_KEPT)];
+        let topic = TopicSpec::new(topics::work(function), self.config.work_partitions).retention(WORK_KEPT);
         let begun = std::time::Instant::now();
-        let mut made = self.log.ensure_topics(&topic(self.config.work_partitions)).await;
-        if let Err(LogError::PartitionCountDiffers { existing, .. }) = made {
-            made = self.log.ensure_topics(&topic(existing)).await;
-        }
+        let made = self.log.ensure_topics_of_any_count(&[topic]).await;
         tracing::debug!(%function, took = ?begun.elapsed(), "a work topic is there");
         made.map_err(log_problem)
     }

@@ -40,6 +40,9 @@ pub const BUCKET_LOGS: &str = "system-logs";
 
 /// Partitions of the platform's own topics.
 pub const PARTITIONS: u32 = 12;
+/// Partitions of topics that get a record for a change or a far retry, not for each event, when they are made. A broker looks at
+/// each partition with each fetch of a copy, so those that are seldom written to cost the busy ones.
+pub const FEW_PARTITIONS: u32 = 3;
 /// Partitions of a work topic.
 pub const WORK_PARTITIONS: u32 = 6;
 

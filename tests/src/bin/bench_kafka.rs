@@ -86,11 +86,16 @@ impl World {
     }
 
     async fn until_done(&self, function: &FunctionName, since: Instant) {
-        let topic = topics::work(function);
-        while self.log.lag(topics::GROUP_DISPATCHER, &topic).await.unwrap() > 0 {
+        self.until_read(topics::GROUP_DISPATCHER, &topics::work(function), since)
+            .await;
+    }
+
+    /// Waits until a group has committed all of a topic.
+    async fn until_read(&self, group: &str, topic: &str, since: Instant) {
+        while self.log.lag(group, topic).await.unwrap() > 0 {
             if since.elapsed() > PATIENCE {
-                let committed = self.log.committed(topics::GROUP_DISPATCHER, &topic).await.unwrap();
-                let marks = self.log.watermarks(&topic).await.unwrap();
+                let committed = self.log.committed(group, topic).await.unwrap();
+                let marks = self.log.watermarks(topic).await.unwrap();
                 panic!("{topic} is not worked off in {PATIENCE:?}: ends {marks:?}, committed {committed:?}");
             }
             tokio::time::sleep(Duration::from_millis(100)).await;

@@ -26,7 +26,9 @@ const LEASE: &str = "imageflow-autoscaler";
 pub async fn run(args: AutoscalerArgs, stop: Stop) -> Result<(), CliError> {
     let shell = Shell::open("autoscaler", Some(args.admin_listen), &args.common, stop).await?;
     let log = shell.log()?;
-    log.ensure_topics(&[scaling::topic()]).await.map_err(log_failed)?;
+    log.ensure_topics_of_any_count(&[scaling::topic()])
+        .await
+        .map_err(log_failed)?;
     let resources = shell.resources().await?;
     let host = RemoteHost::start(RemoteConfig::new(peer(&args.pods)), &shell.tasks, &shell.rest);
     let host = host.map_err(|e| CliError::Usage(format!("--pods: {e}")))?;

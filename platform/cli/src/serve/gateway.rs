@@ -23,8 +23,11 @@ pub async fn run(args: GatewayArgs, stop: Stop) -> Result<(), CliError> {
     let log = shell.log()?;
     let log_failed = |e: imageflow_eventlog::LogError| failed("the event log")(platform::chain(&e));
     let mut needed = Router::topics();
-    needed.extend([scaling::topic(), Notifications::topic()]);
+    needed.push(Notifications::topic());
     log.ensure_topics(&needed).await.map_err(log_failed)?;
+    log.ensure_topics_of_any_count(&[scaling::topic()])
+        .await
+        .map_err(log_failed)?;
     let objects = objects(&args.s3, &log)?;
     buckets(&*objects.store).await?;
     let resources = shell.resources_of(args.kubernetes).await?;

@@ -152,7 +152,10 @@ impl Platform {
         let events = log.shared();
         let log_failed = |e: imageflow_eventlog::LogError| failed("the event log")(chain(&e));
         events.ensure_topics(&Router::topics()).await.map_err(log_failed)?;
-        events.ensure_topics(&[scaling::topic()]).await.map_err(log_failed)?;
+        events
+            .ensure_topics_of_any_count(&[scaling::topic()])
+            .await
+            .map_err(log_failed)?;
         if args.s3.url.is_some() {
             // Before the server is asked for: some do not start without it.
             events

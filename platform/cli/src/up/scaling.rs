@@ -17,7 +17,7 @@ use imageflow_types::{FunctionName, RevisionName, topics};
 
 /// The topic of decisions.
 pub fn topic() -> TopicSpec {
-    TopicSpec::compacted(topics::SCALING, topics::PARTITIONS)
+    TopicSpec::compacted(topics::SCALING, topics::FEW_PARTITIONS)
 }
 
 /// What was learned before the last stop.

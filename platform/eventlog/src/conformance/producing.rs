@@ -92,6 +92,20 @@ pub async fn topics_are_created_once_and_listed(subject: &mut dyn Subject) {
         }) => assert_eq!(topic, a),
         other => fail(&format!("{other:?}")),
     }
+    let c = name(subject, "once-c");
+    let any = [
+        TopicSpec::new(&a, 5),
+        TopicSpec::compacted(&b, 5),
+        TopicSpec::new(&c, 5),
+    ];
+    log.ensure_topics_of_any_count(&any).await.must("of any count");
+    for (topic, partitions) in [(&a, 2), (&b, 1), (&c, 5)] {
+        assert_eq!(
+            log.watermarks(topic).await.must("watermarks").len(),
+            partitions,
+            "{topic}"
+        );
+    }
     match log.ensure_topics(&[TopicSpec::compacted(&a, 2)]).await {
         Err(LogError::CleanupDiffers { .. }) => {}
         other => fail(&format!("{other:?}")),

@@ -344,10 +344,11 @@ impl KafkaConfig {
                 ("max.poll.interval.ms", &poll),
                 ("session.timeout.ms", &session.as_millis().to_string()),
                 ("topic.blacklist", "^__"),
-                // A member may have thousands of partitions with a backlog each: what is read ahead of one is small. A record
-                // larger than a fetch is fetched nevertheless.
-                ("fetch.message.max.bytes", "16384"),
-                ("queued.min.messages", "16"),
+                // A member may have thousands of partitions with a backlog each: what is read ahead of one is small, but enough for
+                // the time in which a fetch for idle ones of the same broker waits. A record larger than a fetch is fetched
+                // nevertheless.
+                ("fetch.message.max.bytes", "65536"),
+                ("queued.min.messages", "64"),
             ],
         );
         config

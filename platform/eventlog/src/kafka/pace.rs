@@ -1,10 +1,10 @@
 //! Who writes a record at a time, thousands of times a second, has each of them cost a request to a broker, that broker two
-//! requests to its copies, and every reader a fetch. From a certain rate on such records leave together, a few milliseconds
-//! later and not before those in front of them have arrived; below it none waits.
+//! requests to its copies, and every reader a fetch. From a certain rate on such records gather: they leave together, a few
+//! milliseconds later and not before those in front of them have arrived. Below it none waits.
 //!
-//! The second is for librdkafka, too: while a request of an idempotent producer is on its way, records that wait behind it in
-//! its own queue have its thread look for room without a pause (half of a platform's CPU under load).
-use std::sync::Mutex;
+//! Together means by one hand, for librdkafka's sake: records of a partition that come while a request with others of it is on its
+//! way have its thread look for room without a pause (a third of a dispatcher's CPU under load).
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -21,32 +21,35 @@ const BATCH: usize = 64;
 /// Longest that records wait for those in front of them: a broker that is gone is not to hold up what the others take.
 const PATIENCE: Duration = Duration::from_millis(100);
 
-/// The rate of what is written, and what is on its way.
+/// The rate of what is written, what gathers, and what is on its way.
 #[derive(Debug)]
-pub struct Pace {
-    state: Mutex<State>,
+pub struct Pace<T> {
+    state: Mutex<State<T>>,
     landed: Notify,
 }
 
 #[derive(Debug)]
-struct State {
+struct State<T> {
+    /// Of the window in which records are counted.
     begun: Instant,
     now: usize,
     before: usize,
-    /// The window of those on their way, and how many calls they are.
-    flight: (Instant, usize),
+    /// What gathers. When anything does, somebody is to see it off.
+    gathered: Vec<T>,
+    /// Calls that left alone, and departures, that have not arrived.
+    flying: usize,
 }
 
-/// A call whose records are on their way, until this is dropped.
+/// What is on its way, until this is dropped.
 #[derive(Debug)]
-pub struct Flight<'a>(&'a Pace);
+pub struct Flight<T>(Arc<Pace<T>>);
 
-impl Drop for Flight<'_> {
+impl<T> Drop for Flight<T> {
     fn drop(&mut self) {
         let landed = {
             let mut state = lock(&self.0.state);
-            state.flight.1 -= 1;
-            state.flight.1 == 0
+            state.flying -= 1;
+            state.flying == 0
         };
         if landed {
             self.0.landed.notify_waiters();
@@ -54,54 +57,33 @@ impl Drop for Flight<'_> {
     }
 }
 
-impl Pace {
-    pub fn new(now: Instant) -> Self {
-        Self {
+/// When a call may write.
+#[derive(Debug)]
+pub enum Turn<T> {
+    /// Now. What is large enough holds nobody up.
+    Now(Option<Flight<T>>),
+    /// It gathers with others, whom the caller is to see off: it is the first of them.
+    First,
+    /// It gathers.
+    Later,
+}
+
+impl<T> Pace<T> {
+    pub fn new(now: Instant) -> Arc<Self> {
+        Arc::new(Self {
             state: Mutex::new(State {
                 begun: now,
                 now: 0,
                 before: 0,
-                flight: (now, 0),
+                gathered: Vec::new(),
+                flying: 0,
             }),
             landed: Notify::new(),
-        }
+        })
     }
 
-    /// Waits until the records of a call may leave. Dropped when they have arrived.
-    pub async fn turn(&self, records: usize) -> Option<Flight<'_>> {
-        if records >= BATCH {
-            self.leave(records, Instant::now());
-            return None;
-        }
-        let Some(window) = self.leave(records, Instant::now()) else {
-            return Some(self.board(None));
-        };
-        let leave = window + WINDOW;
-        tokio::time::sleep_until(leave).await;
-        let landed = self.landed.notified();
-        tokio::pin!(landed);
-        landed.as_mut().enable();
-        if !self.may_board(window) {
-            // Too late is as good: then they leave although others are on their way.
-            let _ = tokio::time::timeout_at(leave + PATIENCE, landed).await;
-        }
-        Some(self.board(Some(window)))
-    }
-
-    /// Whether nobody else is on the way, but those of the same window.
-    fn may_board(&self, window: Instant) -> bool {
-        let (of, calls) = lock(&self.state).flight;
-        calls == 0 || of == window
-    }
-
-    fn board(&self, window: Option<Instant>) -> Flight<'_> {
-        let mut state = lock(&self.state);
-        state.flight = (window.unwrap_or(state.flight.0), state.flight.1 + 1);
-        Flight(self)
-    }
-
-    /// The beginning of the window in which the records of a call gather; `None` when they leave at once.
-    fn leave(&self, records: usize, now: Instant) -> Option<Instant> {
+    /// Asks for a call with so many records, which is taken when it gathers.
+    pub fn turn(self: &Arc<Self>, call: T, records: usize, now: Instant) -> Turn<T> {
         let mut state = lock(&self.state);
         let age = now.saturating_duration_since(state.begun);
         if age >= WINDOW {
@@ -109,8 +91,39 @@ impl Pace {
             (state.begun, state.now) = (now, 0);
         }
         state.now = state.now.saturating_add(records);
-        let crowd = state.now.saturating_add(state.before) >= CROWD;
-        (crowd && records < BATCH).then_some(state.begun)
+        if records >= BATCH {
+            return Turn::Now(None);
+        }
+        if state.now.saturating_add(state.before) < CROWD {
+            state.flying += 1;
+            return Turn::Now(Some(Flight(self.clone())));
+        }
+        state.gathered.push(call);
+        if state.gathered.len() == 1 {
+            Turn::First
+        } else {
+            Turn::Later
+        }
+    }
+
+    /// Waits until what gathers may leave; for whoever was the first.
+    pub async fn gather(&self) {
+        let leave = Instant::now() + WINDOW;
+        tokio::time::sleep_until(leave).await;
+        let landed = self.landed.notified();
+        tokio::pin!(landed);
+        landed.as_mut().enable();
+        if lock(&self.state).flying > 0 {
+            // Too late is as good: then they leave although others are on their way.
+            let _ = tokio::time::timeout_at(leave + PATIENCE, landed).await;
+        }
+    }
+
+    /// Those that have gathered.
+    pub fn depart(self: &Arc<Self>) -> (Vec<T>, Flight<T>) {
+        let mut state = lock(&self.state);
+        state.flying += 1;
+        (std::mem::take(&mut state.gathered), Flight(self.clone()))
     }
 }
 
@@ -122,6 +135,10 @@ mod tests {
 
     use super::*;
 
+    fn is_now(turn: &Turn<()>) -> bool {
+        matches!(turn, Turn::Now(_))
+    }
+
     #[test]
     fn single_records_wait_only_while_there_are_many() {
         let begun = Instant::now();
@@ -129,50 +146,57 @@ mod tests {
         let at = |ms: u64| begun + Duration::from_millis(ms);
         // One each 5 ms.
         for ms in (0..100).step_by(5) {
-            assert_eq!(pace.leave(1, at(ms)), None, "at {ms} ms");
+            assert!(is_now(&pace.turn((), 1, at(ms))), "at {ms} ms");
         }
-        // One each half millisecond: once that is seen, all of a window leave together.
-        let waits: Vec<_> = (0..200_u64)
-            .map(|n| pace.leave(1, begun + Duration::from_micros(100_000 + n * 500)))
+        // One each half millisecond: once that is seen, they gather.
+        let turns: Vec<_> = (0..200_u64)
+            .map(|n| pace.turn((), 1, begun + Duration::from_micros(100_000 + n * 500)))
             .collect();
-        assert_eq!(waits[0], None);
-        let begins: std::collections::BTreeSet<_> = waits[80..].iter().map(|w| w.unwrap()).collect();
-        assert!((3..=4).contains(&begins.len()), "{begins:?}");
+        assert!(is_now(&turns[0]));
+        let first = turns.iter().position(|turn| matches!(turn, Turn::First)).unwrap();
+        assert!(first < 80 && turns[first + 1..].iter().all(|turn| matches!(turn, Turn::Later)));
+        assert_eq!(pace.depart().0.len(), 200 - first);
         // It is quiet again.
-        assert_eq!(pace.leave(1, at(300)), None);
+        assert!(is_now(&pace.turn((), 1, at(300))));
     }
 
     #[test]
     fn a_batch_leaves_at_once_whatever_the_rate() {
         let begun = Instant::now();
         let pace = Pace::new(begun);
-        assert_eq!(pace.leave(500, begun), None);
-        assert_eq!(pace.leave(1, begun), Some(begun));
-        assert_eq!(pace.leave(500, begun), None);
+        assert!(matches!(pace.turn((), 500, begun), Turn::Now(None)));
+        assert!(matches!(pace.turn((), 1, begun), Turn::First));
+        assert!(matches!(pace.turn((), 500, begun), Turn::Now(None)));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_window_waits_for_the_one_in_front_of_it_but_not_for_long() {
-        let pace = Pace::new(Instant::now());
-        let mut flights = Vec::new();
-        for _ in 1..CROWD {
-            flights.push(pace.turn(1).await);
-        }
-        tokio::time::advance(WINDOW).await;
-        let mut next = std::pin::pin!(pace.turn(1));
-        assert!(poll!(next.as_mut()).is_pending());
+    async fn what_gathers_waits_for_what_is_in_front_of_it_but_not_for_long() {
+        let begun = Instant::now();
+        let pace = Pace::new(begun);
+        let mut flights: Vec<_> = (1..CROWD).map(|_| pace.turn((), 1, begun)).collect();
+        assert!(matches!(pace.turn((), 1, begun), Turn::First));
+        let mut gather = std::pin::pin!(pace.gather());
+        assert!(poll!(gather.as_mut()).is_pending());
         tokio::time::advance(WINDOW * 2).await;
-        assert!(poll!(next.as_mut()).is_pending(), "others are on their way");
+        assert!(poll!(gather.as_mut()).is_pending(), "others are on their way");
+        assert!(
+            matches!(pace.turn((), CROWD, Instant::now()), Turn::Later),
+            "who comes meanwhile goes with them"
+        );
         flights.clear();
-        let Poll::Ready(flight) = poll!(next) else {
-            panic!("they have arrived");
-        };
-        let mut late = std::pin::pin!(pace.turn(CROWD));
+        assert!(poll!(gather).is_ready(), "they have arrived");
+        let (gathered, flight) = pace.depart();
+        assert_eq!(gathered.len(), 2);
+        assert!(matches!(pace.turn((), CROWD, Instant::now()), Turn::First));
+        let mut late = std::pin::pin!(pace.gather());
         assert!(poll!(late.as_mut()).is_pending());
         tokio::time::advance(WINDOW).await;
         assert!(poll!(late.as_mut()).is_pending());
         tokio::time::advance(PATIENCE).await;
-        assert!(poll!(late).is_ready(), "what does not arrive holds nobody up for ever");
+        assert!(
+            poll!(late) == Poll::Ready(()),
+            "what does not arrive holds nobody up for ever"
+        );
         drop(flight);
     }
 }

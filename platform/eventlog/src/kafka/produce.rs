@@ -9,10 +9,12 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ThreadedProducer};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::Handle;
 use super::context::{Context, lock};
 use super::failure::{code, is_unknown_topic, storage};
+use super::pace::{Flight, Turn};
 use crate::MAX_RECORD_BYTES;
 use crate::error::{LogError, Result};
 use crate::types::{NewRecord, Position};
@@ -31,6 +33,15 @@ pub struct Batch {
     outcomes: Mutex<Vec<Option<Outcome>>>,
     left: AtomicUsize,
     done: Notify,
+    /// Over when the last of them is.
+    flight: Mutex<Option<Arc<Flight<Arc<Call>>>>>,
+}
+
+/// Records of one call, and what becomes of them.
+#[derive(Debug)]
+pub struct Call {
+    records: Vec<NewRecord>,
+    batch: Arc<Batch>,
 }
 
 /// The place of one record in its batch.
@@ -56,7 +67,12 @@ impl Batch {
             outcomes: Mutex::new(std::iter::repeat_with(|| None).take(size).collect()),
             left: AtomicUsize::new(size),
             done: Notify::new(),
+            flight: Mutex::default(),
         })
+    }
+
+    fn fly(&self, flight: Arc<Flight<Arc<Call>>>) {
+        *lock(&self.flight) = Some(flight);
     }
 
     fn fill(&self, index: usize, outcome: Outcome) {
@@ -64,6 +80,7 @@ impl Batch {
             *place = Some(outcome);
         }
         if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+            lock(&self.flight).take();
             self.done.notify_one();
         }
     }
@@ -206,12 +223,22 @@ impl Handle {
         Ok(())
     }
 
-    pub async fn produce(&self, records: &[NewRecord]) -> Result<Vec<Position>> {
-        self.check_records(records).await?;
-        let _on_its_way = self.pace.turn(records.len()).await;
+    pub async fn produce(self: &Arc<Self>, records: Vec<NewRecord>) -> Result<Vec<Position>> {
+        self.check_records(&records).await?;
         let producer = self.producer()?;
-        let batch = Batch::new(records.len());
-        send(&producer, records, &batch).await;
+        let (count, batch) = (records.len(), Batch::new(records.len()));
+        let call = Arc::new(Call { records, batch });
+        let Call { records, batch } = &*call;
+        match self.pace.turn(call.clone(), count, Instant::now()) {
+            Turn::Now(flight) => {
+                if let Some(flight) = flight {
+                    batch.fly(Arc::new(flight));
+                }
+                send(&producer, records, batch).await;
+            }
+            Turn::First => self.see_off(producer.clone()),
+            Turn::Later => {}
+        }
         batch.wait().await;
         let result = batch.positions(self, records);
         if result.is_err() && producer.client().fatal_error().is_some() {
@@ -222,6 +249,24 @@ impl Handle {
             }
         }
         result
+    }
+
+    /// Writes what gathers when it may leave, whether or not its callers still wait.
+    fn see_off(self: &Arc<Self>, producer: Arc<Producer>) {
+        let handle = self.clone();
+        self.departures.spawn(async move {
+            tokio::select! {
+                () = handle.pace.gather() => {}
+                () = handle.closed.cancelled() => {}
+            }
+            let (calls, flight) = handle.pace.depart();
+            let flight = Arc::new(flight);
+            // All of them before the first can arrive, else the last of them would not know that they fly.
+            calls.iter().for_each(|call| call.batch.fly(flight.clone()));
+            for call in &calls {
+                send(&producer, &call.records, &call.batch).await;
+            }
+        });
     }
 
     /// The producer of all records without a transaction.

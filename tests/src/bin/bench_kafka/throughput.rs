@@ -15,8 +15,8 @@ use crate::{
     work,
 };
 
-/// Events of one round of the loops and of the dispatcher.
-const COUNT: usize = 20_000;
+/// Events of one round of the loops and of the dispatcher: of seconds, for the last commit of a round is waited for.
+const COUNT: usize = 60_000;
 /// Events of one round through the whole platform.
 const WHOLE: usize = 10_000;
 
@@ -285,6 +285,10 @@ pub async fn dispatcher(world: &World) {
 
 /// All services in one process, beside the loop with transactions.
 pub async fn whole(world: &World, platform: &Platform) {
+    // The router reads first what dispatchers reported before it was there.
+    world
+        .until_read(topics::GROUP_ROUTER, topics::RUN_EVENTS, Instant::now())
+        .await;
     let (mut transactional, mut rounds) = (vec![], vec![]);
     for round in 1..=ROUNDS {
         let both = bare_loop(world, COUNT, true).await;
