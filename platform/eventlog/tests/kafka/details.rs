@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::future::join_all;
+use futures::poll;
 use imageflow_eventlog::{
     Cleanup, Consumer, ConsumerConfig, ConsumerEvent, EventLog, FollowEvent, Kafka, KafkaConfig, KafkaOpenError,
     LogError, MAX_RECORD_BYTES, NewRecord, OffsetCommit, Start, TopicSpec, Topics,
@@ -231,6 +233,40 @@ async fn a_changed_retention_is_applied() {
     let at = log.produce(vec![largest.clone()]).await.unwrap();
     let read = log.read("retained", at[0].partition, at[0].offset, 1).await.unwrap();
     assert_eq!(read[0].value, largest.value);
+}
+
+/// Single records that come fast leave together, by a hand of their own.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_gathers_is_written_whoever_waits_for_it() {
+    const CALLS: usize = 200;
+    let Some(log) = open().await else { return };
+    let topic = topic(&log, "gathers", 3).await;
+    let one = |n: usize| vec![NewRecord::new(&topic).key(n.to_string()).value("x")];
+    // The topic is known from here on: a call waits for nothing before it gathers.
+    log.produce(one(0)).await.unwrap();
+    let begin = async || {
+        let mut calls: Vec<_> = (0..CALLS).map(|n| log.produce(one(n))).collect();
+        for call in &mut calls {
+            assert!(poll!(call).is_pending());
+        }
+        calls
+    };
+    let written = async |log: &Kafka| {
+        let marks = log.watermarks(&topic).await.unwrap();
+        marks.iter().map(|m| usize::try_from(m.high).unwrap()).sum::<usize>()
+    };
+    let mut calls = begin().await;
+    drop(calls.split_off(CALLS / 2));
+    let done = within(join_all(calls)).await;
+    assert!(done.iter().all(Result::is_ok), "{done:?}");
+    // Nobody is told when those arrive that were left alone.
+    within(async { while written(&log).await < CALLS + 1 {} }).await;
+    let calls = begin().await;
+    let (done, ()) = tokio::join!(within(join_all(calls)), within(log.close()));
+    assert!(done.iter().all(Result::is_ok), "{done:?}");
+    let again = open().await.unwrap();
+    assert_eq!(written(&again).await, 2 * CALLS + 1);
+    again.close().await;
 }
 
 #[tokio::test]
