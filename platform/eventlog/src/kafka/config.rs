@@ -322,9 +322,11 @@ impl KafkaConfig {
     }
 
     /// Of a client that follows all partitions of a topic. None is ever paused, so a fetch may wait long: an idle follower
-    /// costs a request a second and broker, and still hears of a record at once.
-    pub(super) fn follower(&self, group: &str) -> ClientConfig {
-        self.reading(group, &[("fetch.wait.max.ms", "1000")])
+    /// costs a request a second and broker, and still hears of a record at once. But it hears of the end of a partition when a
+    /// fetch brings nothing: until it has `caught_up` no fetch waits for long.
+    pub(super) fn follower(&self, group: &str, caught_up: bool) -> ClientConfig {
+        let wait = if caught_up { "1000" } else { "10" };
+        self.reading(group, &[("fetch.wait.max.ms", wait)])
     }
 
     /// Of a client that only asks for what `group` committed, or reads what it is told to.

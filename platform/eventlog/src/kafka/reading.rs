@@ -139,24 +139,13 @@ impl Handle {
 
     pub async fn follower(self: &Arc<Self>, topic: &str, from: Start) -> Result<KafkaFollower> {
         let marks = self.marks(topic).await?;
-        let context = Context::default();
-        let told = context.told.clone();
-        let group = format!("{}-reader", self.config.client_id);
-        let consumer = self.config.follower(&group).create_with_context(context);
-        let mut consumer: BaseConsumer<Context> = consumer.map_err(|e| storage("making a follower", e, None))?;
-        let woken = told.clone();
-        consumer.set_nonempty_callback(move || woken.wake.notify_one());
         let goal: Vec<i64> = marks.iter().map(|m| m.high).collect();
         let next = match from {
             Start::Earliest => marks.iter().map(|m| m.low).collect(),
             Start::Latest => goal.clone(),
         };
-        let mut list = TopicPartitionList::new();
-        for (partition, offset) in (0..).zip(&next) {
-            let added = list.add_partition_offset(topic, partition, Offset::Offset(*offset));
-            added.map_err(|e| storage("following", e, None))?;
-        }
-        consumer.assign(&list).map_err(|e| storage("following", e, None))?;
+        let has_caught_up = reached(&goal, &next);
+        let (consumer, told) = self.follow(topic, &next, has_caught_up)?;
         Ok(KafkaFollower {
             handle: self.clone(),
             topic: topic.to_owned(),
@@ -164,9 +153,32 @@ impl Handle {
             told,
             next,
             goal: Some(goal),
+            has_caught_up,
             failed: None,
         })
     }
+
+    /// A client that reads all partitions from these offsets on.
+    fn follow(&self, topic: &str, next: &[i64], caught_up: bool) -> Result<(BaseConsumer<Context>, Arc<Told>)> {
+        let context = Context::default();
+        let told = context.told.clone();
+        let group = format!("{}-reader", self.config.client_id);
+        let consumer = self.config.follower(&group, caught_up).create_with_context(context);
+        let mut consumer: BaseConsumer<Context> = consumer.map_err(|e| storage("making a follower", e, None))?;
+        let woken = told.clone();
+        consumer.set_nonempty_callback(move || woken.wake.notify_one());
+        let mut list = TopicPartitionList::new();
+        for (partition, offset) in (0..).zip(next) {
+            let added = list.add_partition_offset(topic, partition, Offset::Offset(*offset));
+            added.map_err(|e| storage("following", e, None))?;
+        }
+        consumer.assign(&list).map_err(|e| storage("following", e, None))?;
+        Ok((consumer, told))
+    }
+}
+
+fn reached(goal: &[i64], next: &[i64]) -> bool {
+    goal.iter().zip(next).all(|(goal, next)| next >= goal)
 }
 
 impl Reader {
@@ -229,11 +241,25 @@ pub struct KafkaFollower {
     next: Vec<i64>,
     /// The ends when it was made, until they were reached and that was said.
     goal: Option<Vec<i64>>,
+    /// Whether the client is one of those that wait.
+    has_caught_up: bool,
     /// What went wrong behind the records that were returned.
     failed: Option<KafkaError>,
 }
 
 impl KafkaFollower {
+    /// Goes on with a client that waits. What the other one has read ahead is read again.
+    fn settle(&mut self) -> Result<()> {
+        if self.has_caught_up {
+            return Ok(());
+        }
+        let (consumer, told) = self.handle.follow(&self.topic, &self.next, true)?;
+        let eager = self.consumer.replace(consumer);
+        (self.told, self.has_caught_up) = (told, true);
+        self.handle.retire(move || drop(eager));
+        Ok(())
+    }
+
     /// What is there without waiting.
     fn drain(&mut self) -> Vec<Record> {
         let (mut records, mut bytes) = (Vec::new(), 0);
@@ -285,8 +311,8 @@ impl Follower for KafkaFollower {
     async fn next(&mut self) -> Result<FollowEvent> {
         loop {
             self.handle.check_open()?;
-            let reached = |goal: &Vec<i64>| goal.iter().zip(&self.next).all(|(goal, next)| next >= goal);
-            if self.goal.as_ref().is_some_and(reached) {
+            if self.goal.as_ref().is_some_and(|goal| reached(goal, &self.next)) {
+                self.settle()?;
                 self.goal = None;
                 return Ok(FollowEvent::CaughtUp);
             }
