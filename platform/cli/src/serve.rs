@@ -20,7 +20,7 @@ use crate::args::serve::{CommonArgs, Role, ServeArgs};
 use crate::args::stores::TelemetryArgs;
 use crate::error::CliError;
 use crate::up::stores::{Log, Objects};
-use crate::up::{failed, platform, telemetry};
+use crate::up::{failed, platform, stopped_early, telemetry};
 
 mod autoscaler;
 mod dispatcher;
@@ -47,10 +47,7 @@ pub async fn run(args: ServeArgs) -> Result<(), CliError> {
             Role::Operator(args) => operator::run(args, own).await,
         }
     };
-    stop.unless_before_up(role).await.unwrap_or_else(|| {
-        println!("stopped before it was up");
-        Ok(())
-    })
+    stop.unless_before_up(role).await.unwrap_or_else(stopped_early)
 }
 
 /// What every role stands on.

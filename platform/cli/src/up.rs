@@ -22,6 +22,12 @@ pub(crate) fn failed(what: &str) -> impl Fn(String) -> CliError + '_ {
     move |why| CliError::Failed(format!("{what}: {why}"))
 }
 
+/// The end of a service that a signal came to before it was up.
+pub(crate) fn stopped_early() -> Result<(), CliError> {
+    println!("stopped before it was up");
+    Ok(())
+}
+
 /// A bare level is for our own lines; libraries tell only what is wrong.
 fn quiet(filter: &str) -> String {
     let bare = !filter.contains(['=', ',']);
@@ -58,10 +64,7 @@ pub async fn run(args: UpArgs) -> Result<(), CliError> {
     let stop = on_signals().map_err(|e| failed("signals cannot be handled")(e.to_string()))?;
     let started = stop.unless_before_up(run_until(&args, &data, &telemetry, &stop)).await;
     telemetry.flush();
-    started.unwrap_or_else(|| {
-        println!("stopped before it was up");
-        Ok(())
-    })
+    started.unwrap_or_else(stopped_early)
 }
 
 async fn run_until(args: &UpArgs, data: &Path, telemetry: &Telemetry, stop: &Stop) -> Result<(), CliError> {

@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// What a signal asks for.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Stop {
     /// The first: finish what is under way.
     pub gentle: CancellationToken,
@@ -37,11 +37,7 @@ impl Stop {
 /// When the handlers cannot be set.
 pub fn on_signals() -> std::io::Result<Stop> {
     let mut signals = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    let stop = Stop {
-        gentle: CancellationToken::new(),
-        hard: CancellationToken::new(),
-        up: CancellationToken::new(),
-    };
+    let stop = Stop::default();
     let tokens = stop.clone();
     tokio::spawn(async move {
         next(&mut signals).await;
@@ -99,11 +95,7 @@ mod tests {
             tokio::time::sleep(Duration::from_secs(1)).await;
         };
         for (after, ends) in [(1, None), (3, Some(()))] {
-            let stop = Stop {
-                gentle: CancellationToken::new(),
-                hard: CancellationToken::new(),
-                up: CancellationToken::new(),
-            };
+            let stop = Stop::default();
             let signal = async {
                 tokio::time::sleep(Duration::from_secs(after)).await;
                 stop.gentle.cancel();
