@@ -137,6 +137,21 @@ async fn the_platform_installs_itself_and_does_the_main_job() {
         "{said}"
     );
     assert_eq!(admin(), before);
+    // A Secret of a release that had no router yet gets what is missing, and all is well with it.
+    let keys = [
+        "-n",
+        "imageflow-backend",
+        "patch",
+        "secret",
+        "imageflow-role-keys",
+        "--type=json",
+    ];
+    kubectl(&[&keys[..], &["-p", r#"[{"op":"remove","path":"/data/router"}]"#]].concat());
+    let (well, said) = imageflow(&install);
+    assert!(
+        well && said.contains("imageflow-role-keys configured: a key for router"),
+        "{said}"
+    );
     // What an API server says of the other overlay, which needs what is not here to run.
     let (well, said) = imageflow(&["install", "--overlay", "k3s", "--dry-run"]);
     assert!(well && said.contains("nothing was kept"), "{said}");

@@ -150,8 +150,8 @@ pub async fn install(cx: &mut Context, args: InstallArgs) -> Result<(), CliError
         cx.note("the namespaces are not there yet, so what is in them cannot be checked by the API server; it was read and is well-formed");
         return Ok(());
     }
-    for name in secrets::ensure(&cluster.client, &rest, args.dry_run).await? {
-        cx.line(format!("Secret {name} created"))?;
+    for did in secrets::ensure(&cluster.client, &rest, args.dry_run).await? {
+        cx.line(format!("Secret {did}"))?;
     }
     for object in &rest {
         let did = cluster.apply(object, args.dry_run).await?;

@@ -1,10 +1,10 @@
-//! Keys of an installation: made once, never written over, never printed.
+//! Keys of an installation: made once, never written over, never printed. A role that came later gets a key beside those that are there.
 use std::collections::{BTreeMap, BTreeSet};
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use kube::Client;
-use kube::api::{Api, DynamicObject, PostParams};
+use kube::api::{Api, DynamicObject, Patch, PatchParams, PostParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use rand::RngCore;
 use serde_json::{Value, json};
@@ -16,6 +16,9 @@ use crate::up::failed;
 
 /// Roles that other roles let in.
 const ROLES: [&str; 4] = ["gateway", "dispatcher", "router", "autoscaler"];
+/// The key of each of them, and under `ROLE_LINES` what these are checked by.
+const ROLE_KEYS: &str = "imageflow-role-keys";
+const ROLE_LINES: &str = "role-keys";
 /// What Secrets of credentials for the object store begin with; the rest is the service.
 const STORE: &str = "imageflow-s3-";
 const API_KEYS: &str = "imageflow-api-keys";
@@ -61,18 +64,36 @@ fn references(value: &Value, found: &mut dyn FnMut(&str, bool)) {
     }
 }
 
-/// Makes what is missing. Returns the names of what was made.
+/// Makes what is missing. Returns a line for each Secret that it made or added to.
 pub async fn ensure(client: &Client, objects: &[DynamicObject], dry_run: bool) -> Result<Vec<String>, CliError> {
     let wanted = wanted(objects);
     let own_store = wanted.contains_key("minio-root");
     let mut made = Vec::new();
     for (name, namespaces) in &wanted {
         let mut data = None;
-        let mut missing = Vec::new();
+        let (mut present, mut missing) = (Vec::new(), Vec::new());
         for namespace in namespaces {
             match get(client, namespace, name).await? {
-                Some(there) => data = Some(there),
+                Some(there) => {
+                    data = Some(there);
+                    present.push(namespace);
+                }
                 None => missing.push(namespace),
+            }
+        }
+        if name == ROLE_KEYS
+            && let Some(there) = &mut data
+            && let Some((roles, more)) = later_roles(there)
+        {
+            for namespace in present {
+                add(client, namespace, name, &more, dry_run).await?;
+                made.push(format!(
+                    "{namespace}/{name} configured: a key for {}",
+                    roles.join(" and ")
+                ));
+            }
+            for (key, text) in more {
+                there[key] = STANDARD.encode(text).into();
             }
         }
         if missing.is_empty() {
@@ -101,7 +122,7 @@ pub async fn ensure(client: &Client, objects: &[DynamicObject], dry_run: bool) -
         for (name, data) in &all {
             for namespace in &missing {
                 create(client, namespace, name, data, dry_run).await?;
-                made.push(format!("{namespace}/{name}"));
+                made.push(format!("{namespace}/{name} created"));
             }
         }
     }
@@ -132,10 +153,10 @@ fn new(name: &str, own_store: bool) -> Result<BTreeMap<&'static str, String>, Cl
     }
     let password = || BTreeMap::from([("password", key())]);
     Ok(match name {
-        "imageflow-role-keys" => {
+        ROLE_KEYS => {
             let mut keys: BTreeMap<&str, String> = ROLES.into_iter().map(|role| (role, key())).collect();
             let lines = keys.iter().map(|(role, key)| line(role, role, key)).collect();
-            keys.insert("role-keys", lines);
+            keys.insert(ROLE_LINES, lines);
             keys
         }
         "imageflow-announce" => BTreeMap::from([("key", key())]),
@@ -150,6 +171,22 @@ fn new(name: &str, own_store: bool) -> Result<BTreeMap<&'static str, String>, Cl
             )));
         }
     })
+}
+
+/// The roles that this Secret of an earlier release has no key for, and what it is to have besides.
+fn later_roles(there: &Value) -> Option<(Vec<&'static str>, BTreeMap<&'static str, String>)> {
+    let roles: Vec<&str> = ROLES.into_iter().filter(|role| there[role].is_null()).collect();
+    if roles.is_empty() {
+        return None;
+    }
+    let mut more: BTreeMap<&str, String> = roles.iter().map(|&role| (role, key())).collect();
+    let mut lines = decoded(&there[ROLE_LINES]).unwrap_or_default();
+    if !lines.is_empty() && !lines.ends_with('\n') {
+        lines.push('\n');
+    }
+    lines.extend(more.iter().map(|(role, key)| line(role, role, key)));
+    more.insert(ROLE_LINES, lines);
+    Some((roles, more))
 }
 
 fn kind() -> ApiResource {
@@ -182,6 +219,27 @@ async fn create(client: &Client, namespace: &str, name: &str, data: &Made, dry_r
     let made = api.create(&params, &secret).await;
     made.map(drop)
         .map_err(|e| failed(&format!("Secret {namespace}/{name} was not made"))(e.to_string()))
+}
+
+/// Adds to a Secret that is there.
+async fn add(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    data: &BTreeMap<&str, String>,
+    dry_run: bool,
+) -> Result<(), CliError> {
+    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &kind());
+    let params = PatchParams {
+        dry_run,
+        field_manager: Some(super::FIELD_MANAGER.to_owned()),
+        ..PatchParams::default()
+    };
+    let patch = Patch::Merge(json!({ "stringData": data }));
+    let added = api.patch(name, &params, &patch).await;
+    added
+        .map(drop)
+        .map_err(|e| failed(&format!("Secret {namespace}/{name} was not changed"))(e.to_string()))
 }
 
 /// A value of a Secret as the API server gives it.
@@ -227,6 +285,26 @@ mod tests {
         assert!(auth.role(&headers(&one)).is_ok());
         assert!(auth.role(&headers(&other)).is_err());
         assert_eq!(cluster_id().len(), 22);
+    }
+
+    #[test]
+    fn a_role_that_came_later_gets_a_key_and_the_others_keep_theirs() {
+        let mut there = new(ROLE_KEYS, true).unwrap();
+        there.remove("router");
+        let lines: String = ["gateway", "dispatcher", "autoscaler"]
+            .map(|role| line(role, role, &there[role]))
+            .concat();
+        // As people write it, without an end of line.
+        there.insert(ROLE_LINES, lines.trim_end().to_owned());
+        let encoded = |data: &BTreeMap<&str, String>| -> Value {
+            data.iter().map(|(key, text)| (*key, STANDARD.encode(text))).collect()
+        };
+        let (roles, more) = later_roles(&encoded(&there)).unwrap();
+        assert_eq!(roles, ["router"]);
+        assert_eq!(more.keys().copied().collect::<Vec<_>>(), [ROLE_LINES, "router"]);
+        there.extend(more);
+        assert_eq!(there[ROLE_LINES], lines + &line("router", "router", &there["router"]));
+        assert!(later_roles(&encoded(&there)).is_none());
     }
 
     #[test]
