@@ -1,17 +1,19 @@
-//! Load on three Kafka brokers: a function is scaled up and down under 20,000 events, and events that kill their pod come
-//! among others.
+//! Load on three Kafka brokers: a function is scaled up and down under 20,000 events, events that kill their pod come among
+//! others, and more callers come than may wait.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use http::Method;
+use imageflow_process::raise_open_files;
 use imageflow_tests::external::World;
 use imageflow_tests::http::json;
 use imageflow_tests::platform::binary;
 use imageflow_tests::{Api, Platform};
 use imageflow_types::topics;
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 
 const PATIENCE: Duration = Duration::from_secs(300);
 /// Events of one request.
@@ -62,6 +64,27 @@ async fn send(api: &Api, events: &[Value]) {
                 _ => panic!("{}", json(&answer)),
             };
         }
+    }
+}
+
+/// Calls the function until it is let in. Returns how often it was asked to come again.
+async fn call(api: Api, number: usize) -> usize {
+    let headers = [("content-type", "application/cloudevents+json")];
+    let body = json!({"specversion": "1.0", "id": format!("call-{number}"), "source": "/test", "type": "test.call"});
+    let mut refused = 0;
+    loop {
+        let answer = api
+            .send(Method::POST, "/v1/functions/slow/invoke", &headers, body.to_string())
+            .await;
+        match answer.status().as_u16() {
+            200 => return refused,
+            429 => refused += 1,
+            _ => panic!("call {number}: {}", json(&answer)),
+        }
+        let after = answer.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+        let mut ticks = tokio::time::interval(Duration::from_secs(after));
+        ticks.tick().await;
+        ticks.tick().await;
     }
 }
 
@@ -190,5 +213,37 @@ async fn an_event_that_kills_its_pod_in_every_partition_holds_nobody_else_up() {
         2 * poison,
         "each poison has two attempts, and nobody else a failed one"
     );
+    platform.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_callers_than_may_wait_are_asked_to_come_again_and_each_is_answered_once_as_is_each_event() {
+    // 1,000 may wait for a function.
+    const CALLERS: usize = 1_200;
+    const EVENTS: usize = 300;
+    let Some(world) = World::start().await else { return };
+    raise_open_files();
+    let folder = tempfile::tempdir().unwrap();
+    let platform = world.platform(&[]);
+    let spec = "  concurrency: { limit: 10, target: 10 }\n  scale: { max: 2 }";
+    platform.api.apply(&resources(folder.path(), spec)).await;
+    let mut callers: JoinSet<usize> = (0..CALLERS).map(|i| call(platform.api.clone(), i)).collect();
+    let events: Vec<Value> = (0..EVENTS).map(|i| event(&format!("event-{i}"), &json!({}))).collect();
+    send(&platform.api, &events).await;
+    ended(&platform, EVENTS, 0).await;
+    let mut refused = 0;
+    while let Some(times) = callers.try_join_next() {
+        refused += times.unwrap();
+    }
+    println!("the events are done, {} callers wait", callers.len());
+    while let Some(times) = callers.join_next().await {
+        refused += times.unwrap();
+    }
+    println!("asked to come again: {refused}");
+    assert!(refused > 0, "the queue was never full");
+    let calls = calls(folder.path());
+    assert_eq!(calls.len(), CALLERS + EVENTS, "all were called");
+    assert!(calls.values().all(|n| *n == 1), "some were called twice");
+    assert_eq!(platform.api.get("/v1/dead-letters").await["items"], json!([]));
     platform.stop();
 }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use imageflow_eventlog::EventLog;
 use imageflow_process::{
-    Door, KeyRole, Keys, Readiness, ServiceRole, Stop, Telemetry, on_signals, serve_admin, serve_roles,
+    Door, KeyRole, Keys, Readiness, ServiceRole, Stop, Telemetry, on_signals, raise_open_files, serve_admin,
+    serve_roles,
 };
 use imageflow_proto::peer::Peer;
 use imageflow_resources::{ResourceStore, StoreConfig};
@@ -35,6 +36,7 @@ mod views;
 /// # Errors
 /// What kept it from starting, or from going on.
 pub async fn run(args: ServeArgs) -> Result<(), CliError> {
+    raise_open_files();
     let stop = on_signals().map_err(|e| failed("signals cannot be handled")(e.to_string()))?;
     let own = stop.clone();
     let role = async {

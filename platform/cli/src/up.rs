@@ -2,7 +2,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use imageflow_process::{Stop, Telemetry, TelemetryConfig, on_signals};
+use imageflow_process::{Stop, Telemetry, TelemetryConfig, on_signals, raise_open_files};
 use serde_json::json;
 
 use crate::args::stores::{LogFormat, TelemetryArgs};
@@ -61,6 +61,7 @@ pub async fn run(args: UpArgs) -> Result<(), CliError> {
     let data = args.data_dir(&env);
     let telemetry =
         Telemetry::start(&telemetry(&args.telemetry, "imageflow")).map_err(|e| CliError::Usage(e.to_string()))?;
+    raise_open_files();
     let stop = on_signals().map_err(|e| failed("signals cannot be handled")(e.to_string()))?;
     let started = stop.unless_before_up(run_until(&args, &data, &telemetry, &stop)).await;
     telemetry.flush();

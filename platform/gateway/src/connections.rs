@@ -34,7 +34,8 @@ pub struct HttpLimits {
     pub max_streams: u32,
     /// Between two pings of an HTTP/2 connection; one that does not answer for as long again is closed: 20 s.
     pub ping_every: Duration,
-    /// Most open connections; more wait in the listener's backlog until one closes: 1024.
+    /// Most open connections; more wait in the listener's backlog until one closes: 8192. A caller that waits
+    /// for a pod keeps one, and of these a function may have 1,000: others are to be told that they come in vain.
     pub max_connections: usize,
 }
 
@@ -46,7 +47,7 @@ impl Default for HttpLimits {
             max_headers: 100,
             max_streams: 128,
             ping_every: Duration::from_secs(20),
-            max_connections: 1024,
+            max_connections: 8192,
         }
     }
 }

@@ -4,6 +4,7 @@
 
 mod apply;
 pub mod auth;
+mod bodies;
 mod connections;
 mod dead_letters;
 mod events;
@@ -33,5 +34,5 @@ pub use listener::ObjectEvents;
 pub use notifications::Notifications;
 pub use reconcile::Reconciler;
 pub use runs_view::RunsView;
-pub use server::{GatewayError, serve, serve_within};
+pub use server::{GatewayError, serve};
 pub use state::{BacklogView, Gateway, GatewayConfig, GatewayDeps, Scaling, ScalingView};

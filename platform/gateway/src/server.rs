@@ -16,6 +16,7 @@ use tokio::net::TcpListener;
 use tracing::{Instrument, Span};
 
 use crate::auth::{AuthError, needed};
+use crate::bodies;
 use crate::connections::{self, HttpLimits};
 use crate::problem::Refused;
 use crate::read::header;
@@ -89,6 +90,7 @@ fn router(gateway: &Arc<Gateway>) -> Router {
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(gateway.config.max_body_bytes))
+        .layer(from_fn_with_state(gateway.clone(), bodies::reserved))
         .layer(from_fn_with_state(gateway.clone(), around))
         .with_state(gateway.clone())
 }
@@ -182,23 +184,11 @@ async fn around(State(gateway): State<Arc<Gateway>>, request: Request, next: Nex
     response
 }
 
-/// Serves until the gateway's stop, then finishes what is under way. The limits are the default ones.
-///
-/// # Errors
-/// As [`serve_within`].
-pub async fn serve(listener: TcpListener, gateway: Arc<Gateway>) -> Result<(), GatewayError> {
-    serve_within(listener, gateway, HttpLimits::default()).await
-}
-
-/// The same with limits of its own.
+/// Serves until the gateway's stop, then finishes what is under way.
 ///
 /// # Errors
 /// [`GatewayError`] when the listener is not allowed or fails.
-pub async fn serve_within(
-    listener: TcpListener,
-    gateway: Arc<Gateway>,
-    limits: HttpLimits,
-) -> Result<(), GatewayError> {
+pub async fn serve(listener: TcpListener, gateway: Arc<Gateway>, limits: HttpLimits) -> Result<(), GatewayError> {
     gateway.config.auth.check_listen(listener.local_addr()?)?;
     let stop = gateway.stop.clone();
     let reconciling = tokio::spawn(keep_reconciled(gateway.clone()));

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::auth::Auth;
+use crate::bodies::Room;
 use crate::letters_view::LettersView;
 use crate::reconcile::Reconciler;
 use crate::runs_view::RunsView;
@@ -49,6 +50,8 @@ pub trait BacklogView: Send + Sync + 'static {
 pub struct GatewayConfig {
     /// Most bytes of an image or another body.
     pub max_body_bytes: usize,
+    /// Most bytes of the bodies of all requests under way, those that wait for a pod too; more get 429.
+    pub max_bodies_bytes: usize,
     /// Most records that may wait for a function; more work gets 429.
     pub max_backlog: u64,
     /// Share of the log's limit at which new work gets 429, so that work under way can end.
@@ -91,6 +94,7 @@ pub struct GatewayDeps {
 pub struct Gateway {
     pub(crate) deps: GatewayDeps,
     pub(crate) config: GatewayConfig,
+    pub(crate) room: Room,
     pub(crate) runs: RunsView,
     pub(crate) letters: LettersView,
     /// Opened by whoever needs it first.
@@ -113,6 +117,7 @@ impl Gateway {
         let letters = LettersView::open(&deps.log, tasks, stop).await?;
         Ok(Arc::new(Self {
             deps,
+            room: Room::new(config.max_bodies_bytes),
             config,
             runs,
             letters,

@@ -13,7 +13,7 @@ use super::views::{Decisions, Explained, Lags};
 use super::{Shell, listen, objects};
 use crate::args::serve::GatewayArgs;
 use crate::error::CliError;
-use crate::up::platform::{RECONCILE_EXTERNAL, auth, buckets, gateway_config, now_ms};
+use crate::up::platform::{RECONCILE_EXTERNAL, auth, buckets, gateway_config, http_limits, now_ms};
 use crate::up::{failed, platform, scaling};
 
 pub async fn run(args: GatewayArgs, stop: Stop) -> Result<(), CliError> {
@@ -74,7 +74,7 @@ pub async fn run(args: GatewayArgs, stop: Stop) -> Result<(), CliError> {
             run.map_err(|e| failed("the consumer of notifications")(platform::chain(&e)))
         };
         let served = async {
-            let served = imageflow_gateway::serve(listener, gateway).await;
+            let served = imageflow_gateway::serve(listener, gateway, http_limits()).await;
             served.map_err(|e| failed("the API")(platform::chain(&e)))
         };
         tokio::try_join!(notified, served).map(drop)

@@ -9,9 +9,10 @@ use imageflow_delivery::{Delivery, DeliveryConfig};
 use imageflow_dispatcher::{Backlogs, Dispatcher, DispatcherConfig};
 use imageflow_eventlog::EventLog;
 use imageflow_gateway::auth::Auth;
-use imageflow_gateway::{Gateway, GatewayConfig, GatewayDeps, Notifications, ObjectEvents};
+use imageflow_gateway::{Gateway, GatewayConfig, GatewayDeps, HttpLimits, Notifications, ObjectEvents};
 use imageflow_objects::{EmbeddedS3, ObjectStore};
 use imageflow_pods::{LocalHost, LocalHostConfig, PodHost};
+use imageflow_process::raise_open_files;
 use imageflow_resources::{Operations, ResourceStore, StoreConfig};
 use imageflow_router::{Router, RouterConfig};
 use imageflow_types::manifest::Resource;
@@ -29,6 +30,8 @@ use crate::commands::functions;
 use crate::error::CliError;
 
 const MAX_BODY_BYTES: usize = 64 << 20;
+/// Half of what a gateway has on Kubernetes.
+const MAX_BODIES_BYTES: usize = 512 << 20;
 /// The embedded server misses an event only when the platform dies, an external one whenever it pleases.
 const RECONCILE: Duration = Duration::from_secs(600);
 pub const RECONCILE_EXTERNAL: Duration = Duration::from_secs(60);
@@ -110,6 +113,16 @@ pub fn local_host(data: &Path) -> Result<(Arc<LocalHost>, String), CliError> {
     Ok((host.map_err(|e| failed("pods")(chain(&e)))?, exe))
 }
 
+/// What connections to the API may cost: half of the files that the process may have open are left to what it does for them.
+pub fn http_limits() -> HttpLimits {
+    let usual = HttpLimits::default();
+    let files = usize::try_from(raise_open_files()).unwrap_or(usize::MAX);
+    HttpLimits {
+        max_connections: usual.max_connections.min(files / 2),
+        ..usual
+    }
+}
+
 /// How a gateway behaves.
 pub fn gateway_config(
     auth: Auth,
@@ -120,6 +133,7 @@ pub fn gateway_config(
 ) -> GatewayConfig {
     GatewayConfig {
         max_body_bytes: MAX_BODY_BYTES,
+        max_bodies_bytes: MAX_BODIES_BYTES,
         max_backlog: 100_000,
         // Consumed records make room from 60 % on, and the router begins no run above 85 %: callers hear of it between.
         max_log_fraction: 0.7,
@@ -285,7 +299,7 @@ impl Platform {
         }
         let served = gateway.clone();
         services.spawn(async move {
-            imageflow_gateway::serve(listener, served)
+            imageflow_gateway::serve(listener, served, http_limits())
                 .await
                 .map(|()| "gateway")
                 .map_err(|e| chain(&e))

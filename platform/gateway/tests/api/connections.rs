@@ -135,6 +135,47 @@ async fn above_the_cap_a_connection_waits_until_another_closes() {
 }
 
 #[tokio::test]
+async fn bodies_under_way_have_one_room_and_who_finds_none_is_asked_to_come_again() {
+    let world = world(HttpLimits::default()).await;
+    let large = vec![b'a'; 64 * 1024];
+    world
+        .post("/v1/apply", &[], large.clone())
+        .await
+        .problem(400, "invalid-argument");
+    let mut slow = connect(&world).await;
+    let head = b"POST /v1/apply HTTP/1.1\r\nhost: localhost\r\ncontent-length: 65536\r\nexpect: 100-continue\r\n\r\n";
+    slow.write_all(head).await.unwrap();
+    // The handler waits for the body now.
+    let mut said = Vec::new();
+    while !said.ends_with(b"\r\n\r\n") {
+        let read = timeout(SOON, slow.read_buf(&mut said)).await.unwrap().unwrap();
+        assert_ne!(read, 0, "{:?}", String::from_utf8_lossy(&said));
+    }
+    assert!(
+        said.starts_with(b"HTTP/1.1 100 "),
+        "{:?}",
+        String::from_utf8_lossy(&said)
+    );
+    let refused = world.post("/v1/apply", &[], large.clone()).await;
+    let problem = refused.problem(429, "overloaded");
+    assert!(problem.contains("65536") && problem.contains("102400"), "{problem}");
+    assert_eq!(refused.header("retry-after"), "1");
+    // Who does not say how much comes may send as much as anybody.
+    let mut unknown = connect(&world).await;
+    let head =
+        b"POST /v1/apply HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n";
+    unknown.write_all(head).await.unwrap();
+    assert!(until_closed(&mut unknown).await.starts_with("HTTP/1.1 429 "));
+    world
+        .post("/v1/apply", &[], "small")
+        .await
+        .problem(400, "invalid-argument");
+    drop(slow);
+    let again = async { while world.post("/v1/apply", &[], large.clone()).await.status == 429 {} };
+    timeout(SOON, again).await.unwrap();
+}
+
+#[tokio::test]
 async fn at_shutdown_a_connection_without_a_request_holds_nothing_up() {
     let mut world = world(HttpLimits::default()).await;
     let silent = connect(&world).await;

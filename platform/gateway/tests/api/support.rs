@@ -15,7 +15,7 @@ use imageflow_delivery::{Delivery, DeliveryConfig};
 use imageflow_eventlog::{Embedded, EmbeddedConfig, EventLog, FollowEvent, NewRecord, Record, Start, TopicSpec};
 use imageflow_gateway::auth::Auth;
 use imageflow_gateway::{
-    BacklogView, Gateway, GatewayConfig, GatewayDeps, GatewayError, HttpLimits, Scaling, ScalingView, serve_within,
+    BacklogView, Gateway, GatewayConfig, GatewayDeps, GatewayError, HttpLimits, Scaling, ScalingView, serve,
 };
 use imageflow_pods::PodState;
 use imageflow_pods::testing::FakeHost;
@@ -195,6 +195,7 @@ impl World {
         };
         let config = GatewayConfig {
             max_body_bytes: 64 * 1024,
+            max_bodies_bytes: 100 * 1024,
             max_backlog: 100,
             max_log_fraction: setup.max_log_fraction,
             auth: setup.auth,
@@ -205,7 +206,7 @@ impl World {
         };
         let gateway = Gateway::open(deps, config, &tasks, &stop).await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let server = tokio::spawn(serve_within(listener, gateway.clone(), setup.limits));
+        let server = tokio::spawn(serve(listener, gateway.clone(), setup.limits));
         tasks.spawn(router(log.clone(), stop.clone()));
         let client = Client::builder(TokioExecutor::new()).build_http();
         Self {
