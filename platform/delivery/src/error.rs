@@ -50,7 +50,7 @@ pub enum DeliveryError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The function took longer than its timeout.
+    /// The function took longer than its timeout; of a caller who waits, this is his wait for a pod and its work together.
     #[error("the function did not answer within {0:?}")]
     Timeout(Duration),
     /// The answer is over the limit.

@@ -87,7 +87,8 @@ impl Delivery {
         }
     }
 
-    /// Acquires and sends for a caller who waits; what is no attempt is tried again within the deadline.
+    /// Acquires and sends for a caller who waits; what is no attempt is tried again within `timeout`, which holds for the wait
+    /// for a pod and its work together.
     /// Returns the answer and whether a pod had to be started.
     ///
     /// # Errors
@@ -107,6 +108,12 @@ impl Delivery {
                 .await?;
             cold |= slot.cold();
             let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+            if left.is_zero() {
+                return Err(DeliveryError::NoSlot {
+                    function: target.function.clone(),
+                    waited: timeout,
+                });
+            }
             match self.send(&slot, request(), left).await {
                 Ok(response) => return Ok((response, cold)),
                 Err(DeliveryError::Refused { .. } | DeliveryError::NotReached(_)) if refusals < MAX_REFUSALS => {
@@ -115,6 +122,7 @@ impl Delivery {
                     // The pod is busy with callers that are not ours, or just went: give it a moment.
                     tokio::time::sleep(Duration::from_millis(u64::from(refusals) * 5)).await;
                 }
+                Err(DeliveryError::Timeout(_)) => return Err(DeliveryError::Timeout(timeout)),
                 Err(error) => return Err(error),
             }
         }

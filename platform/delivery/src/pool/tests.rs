@@ -100,6 +100,24 @@ async fn no_pod_in_time_and_too_many_waiting_are_told() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pod_that_comes_free_too_late_is_not_asked() {
+    let world = World::new(DeliveryConfig::default());
+    world.pods([pod("a", NOWHERE, 1, PodState::Ready)]);
+    let (function, revision) = names();
+    let asked = AtomicU32::new(0);
+    let request = || {
+        asked.fetch_add(1, Ordering::SeqCst);
+        Request::new(Bytes::new())
+    };
+    let called = world
+        .delivery
+        .call(own(&function, &revision), Duration::ZERO, request)
+        .await;
+    assert!(matches!(called, Err(DeliveryError::NoSlot { .. })), "{called:?}");
+    assert_eq!(asked.into_inner(), 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn alone_means_that_no_other_request_is_with_the_pod() {
     let world = World::new(DeliveryConfig::default());
     world.pods([pod("a", NOWHERE, 3, PodState::Ready)]);
