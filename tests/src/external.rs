@@ -1,5 +1,6 @@
 //! The platform on three Kafka brokers and a real S3 server, with a flow for the photos that any S3 client puts there.
 use std::future::Future;
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,6 +8,7 @@ use std::time::Duration;
 use imageflow_eventlog::{EventLog, Kafka, KafkaConfig, TopicSpec};
 use imageflow_objects::{ObjectError, ObjectInfo, ObjectStore, PutOptions, S3Config, S3Store};
 use imageflow_servers::kafka::Cluster;
+use imageflow_servers::policies::{SERVICES, of_bucket, secret};
 use imageflow_servers::s3::{EventTarget, S3Options, S3Server};
 use imageflow_types::topics;
 use tokio::time::Instant;
@@ -46,6 +48,12 @@ pub const RESULT_WIDTH: u32 = 8;
 /// Most objects of one page of a list.
 const PAGE: usize = 1000;
 
+/// The manifests of the project.
+pub fn manifests() -> PathBuf {
+    let here = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_else(|_| ".".to_owned());
+    PathBuf::from(here).join("../manifests")
+}
+
 /// The servers, and the platform's folder.
 pub struct World {
     /// Three brokers.
@@ -79,9 +87,20 @@ impl World {
         };
         let server = S3Server::for_test(options).await?;
         let config = S3Config::new(server.url(), server.access_key(), server.secret_key());
+        let objects = S3Store::new(config);
+        // What the guide asks of who runs roles: the buckets, and an account for each service that may do what it has to.
+        for service in SERVICES {
+            server.add_user(service, &secret(service)).expect("an account");
+        }
+        for bucket in [topics::BUCKET_RAW, topics::BUCKET_PROCESSED] {
+            objects.ensure_bucket(bucket).await.expect("the bucket is made");
+            let policy = of_bucket(&manifests(), bucket).expect("the policies are read");
+            let set = objects.set_policy(bucket, &policy.to_string()).await;
+            set.expect("the policy is taken");
+        }
         Some(Self {
             cluster,
-            objects: Arc::new(S3Store::new(config)),
+            objects: Arc::new(objects),
             server,
             folder: tempfile::tempdir().expect("a folder"),
         })

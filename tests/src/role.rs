@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use imageflow_servers::policies::secret;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::external::World;
@@ -47,8 +48,6 @@ impl Role {
             .args(["--kafka", &world.cluster.bootstrap()])
             .env("IMAGEFLOW_ROLE_KEY", settings.key)
             .envs(settings.env.iter().copied())
-            .env("IMAGEFLOW_S3_ACCESS_KEY", world.server.access_key())
-            .env("IMAGEFLOW_S3_SECRET_KEY", world.server.secret_key())
             .env("NO_COLOR", "1")
             // A group of its own: Ctrl-C is for who started it, who ends it in order.
             .process_group(0)
@@ -58,7 +57,11 @@ impl Role {
             command.args(["--admin-listen", "127.0.0.1:0"]);
         }
         if matches!(role, "gateway" | "router" | "dispatcher") {
-            command.args(["--s3", &world.server.url()]);
+            // Each with what `manifests/s3` says that it may.
+            command
+                .args(["--s3", &world.server.url()])
+                .env("IMAGEFLOW_S3_ACCESS_KEY", role)
+                .env("IMAGEFLOW_S3_SECRET_KEY", secret(role));
         }
         let log = log_file(settings.folder, settings.args);
         if std::env::var_os("IMAGEFLOW_TEST_LOG").is_none() {

@@ -106,6 +106,24 @@ fn check(bucket: &str, key: &str) -> Result<(), ObjectError> {
     check_key(key)
 }
 
+#[cfg(feature = "test-util")]
+impl S3Store {
+    /// Sets the policy of a bucket: the platform never does, tests give each service the account that it is to have.
+    ///
+    /// # Errors
+    /// What the server says.
+    pub async fn set_policy(&self, bucket: &str, policy: &str) -> Result<(), ObjectError> {
+        let set = self
+            .client
+            .put_bucket_policy()
+            .bucket(bucket)
+            .policy(policy)
+            .send()
+            .await;
+        set.map(drop).map_err(|error| fault(error, bucket, "", None))
+    }
+}
+
 impl S3Store {
     /// Writes an object by one request.
     async fn put_whole(

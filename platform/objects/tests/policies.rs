@@ -14,12 +14,12 @@ use http_body_util::Full;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use imageflow_objects::{ObjectBody, ObjectError, ObjectStore, PutOptions, S3Config, S3Store, SignedUrl};
+use imageflow_servers::policies::{SERVICES, of_bucket, secret};
 use imageflow_servers::s3::{S3Options, S3Server};
-use serde_json::{Value, json};
+use serde_json::json;
 use support::{PART, bytes};
 
 const BUCKETS: [&str; 3] = ["raw-images", "processed-images", "system-logs"];
-const SERVICES: [&str; 4] = ["gateway", "router", "dispatcher", "archive"];
 /// What each service may do in each bucket, as the table of the README says.
 const MAY: [(&str, [&str; 3]); 4] = [
     ("gateway", ["list read write delete", "list read delete", ""]),
@@ -28,10 +28,6 @@ const MAY: [(&str, [&str; 3]); 4] = [
     ("archive", ["", "", "write"]),
 ];
 const LIFE: std::time::Duration = std::time::Duration::from_secs(60);
-
-fn secret(service: &str) -> String {
-    format!("secret of {service}")
-}
 
 fn store(server: &S3Server, access: &str, secret: &str) -> S3Store {
     S3Store::new(S3Config {
@@ -52,41 +48,11 @@ fn client(server: &S3Server, access: &str, secret: &str) -> sdk::Client {
     sdk::Client::from_conf(config.build())
 }
 
-fn policy(service: &str) -> Value {
-    let path =
-        Path::new(&std::env::var("CARGO_MANIFEST_DIR").unwrap()).join(format!("../../manifests/s3/{service}.json"));
-    serde_json::from_slice(&std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))).unwrap()
-}
-
-/// The statements of all services about a bucket, each for its service.
-fn of_bucket(bucket: &str) -> Value {
-    let own = format!("arn:aws:s3:::{bucket}");
-    let mut all = Vec::new();
-    for service in SERVICES {
-        for statement in policy(service)["Statement"].as_array().unwrap() {
-            let mut statement = statement.clone();
-            let resources = statement["Resource"].as_array().unwrap().iter();
-            let here: Vec<Value> = resources
-                .filter(|r| r.as_str().unwrap().split('/').next() == Some(&own))
-                .cloned()
-                .collect();
-            if here.is_empty() {
-                continue;
-            }
-            statement["Sid"] = format!("{service}{}", statement["Sid"].as_str().unwrap()).into();
-            statement["Resource"] = here.into();
-            statement["Principal"] = json!({"AWS": [service]});
-            all.push(statement);
-        }
-    }
-    json!({"Version": "2012-10-17", "Statement": all})
-}
-
 /// A server with an account for each service and an object in each bucket.
 async fn world() -> Option<S3Server> {
     let server = S3Server::for_test(S3Options::default()).await?;
     let root = store(&server, server.access_key(), server.secret_key());
-    let admin = client(&server, server.access_key(), server.secret_key());
+    let manifests = Path::new(&std::env::var("CARGO_MANIFEST_DIR").unwrap()).join("../../manifests");
     for service in SERVICES {
         server.add_user(service, &secret(service)).unwrap();
     }
@@ -94,9 +60,8 @@ async fn world() -> Option<S3Server> {
         root.ensure_bucket(bucket).await.unwrap();
         let there = Bytes::from_static(b"there");
         root.put(bucket, "there", there, PutOptions::default()).await.unwrap();
-        let policy = of_bucket(bucket).to_string();
-        let applied = admin.put_bucket_policy().bucket(bucket).policy(policy).send().await;
-        applied.unwrap_or_else(|e| panic!("{bucket}: {}", sdk::error::DisplayErrorContext(e)));
+        let policy = of_bucket(&manifests, bucket).unwrap().to_string();
+        root.set_policy(bucket, &policy).await.unwrap();
     }
     Some(server)
 }

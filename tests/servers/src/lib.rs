@@ -3,6 +3,7 @@
 
 pub mod connect;
 pub mod kafka;
+pub mod policies;
 mod process;
 pub mod proxy;
 pub mod s3;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use imageflow_objects::PutOptions;
 use imageflow_tests::Api;
-use imageflow_tests::external::World;
+use imageflow_tests::external::{World, manifests};
 use imageflow_tests::roles::Roles;
 use imageflow_types::{RunId, RunState, RunStatus, topics};
 use tokio::time::Instant;
@@ -19,8 +19,7 @@ const LOOK: Duration = Duration::from_millis(50);
 const LISTEN: &str = "127.0.0.1:8000";
 
 fn samples() -> PathBuf {
-    let here = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_else(|_| ".".to_owned());
-    PathBuf::from(here).join("../manifests/samples")
+    manifests().join("samples")
 }
 
 struct Demo<'a> {

@@ -13,7 +13,7 @@ use super::views::{Decisions, Explained, Lags};
 use super::{Shell, listen, objects};
 use crate::args::serve::GatewayArgs;
 use crate::error::CliError;
-use crate::up::platform::{RECONCILE_EXTERNAL, auth, buckets, gateway_config, http_limits, now_ms};
+use crate::up::platform::{BUCKETS, RECONCILE_EXTERNAL, auth, buckets, gateway_config, http_limits, now_ms};
 use crate::up::{failed, platform, scaling};
 
 pub async fn run(args: GatewayArgs, stop: Stop) -> Result<(), CliError> {
@@ -29,7 +29,8 @@ pub async fn run(args: GatewayArgs, stop: Stop) -> Result<(), CliError> {
         .await
         .map_err(log_failed)?;
     let objects = objects(&args.s3, &log)?;
-    buckets(&*objects.store).await?;
+    // Not that of the archive, of which a gateway may see nothing.
+    buckets(&*objects.store, &BUCKETS).await?;
     let resources = shell.resources_of(args.kubernetes).await?;
     if args.kubernetes {
         let client = kube::Client::try_default().await;

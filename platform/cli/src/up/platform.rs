@@ -95,9 +95,12 @@ pub async fn resources(
     resources.map_err(|e| failed("the resources")(chain(&e)))
 }
 
-/// Makes the buckets that the platform works with.
-pub async fn buckets(objects: &dyn ObjectStore) -> Result<(), CliError> {
-    for bucket in [topics::BUCKET_RAW, topics::BUCKET_PROCESSED, topics::BUCKET_LOGS] {
+/// The buckets of images.
+pub const BUCKETS: [&str; 2] = [topics::BUCKET_RAW, topics::BUCKET_PROCESSED];
+
+/// Makes buckets that the platform works with, or sees that they are there.
+pub async fn buckets(objects: &dyn ObjectStore, names: &[&str]) -> Result<(), CliError> {
+    for bucket in names {
         let made = objects.ensure_bucket(bucket).await;
         made.map_err(|e| failed("the buckets")(chain(&e)))?;
     }
@@ -186,7 +189,8 @@ impl Platform {
             store: objects,
             embedded: s3,
         } = Objects::open(args, data, &events).await?;
-        buckets(&*objects).await?;
+        buckets(&*objects, &BUCKETS).await?;
+        buckets(&*objects, &[topics::BUCKET_LOGS]).await?;
 
         let tasks = TaskTracker::new();
         let (door, movers, rest) = (
