@@ -93,6 +93,16 @@ pub enum LogError {
         /// The transactional id or the member.
         id: String,
     },
+    /// It is not known whether the transaction was committed, and it will not be heard of. The group's committed offsets tell, to
+    /// who joins anew after taking over the transactional id; to write the same again may write it twice.
+    #[error("it is not known whether a transaction of {id} was committed: {source}")]
+    Unresolved {
+        /// The transactional id.
+        id: String,
+        /// The cause.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The partition belongs to another member of the group by now; the work on it is not this member's to commit.
     #[error("partition {partition} of topic {topic} is not assigned to this member of group {group}")]
     NotAssigned {

@@ -253,7 +253,7 @@ impl ResourceStore {
         {
             // Before anybody who has work for it can see the function; one that is refused makes no topic.
             self.check(&resource, &now)?;
-            self.make_topic(&document.metadata.name).await?;
+            self.make_topic(&document.metadata.name).await.map_err(log_problem)?;
         }
         let StoreConfig { images, clock, .. } = self.config;
         let change = move |catalog: &Catalog| {
@@ -270,12 +270,16 @@ impl ResourceStore {
         ask(&self.queue, change).await
     }
 
-    async fn make_topic(&self, function: &FunctionName) -> Result<(), Problem> {
+    /// Makes the topic of a function's work, unless it is there.
+    ///
+    /// # Errors
+    /// When the log fails.
+    pub async fn make_topic(&self, function: &FunctionName) -> Result<(), LogError> {
         let topic = TopicSpec::new(topics::work(function), self.config.work_partitions).retention(WORK_KEPT);
         let begun = std::time::Instant::now();
         let made = self.log.ensure_topics_of_any_count(&[topic]).await;
         tracing::debug!(%function, took = ?begun.elapsed(), "a work topic is there");
-        made.map_err(log_problem)
+        made
     }
 
     /// Deletes a resource that nothing refers to.

@@ -296,16 +296,8 @@ const fn is_end(event: &RunEvent) -> bool {
 }
 
 /// The value of a run event's record.
-pub fn read_run_event(record: &Record) -> Option<RunEvent> {
-    let value = record.value.as_ref()?;
-    match serde_json::from_slice(value) {
-        Ok(event) => Some(event),
-        Err(error) => {
-            tracing::error!(partition = record.partition, offset = record.offset, %error, "a run event cannot be read");
-            metrics::counter!("imageflow_flow_unreadable_total").increment(1);
-            None
-        }
-    }
+pub fn read_run_event(record: &Record) -> Result<RunEvent, serde_json::Error> {
+    serde_json::from_slice(record.value.as_deref().unwrap_or_default())
 }
 
 fn json<T: serde::Serialize>(topic: &str, key: &str, value: &T) -> Option<NewRecord> {

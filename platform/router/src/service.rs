@@ -9,7 +9,6 @@ use imageflow_eventlog::{
     Consumer, ConsumerConfig, ConsumerEvent, EventLog, LogError, OffsetCommit, Record, Rejoin, TopicPartition,
     TopicSpec, Topics, Transaction, TransactionalProducer,
 };
-use imageflow_events::EventError;
 use imageflow_objects::ObjectStore;
 use imageflow_process::overdue;
 use imageflow_resources::ResourceStore;
@@ -133,6 +132,21 @@ impl Router {
                 Err(SessionError::Router(RouterError::Log(LogError::NotAssigned { .. }))) => {
                     tracing::warn!("the group of routers went on without this one; it joins anew");
                 }
+                // The offsets that the group has tell what of the last batch was written.
+                Err(SessionError::Router(RouterError::Log(error @ LogError::Unresolved { .. }))) => {
+                    tracing::warn!(%error, "the router takes its transactions over and joins anew");
+                    drop(producer);
+                    producer = loop {
+                        match self.log.transactional(&self.config.member).await {
+                            Ok(producer) => break producer,
+                            Err(error) => {
+                                if !again(&stop, error).await? {
+                                    return Ok(());
+                                }
+                            }
+                        }
+                    };
+                }
                 // Only its transactions prove that a newer router has the name.
                 Err(SessionError::Displaced(error)) if rejoin.may(&error, Instant::now()) => {
                     tracing::warn!(%error, "the router was displaced in its group; it joins anew");
@@ -168,7 +182,9 @@ impl Router {
                 () = tokio::time::sleep(PAUSE), if forgets || intake.is_resting() => Vec::new(),
             };
             for event in &events {
-                self.follow(&mut runs, event).await?;
+                if !self.follow(&mut runs, event, stop).await? {
+                    return Ok(());
+                }
             }
             // What is given out is committed before the next poll, so a revoked partition has nothing open.
             let records = intake.take(consumer, events, room);
@@ -185,12 +201,21 @@ impl Router {
         }
     }
 
-    /// The runs of a partition come and go with its events.
-    async fn follow(&self, runs: &mut Runs, event: &ConsumerEvent) -> Result<(), RouterError> {
+    /// The runs of a partition come and go with its events. False when it was stopped before they were read.
+    async fn follow(
+        &self,
+        runs: &mut Runs,
+        event: &ConsumerEvent,
+        stop: &CancellationToken,
+    ) -> Result<bool, RouterError> {
         match event {
             ConsumerEvent::Assigned(assigned) => {
                 for at in assigned.iter().filter(|a| a.topic == topics::RUN_EVENTS) {
-                    runs.load(self.log.as_ref(), at.partition).await?;
+                    while let Err(error) = runs.load(self.log.as_ref(), at.partition).await {
+                        if !again(stop, error).await? {
+                            return Ok(false);
+                        }
+                    }
                 }
                 tracing::debug!(
                     live = runs.live_count(),
@@ -204,7 +229,7 @@ impl Router {
             }
             ConsumerEvent::Records(_) => {}
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Forgets the oldest ended runs before their time. A full log takes that.
@@ -242,6 +267,8 @@ impl Router {
         stop: &CancellationToken,
     ) -> Result<bool, RouterError> {
         let mut told = false;
+        let begun = Instant::now();
+        let waits = metrics::gauge!("imageflow_flow_batch_waits_seconds");
         loop {
             match self.work_out(runs, records).await {
                 Ok((mut batch, surplus)) => {
@@ -260,11 +287,17 @@ impl Router {
                             batch.apply(runs);
                             runs.forget(&surplus);
                             metrics::gauge!("imageflow_flow_runs_live").set(runs.live_count() as f64);
+                            waits.set(0.0);
                             return Ok(true);
                         }
                         Err(error @ LogError::Full { .. }) => {
                             tracing::warn!(%error, "a batch waits for room");
                             self.make_room(runs, producer).await?;
+                        }
+                        // Taken away while a step of its function was still to come: whose dispatcher finds that it is gone.
+                        Err(LogError::UnknownTopic { topic }) => {
+                            tracing::warn!(topic, "a batch waits for a topic that is not there any more");
+                            self.make_topics(&batch).await?;
                         }
                         Err(error) if error.is_retryable() => {
                             tracing::warn!(%error, "a batch cannot be written yet");
@@ -274,11 +307,24 @@ impl Router {
                 }
                 Err(error) => tracing::warn!(%error, "a batch cannot be worked out yet"),
             }
+            waits.set(begun.elapsed().as_secs_f64());
             tokio::select! {
                 () = stop.cancelled() => return Ok(false),
                 () = tokio::time::sleep(PAUSE) => {}
             }
         }
+    }
+
+    /// Makes the work topics of the functions that a batch has work for.
+    async fn make_topics(&self, batch: &Batch) -> Result<(), RouterError> {
+        for function in batch.functions() {
+            match self.resources.make_topic(function).await {
+                Ok(()) => {}
+                Err(error) if error.is_retryable() => tracing::warn!(%function, %error, "no topic can be made yet"),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
     }
 
     async fn work_out(
@@ -292,11 +338,11 @@ impl Router {
         for record in records {
             if record.topic == topics::RUN_EVENTS {
                 match read_run_event(record) {
-                    Some(RunEvent::Requested(request)) => {
+                    Ok(RunEvent::Requested(request)) => {
                         batch.request(runs, &catalog, &request, self.config.fuse, now_ms);
                     }
-                    Some(event) => batch.advance(runs, &event, now_ms),
-                    None => {}
+                    Ok(event) => batch.advance(runs, &event, now_ms),
+                    Err(error) => cannot_be_read(&mut batch, record, &error, now_ms),
                 }
                 continue;
             }
@@ -304,9 +350,7 @@ impl Router {
                 match imageflow_events::record::read(record.key.as_deref(), &record.headers, record.value.as_ref()) {
                     Ok(event) => event,
                     Err(error) => {
-                        tracing::warn!(partition = record.partition, offset = record.offset, %error, "not an event");
-                        metrics::counter!("imageflow_flow_unreadable_total").increment(1);
-                        batch.dead_letter(&unreadable(record, &error, now_ms));
+                        cannot_be_read(&mut batch, record, &error, now_ms);
                         continue;
                     }
                 };
@@ -326,8 +370,27 @@ impl Router {
     }
 }
 
-/// What somebody wrote into the topic of events that is none. Its bytes are kept, so that nothing is lost.
-fn unreadable(record: &Record, error: &EventError, now_ms: i64) -> DeadLetter {
+/// After an error of the log, when it is time to ask again: what fails for a while is no reason to end. False when it was stopped.
+async fn again(stop: &CancellationToken, error: LogError) -> Result<bool, LogError> {
+    if !error.is_retryable() {
+        return Err(error);
+    }
+    tracing::warn!(%error, "the router waits for the event log");
+    tokio::select! {
+        () = stop.cancelled() => Ok(false),
+        () = tokio::time::sleep(PAUSE) => Ok(true),
+    }
+}
+
+fn cannot_be_read(batch: &mut Batch, record: &Record, error: &dyn std::error::Error, now_ms: i64) {
+    let (topic, partition, offset) = (&record.topic, record.partition, record.offset);
+    tracing::error!(topic, partition, offset, %error, "a record cannot be read");
+    metrics::counter!("imageflow_flow_unreadable_total").increment(1);
+    batch.dead_letter(&unreadable(record, error, now_ms));
+}
+
+/// What somebody wrote into a topic that cannot be read. Its bytes are kept, so that nothing is lost.
+fn unreadable(record: &Record, error: &dyn std::error::Error, now_ms: i64) -> DeadLetter {
     let (partition, offset) = (record.partition, record.offset);
     let headers: Vec<Value> = record
         .headers
@@ -335,13 +398,16 @@ fn unreadable(record: &Record, error: &EventError, now_ms: i64) -> DeadLetter {
         .map(|(name, value)| json!([name, exact(value)]))
         .collect();
     DeadLetter {
-        id: format!("record-{partition}-{offset}"),
+        id: match record.topic == topics::EVENTS {
+            true => format!("record-{partition}-{offset}"),
+            false => format!("record-{}-{partition}-{offset}", record.topic),
+        },
         run: None,
         function: "-".to_owned(),
         error: StepError {
             code: ErrorCode::MalformedEvent,
             message: format!(
-                "partition {partition}, offset {offset} of {} is no event: {error}",
+                "partition {partition}, offset {offset} of {} cannot be read: {error}",
                 record.topic
             ),
             status: None,

@@ -356,6 +356,47 @@ async fn a_run_event_that_cannot_be_read_holds_nothing_up() {
     world.report(&completed(&run, 0, "lines.png")).await;
     world.log.settled().await;
     assert_eq!(world.log.work("soften").await.len(), 1);
+    let letters = world.log.dead_letters().await;
+    assert_eq!(letters.len(), 1);
+    assert!(
+        letters[0].id.starts_with("record-imageflow.run-events-"),
+        "{}",
+        letters[0].id
+    );
+    let kept = json!({"key": run.as_str(), "headers": [], "value": "{no event"});
+    assert_eq!(letters[0].event, Some(kept));
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_work_topic_that_somebody_took_away_is_made_anew_and_no_router_ends() {
+    let world = World::new().await;
+    world.objects.add("cat.png", "e1");
+    world
+        .log
+        .delete_topic(&format!("{}outline", topics::WORK_PREFIX))
+        .await
+        .unwrap();
+    let mut running = world.route();
+    world.events(&[&uploaded("1", "cat.png")]).await;
+    running.during(world.log.settled()).await;
+    assert_eq!(world.log.work("outline").await.len(), 1);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_batch_that_was_written_unheard_is_not_written_again() {
+    let world = World::new().await;
+    world.objects.add("cat.png", "e1");
+    world.objects.add("dog.png", "e1");
+    world.log.keep_from(1);
+    let mut running = world.route();
+    world.events(&[&uploaded("1", "cat.png")]).await;
+    running.during(world.log.settled()).await;
+    world.events(&[&uploaded("2", "dog.png")]).await;
+    running.during(world.log.settled()).await;
+    assert_eq!(world.log.work("outline").await.len(), 2, "one of each");
+    assert_eq!(world.log.runs().await.len(), 2);
     running.stop().await;
 }
 

@@ -94,6 +94,7 @@ impl KafkaTransactions {
     }
 
     fn explain(&self, failure: Failure, transaction: &Transaction, batch: &Batch) -> LogError {
+        let open = matches!(failure, Failure::Open(_));
         let error = match failure {
             Failure::Offsets(error) => {
                 if let (Some(code), Some(first)) = (code(&error), transaction.offsets.first())
@@ -121,6 +122,12 @@ impl KafkaTransactions {
                 }
             }
             _ => {}
+        }
+        if open {
+            return LogError::Unresolved {
+                id: self.id.clone(),
+                source: error.into(),
+            };
         }
         storage("committing a transaction", error, self.handle.told.last_error())
     }

@@ -6,7 +6,7 @@ use imageflow_types::Problem;
 use imageflow_types::manifest::{Kind, Resource};
 
 use super::changes::ask;
-use super::{Applied, Kept, Outcome, ResourceStore, SCHEMA, check};
+use super::{Applied, Kept, Outcome, ResourceStore, SCHEMA, check, log_problem};
 use crate::catalog::{Catalog, FunctionEntry};
 
 /// Who has the resources.
@@ -62,7 +62,7 @@ impl ResourceStore {
         let now = self.snapshot();
         if !now.functions.contains_key(&name) {
             change(&now)?;
-            self.make_topic(&name).await?;
+            self.make_topic(&name).await.map_err(log_problem)?;
         }
         ask(&self.queue, change).await
     }

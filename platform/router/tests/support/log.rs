@@ -21,6 +21,7 @@ pub struct Spy {
     journal: Arc<Journal>,
     refusals: Arc<AtomicU32>,
     refused: Arc<watch::Sender<u32>>,
+    unheard: Arc<AtomicU32>,
 }
 
 impl Spy {
@@ -30,7 +31,13 @@ impl Spy {
             journal: Arc::new(watch::channel(Vec::new()).0),
             refusals: Arc::default(),
             refused: Arc::new(watch::channel(0).0),
+            unheard: Arc::default(),
         })
+    }
+
+    /// Of the next so many transactions it is not heard that they were committed.
+    pub fn keep_from(&self, times: u32) {
+        self.unheard.store(times, Ordering::SeqCst);
     }
 
     /// The next so many transactions fail.
@@ -148,6 +155,7 @@ impl EventLog for Spy {
             journal: self.journal.clone(),
             refusals: self.refusals.clone(),
             refused: self.refused.clone(),
+            unheard: self.unheard.clone(),
         }))
     }
     async fn committed(&self, group: &str, topic: &str) -> Result<Vec<(u32, Option<OffsetCommit>)>> {
@@ -178,17 +186,19 @@ struct SpyProducer {
     journal: Arc<Journal>,
     refusals: Arc<AtomicU32>,
     refused: Arc<watch::Sender<u32>>,
+    unheard: Arc<AtomicU32>,
+}
+
+/// Whether one of those that were asked for was left, which is one less now.
+fn one_of(count: &AtomicU32) -> bool {
+    let left = |left: u32| left.checked_sub(1);
+    count.fetch_update(Ordering::SeqCst, Ordering::SeqCst, left).is_ok()
 }
 
 #[async_trait]
 impl TransactionalProducer for SpyProducer {
     async fn commit(&mut self, transaction: Transaction) -> Result<Vec<Position>> {
-        let left = |left: u32| left.checked_sub(1);
-        if self
-            .refusals
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, left)
-            .is_ok()
-        {
+        if one_of(&self.refusals) {
             self.refused.send_modify(|n| *n += 1);
             return Err(LogError::Storage {
                 context: "a test",
@@ -197,6 +207,12 @@ impl TransactionalProducer for SpyProducer {
         }
         let positions = self.inner.commit(transaction.clone()).await?;
         self.journal.send_modify(|journal| journal.push(transaction));
+        if one_of(&self.unheard) {
+            return Err(LogError::Unresolved {
+                id: "router".to_owned(),
+                source: "kept from it by the test".into(),
+            });
+        }
         Ok(positions)
     }
 }
