@@ -181,7 +181,7 @@ async fn write(gateway: &Gateway, again: Vec<Again>) -> Result<(), Problem> {
     }
     let (wishes, marks) = again.into_iter().map(|a| (a.wish, a.mark)).unzip();
     let log = &gateway.deps.log;
-    log.produce(wishes).await.map_err(|e| log_problem(&e))?;
+    gateway.write(wishes).await?;
     let marked = log.produce(marks).await.map_err(|e| log_problem(&e))?;
     // The replay is durable even if the index ends with the platform before it knows.
     if let Err(error) = gateway.letters.reached(&marked).await {

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::problem::Answer;
 use crate::read::trace;
-use crate::state::{Gateway, log_problem};
+use crate::state::Gateway;
 
 /// `POST /v1/events`.
 pub async fn post(State(gateway): State<Arc<Gateway>>, headers: HeaderMap, body: Bytes) -> Answer {
@@ -38,7 +38,7 @@ pub async fn post(State(gateway): State<Arc<Gateway>>, headers: HeaderMap, body:
         records.push(to_record(event));
     }
     let count = records.len();
-    gateway.deps.log.produce(records).await.map_err(|e| log_problem(&e))?;
+    gateway.write(records).await?;
     metrics::counter!("imageflow_api_events_total").increment(count as u64);
     Ok(accepted(count))
 }

@@ -20,7 +20,7 @@ use crate::params::{check_values, of_query};
 use crate::problem::Answer;
 use crate::read::{flag, header, trace};
 use crate::runs::output_of;
-use crate::state::{Gateway, log_problem};
+use crate::state::Gateway;
 
 /// How long a caller without `Prefer: wait` waits for the router to take the run.
 const ROUTER_PATIENCE: Duration = Duration::from_secs(5);
@@ -132,7 +132,7 @@ async fn start(
         Some(known) => check_same(&known, &request)?,
         None => {
             let wish = vec![wish(request.clone())?];
-            gateway.deps.log.produce(wish).await.map_err(|e| log_problem(&e))?;
+            gateway.write(wish).await?;
         }
     }
     answer(gateway, &request, headers).await

@@ -3,12 +3,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use imageflow_delivery::Delivery;
-use imageflow_eventlog::{EventLog, LogError};
+use imageflow_eventlog::{EventLog, LogError, NewRecord};
 use imageflow_objects::ObjectStore;
 use imageflow_pods::PodHost;
 use imageflow_resources::{ResourceStore, ViewError};
 use imageflow_types::scaling::DecisionRecord;
-use imageflow_types::{ErrorCode, FunctionName, Problem};
+use imageflow_types::{ErrorCode, FunctionName, Problem, topics};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -144,6 +144,17 @@ impl Gateway {
             () = self.stop.cancelled() => None,
             () = tokio::time::sleep(patience) => None,
         }
+    }
+
+    /// Writes what the resources make work of. A caller who was told that they are there is to find that router and dispatcher
+    /// know them.
+    pub(crate) async fn write(&self, mut records: Vec<NewRecord>) -> Result<(), Problem> {
+        let seen = self.deps.resources.seen().to_string();
+        for record in &mut records {
+            record.headers.push((topics::SEEN.to_owned(), seen.clone().into()));
+        }
+        let written = self.deps.log.produce(records).await;
+        written.map(drop).map_err(|e| log_problem(&e))
     }
 
     /// Refuses new work before the log is full: what is under way needs room to end.

@@ -103,6 +103,11 @@ impl<T: Table> TableView<T> {
         look(&lock(&self.table))
     }
 
+    /// How far it has read, now and after each batch: the next offset by partition.
+    pub fn progress(&self) -> watch::Receiver<HashMap<u32, i64>> {
+        self.progress.clone()
+    }
+
     /// Waits until the view has taken what was written at `positions`.
     ///
     /// # Errors

@@ -5,13 +5,14 @@ use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use imageflow_eventlog::{
     Consumer, ConsumerConfig, ConsumerEvent, EventLog, LogError, OffsetCommit, Record, Rejoin, TopicPartition,
     TopicSpec, Topics, Transaction, TransactionalProducer,
 };
 use imageflow_objects::ObjectStore;
 use imageflow_process::overdue;
-use imageflow_resources::ResourceStore;
+use imageflow_resources::{ResourceStore, Seen};
 use imageflow_types::work::{DeadLetter, RunEvent, StepError};
 use imageflow_types::{ErrorCode, FunctionName, topics};
 use serde_json::{Value, json};
@@ -249,8 +250,15 @@ impl Router {
     }
 
     fn transaction(&self, batch: &mut Batch, offsets: Vec<OffsetCommit>) -> Transaction {
+        let mut records = batch.take_records();
+        let seen = Bytes::from(self.resources.seen().to_string());
+        for record in &mut records {
+            if record.topic == topics::RUN_EVENTS || record.topic.starts_with(topics::WORK_PREFIX) {
+                record.headers.push((topics::SEEN.to_owned(), seen.clone()));
+            }
+        }
         Transaction {
-            records: batch.take_records(),
+            records,
             offsets,
             group: topics::GROUP_ROUTER.to_owned(),
             member: self.config.member.clone(),
@@ -270,7 +278,12 @@ impl Router {
         let begun = Instant::now();
         let waits = metrics::gauge!("imageflow_flow_batch_waits_seconds");
         loop {
-            match self.work_out(runs, records).await {
+            let worked_out = tokio::select! {
+                worked_out = self.work_out(runs, records) => worked_out,
+                // It may wait for resources, or for the object store.
+                () = overdue(stop) => return Ok(false),
+            };
+            match worked_out {
                 Ok((mut batch, surplus)) => {
                     // Once: while it cannot be written no pod is to come and go.
                     if let Some(announce) = self.announce.as_ref().filter(|_| !std::mem::replace(&mut told, true)) {
@@ -332,6 +345,7 @@ impl Router {
         runs: &Runs,
         records: &[Record],
     ) -> Result<(Batch, Vec<imageflow_types::RunId>), triggers::LookupFailed> {
+        self.resources.catch_up(&seen_by_writers(records)).await;
         let catalog = self.resources.snapshot();
         let now_ms = (self.clock)();
         let mut batch = Batch::default();
@@ -368,6 +382,19 @@ impl Router {
         batch.delete(&surplus);
         Ok((batch, surplus))
     }
+}
+
+/// What the writers of the records had seen of the resources. A program that is not ours says nothing, and means what is there.
+fn seen_by_writers(records: &[Record]) -> Seen {
+    let mut all = Seen::default();
+    for record in records {
+        let said = record.headers.iter().find(|(name, _)| name == topics::SEEN);
+        let said = said.and_then(|(_, value)| std::str::from_utf8(value).ok()?.parse().ok());
+        if let Some(seen) = said {
+            all.merge(&seen);
+        }
+    }
+    all
 }
 
 /// After an error of the log, when it is time to ask again: what fails for a while is no reason to end. False when it was stopped.

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
 mod support;
 
-use imageflow_eventlog::{EventLog, LogError, NewRecord, Record};
+use imageflow_eventlog::{EventLog, LogError, NewRecord, Record, partition_for_key};
 use imageflow_events::object::object_event;
 use imageflow_events::{AttributesReader, AttributesWriter, Event, ext, json_data};
 use imageflow_router::RouterError;
@@ -436,6 +436,33 @@ async fn results_too_large_for_the_state_of_their_run_fail_it_and_do_not_end_the
     }
     let runs = world.log.runs().await;
     assert_eq!((runs.len(), runs[0].status), (1, RunStatus::Failed));
+    running.stop().await;
+}
+
+/// Its view of the resources may be behind that of the gateway, which told somebody that the trigger is there.
+#[tokio::test]
+async fn an_event_waits_for_the_resources_that_its_writer_had_seen() {
+    let world = World::new().await;
+    let mut running = world.route();
+    let partition = partition_for_key(b"Trigger/late", topics::FEW_PARTITIONS);
+    let seen = world.resources.seen().to_string();
+    let next = |text: &str| text.strip_prefix(&format!("{partition}:")).and_then(|n| n.parse().ok());
+    let next: i64 = seen.split(' ').find_map(next).unwrap_or(0);
+    let late = NewRecord::new(topics::EVENTS)
+        .partition(0)
+        .header("content-type", "application/cloudevents+json")
+        .header(topics::SEEN, format!("{partition}:{}", next + 1))
+        .value(r#"{"specversion":"1.0","id":"1","source":"urn:test","type":"test.late"}"#);
+    world.log.produce(vec![late]).await.unwrap();
+    let filters = json!([{"exact": {"type": "test.late"}}]);
+    let applied = world.apply("Trigger", "late", json!({"filters": filters, "function": "outline"}));
+    running.during(applied).await;
+    assert!(world.resources.seen().to_string() != seen, "it is in that partition");
+    running.during(world.log.settled()).await;
+    assert_eq!(world.log.work("outline").await.len(), 1);
+    let written = world.log.all(&format!("{}outline", topics::WORK_PREFIX)).await;
+    let stamped = written[0].headers.iter().any(|(name, _)| name == topics::SEEN);
+    assert!(stamped, "{:?}", written[0].headers);
     running.stop().await;
 }
 

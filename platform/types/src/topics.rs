@@ -19,6 +19,8 @@ pub const DELAY: &str = "imageflow.delay";
 pub const OBJECT_NOTIFICATIONS: &str = "imageflow.object-notifications";
 /// Work that could not be done.
 pub const DEAD_LETTERS: &str = "imageflow.dead-letters";
+/// Header of a record that depends on resources: how much of them its writer had seen.
+pub const SEEN: &str = "imageflow-resources-seen";
 /// Prefix of every work topic.
 pub const WORK_PREFIX: &str = "imageflow.work.";
 

@@ -264,3 +264,15 @@ async fn who_stands_in_for_a_gpu_function_is_there_and_needs_no_card() {
         .unwrap_err();
     assert!(odd.to_string().contains("has no effect without GPUs"), "{odd}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_has_seen_as_much_waits_for_nothing_and_nobody_waits_for_what_can_never_come() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, ..) = store(dir.path()).await;
+    store.apply(function("")).await.unwrap();
+    let seen = store.seen();
+    assert!(!seen.to_string().is_empty());
+    store.catch_up(&seen).await;
+    // Of a topic that was made anew since.
+    store.catch_up(&"0:1000000".parse().unwrap()).await;
+}
