@@ -17,7 +17,7 @@ cargo xtask COMMAND
 
   up [--once] [ARGS]   build in release, start the platform, process the sample photos; stays up (not with --once)
   up --kafka --s3 [--once]   the same on three Kafka brokers and an S3 server, each role a process of its own
-  test [TIER...]       everything that CI checks; tiers: lint unit docs manifests servers peers cluster (default: all)
+  test [TIER...]       everything that CI checks; tiers: lint unit docs manifests kafka peers cluster (default: all)
   cluster up           a Kubernetes cluster of three nodes on this machine, for tests; the first time takes about 10 minutes
   cluster down         stops it, with all that runs in it
   cluster status       its nodes and its kubeconfig; -o json
@@ -28,7 +28,8 @@ cargo xtask COMMAND
   layers | map         no crate depends on a layer above it or beside it; the README's question-to-file table is true
   sizes                no file is over 600 lines before its tests, no main.rs over 60
   bench NAME [PART...] figures as JSON lines: platform, kafka, cluster, autoscaler
-  soak [external] [MINUTES | --rounds N]   the kill test, again and again; external: all tests on brokers and S3 server
+  soak [external] [MINUTES | --rounds N]   the kill test, again and again, for 10 minutes; external: all tests of faults on brokers
+                       and S3 server, 20 times
 ";
 
 fn main() -> ExitCode {

@@ -1,8 +1,8 @@
 //! Everything that CI checks, in tiers.
 use crate::tool::{self, Outcome, cargo, run as step};
-use crate::{cluster, layers, manifests, map, setup, sizes};
+use crate::{cluster, layers, manifests, map, setup, sizes, up};
 
-const TIERS: [&str; 7] = ["lint", "unit", "docs", "manifests", "servers", "peers", "cluster"];
+const TIERS: [&str; 7] = ["lint", "unit", "docs", "manifests", "kafka", "peers", "cluster"];
 
 /// What is tested but the cluster, whose tests are a tier of their own: their client has needs that would have most of the platform
 /// built once more for them.
@@ -17,7 +17,7 @@ pub fn run_tiers(tiers: &[&str]) -> Outcome {
             "unit" => unit()?,
             "docs" => docs()?,
             "manifests" => manifests::test()?,
-            "servers" => servers()?,
+            "kafka" => kafka()?,
             "peers" => peers()?,
             _ => cluster::test()?,
         }
@@ -71,9 +71,9 @@ fn unit() -> Outcome {
 }
 
 /// Apache Kafka and an S3 server as they are, fetched once into the cache.
-fn servers() -> Outcome {
+fn kafka() -> Outcome {
     if let Err(reason) = setup::servers() {
-        println!("servers: skipped, {reason}");
+        println!("kafka: skipped, {reason}");
         return Ok(());
     }
     step("build", &mut cargo(&["build", "--workspace", "--bins", "--locked"]))?;
@@ -93,7 +93,17 @@ fn servers() -> Outcome {
     ] {
         tests.args(["--test", name]);
     }
-    step("tests on servers", &mut tests)
+    step("tests on servers", &mut tests)?;
+    // How the servers themselves come and go.
+    step(
+        "tests of the servers",
+        &mut cargo(&["test", "-p", "imageflow-servers", "--locked", "--lib"]),
+    )?;
+    // As somebody new to it sees it; it ends when the photographs are done.
+    step(
+        "the platform on Kafka and S3",
+        up::with_tests(&tool::target().join("debug"), "up-roles").arg("--once"),
+    )
 }
 
 fn docs() -> Outcome {

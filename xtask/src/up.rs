@@ -119,7 +119,7 @@ fn measure(name: &str, parts: &[String]) -> Outcome {
 }
 
 /// A program of the tests, which finds the platform and its own files.
-fn with_tests(built: &Path, name: &str) -> Command {
+pub fn with_tests(built: &Path, name: &str) -> Command {
     let mut command = Command::new(built.join(name));
     command
         .env("IMAGEFLOW_BIN", built.join("imageflow"))
@@ -173,6 +173,7 @@ fn of_soak(args: &[String]) -> Result<(&'static [&'static str], Long), String> {
         number.map_err(|_| format!("\"{text}\" is no number: soak [external] [MINUTES | --rounds N]"))
     };
     let long = match rest {
+        [] if tests.len() > 1 => Long::Rounds(20),
         [] => Long::Minutes(10),
         [rounds, count] if rounds == "--rounds" => Long::Rounds(number(count)?),
         [minutes] => Long::Minutes(number(minutes)?),
@@ -192,6 +193,7 @@ mod tests {
             of_soak(&args)
         };
         assert_eq!(of(""), Ok((["kill"].as_slice(), Long::Minutes(10))));
+        assert_eq!(of("external"), Ok((EXTERNAL.as_slice(), Long::Rounds(20))));
         assert_eq!(of("external 30"), Ok((EXTERNAL.as_slice(), Long::Minutes(30))));
         assert_eq!(of("external --rounds 20"), Ok((EXTERNAL.as_slice(), Long::Rounds(20))));
         for wrong in ["externals", "--rounds", "external --rounds x", "1 2"] {
