@@ -2,7 +2,10 @@
 use std::time::Duration;
 
 use http::Method;
-use imageflow_tests::external::{RESOURCES, World, put};
+use imageflow_servers::s3::{S3Options, S3Server};
+use imageflow_servers::tls::authority;
+use imageflow_tests::Platform;
+use imageflow_tests::external::{RESOURCES, World, photo, put};
 use imageflow_tests::http::json;
 use imageflow_tests::platform::binary;
 use rustix::process::{Pid, Signal, kill_process};
@@ -37,6 +40,38 @@ async fn a_put_becomes_one_run_and_one_result_on_kafka_and_s3() {
         platform.api.get("/v1/dead-letters").await["items"],
         serde_json::json!([])
     );
+    platform.stop();
+}
+
+/// By TLS, with an authority of somebody's own, and without the checksums that some servers refuse: the platform and its pods.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_s3_server_with_a_certificate_of_its_own_is_reached_by_the_platform_and_by_pods() {
+    let folder = tempfile::tempdir().unwrap();
+    let ours = authority(folder.path(), "ours").unwrap();
+    let ca = ours.ca.display().to_string();
+    let options = S3Options {
+        tls: Some(ours.server),
+        ..S3Options::default()
+    };
+    let Some(server) = S3Server::for_test(options).await else {
+        return;
+    };
+    let env = [
+        ("IMAGEFLOW_S3_ACCESS_KEY", server.access_key()),
+        ("IMAGEFLOW_S3_SECRET_KEY", server.secret_key()),
+    ];
+    let url = server.url();
+    let args = ["--s3", &url, "--s3-ca", &ca, "--s3-checksums", "when-required"];
+    let platform = Platform::start_with(folder.path(), &args, &env);
+    let trust = format!("operation: resize, env: [ {{ name: SSL_CERT_FILE, value: {ca} }} ]");
+    platform
+        .api
+        .apply(&RESOURCES.replace("operation: resize", &trust))
+        .await;
+    let headers = [("content-type", "image/png"), ("prefer", "wait=60")];
+    let path = "/v1/functions/small/runs";
+    let done = platform.api.send(Method::POST, path, &headers, photo(1)).await;
+    assert_eq!(json(&done)["status"], "succeeded", "{}", json(&done));
     platform.stop();
 }
 

@@ -38,7 +38,7 @@ impl App {
     pub(crate) fn new(function: Arc<dyn Function>, config: Config) -> Self {
         Self {
             admission: Admission::new(config.concurrency_limit),
-            transfer: Transfer::new(config.max_bytes),
+            transfer: Transfer::new(config.max_bytes, config.roots.clone()),
             metrics: Metrics::new(&config.function, &config.revision),
             function,
             config,

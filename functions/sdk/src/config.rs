@@ -3,6 +3,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
 
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use serde_json::{Map, Value};
 use url::Url;
 
@@ -33,6 +36,8 @@ pub struct Config {
     pub max_bytes: u64,
     /// Where it says that it listens: `IMAGEFLOW_ANNOUNCE_URL` (nowhere) with `IMAGEFLOW_ANNOUNCE_KEY`.
     pub announce: Option<Announce>,
+    /// Authorities that object stores are trusted by: the file of `SSL_CERT_FILE`, in PEM (those of the web).
+    pub roots: Option<RootCertStore>,
     /// Where spans go: `OTEL_EXPORTER_OTLP_ENDPOINT` (nowhere).
     pub otlp_endpoint: Option<String>,
     /// What is logged: `IMAGEFLOW_LOG`, such as `info` or `warn,imageflow_sdk=debug` (`info`).
@@ -118,6 +123,7 @@ impl Config {
                 "is not a number of bytes",
             )?,
             announce: announce(env)?,
+            roots: roots(env)?,
             otlp_endpoint: set(env, "OTEL_EXPORTER_OTLP_ENDPOINT"),
             log: set(env, "IMAGEFLOW_LOG").unwrap_or_else(|| "info".to_owned()),
         })
@@ -136,6 +142,29 @@ fn announce(env: Env<'_>) -> Result<Option<Announce>, ConfigError> {
         }
         _ => Err(fault(VARIABLE, text, "is not a URL such as http://imageflow-pods:7003")),
     }
+}
+
+/// Read at the start: a file that cannot be used is to be told before there is work.
+fn roots(env: Env<'_>) -> Result<Option<RootCertStore>, ConfigError> {
+    const VARIABLE: &str = "SSL_CERT_FILE";
+    let Some(path) = set(env, VARIABLE) else {
+        return Ok(None);
+    };
+    let read = || {
+        let mut roots = RootCertStore::empty();
+        for certificate in CertificateDer::pem_file_iter(&path).map_err(|e| e.to_string())? {
+            let certificate = certificate.map_err(|e| e.to_string())?;
+            roots.add(certificate).map_err(|e| e.to_string())?;
+        }
+        match roots.is_empty() {
+            true => Err("it has none".to_owned()),
+            false => Ok(roots),
+        }
+    };
+    read().map(Some).map_err(|why| {
+        let why = format!("has no usable certificates of authorities ({why}): write the path of a PEM file");
+        fault(VARIABLE, path.clone(), why)
+    })
 }
 
 fn set(env: Env<'_>, variable: &str) -> Option<String> {
@@ -172,6 +201,8 @@ mod tests {
             ("IMAGEFLOW_PARAMS", "[1]"),
             ("IMAGEFLOW_MAX_BODY_BYTES", "-1"),
             ("IMAGEFLOW_ANNOUNCE_URL", "imageflow-pods:7003"),
+            ("SSL_CERT_FILE", "/nowhere/ca.pem"),
+            ("SSL_CERT_FILE", "/dev/null"),
         ] {
             let error = Config::from_env(&|asked| (asked == name).then(|| value.to_owned()))
                 .unwrap_err()

@@ -15,6 +15,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use imageflow_events::invocation::SignedRequest;
 use imageflow_types::{ErrorCode, Problem};
+use rustls::{ClientConfig, RootCertStore};
 
 use crate::function::Content;
 
@@ -27,6 +28,7 @@ pub(crate) struct Transfer {
     plain: Client<HttpConnector, Full<Bytes>>,
     // Roots and TLS settings cost time that a cold start on plain http does not have.
     tls: OnceLock<Client<HttpsConnector<HttpConnector>, Full<Bytes>>>,
+    roots: Option<RootCertStore>,
     max_bytes: u64,
 }
 
@@ -40,7 +42,7 @@ pub(crate) enum Stored {
 }
 
 impl Transfer {
-    pub(crate) fn new(max_bytes: u64) -> Self {
+    pub(crate) fn new(max_bytes: u64, roots: Option<RootCertStore>) -> Self {
         let plain = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(POOL_IDLE)
@@ -48,6 +50,7 @@ impl Transfer {
         Self {
             plain,
             tls: OnceLock::new(),
+            roots,
             max_bytes,
         }
     }
@@ -120,7 +123,10 @@ impl Transfer {
 
     async fn send(&self, what: &str, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Problem> {
         let sent = if request.uri().scheme_str() == Some("https") {
-            self.tls.get_or_init(tls_client).request(request).await
+            self.tls
+                .get_or_init(|| tls_client(self.roots.clone()))
+                .request(request)
+                .await
         } else {
             self.plain.request(request).await
         };
@@ -143,18 +149,25 @@ fn connector() -> HttpConnector {
     http
 }
 
-fn tls_client() -> Client<HttpsConnector<HttpConnector>, Full<Bytes>> {
+fn tls_client(roots: Option<RootCertStore>) -> Client<HttpsConnector<HttpConnector>, Full<Bytes>> {
     let mut http = connector();
     http.enforce_http(false);
-    let https = HttpsConnectorBuilder::new()
-        .with_webpki_roots()
-        .https_or_http()
-        .enable_http1()
-        .wrap_connector(http);
+    let https = HttpsConnectorBuilder::new();
+    let https = match roots {
+        Some(roots) => https.with_tls_config(trusting(roots)),
+        None => https.with_webpki_roots(),
+    };
+    let https = https.https_or_http().enable_http1().wrap_connector(http);
     Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(POOL_IDLE)
         .build(https)
+}
+
+fn trusting(roots: RootCertStore) -> ClientConfig {
+    ClientConfig::builder()
+        .with_root_certificates(roots)
+        .with_no_client_auth()
 }
 
 fn request(

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use imageflow_objects::{CaBundle, ObjectError, ObjectStore, PutOptions, S3Config, S3Store, conformance};
 use imageflow_servers::proxy::{Fault, Proxy};
 use imageflow_servers::s3::{S3Options, S3Server};
+use imageflow_servers::tls::authority;
 use support::{BUCKET, PART, body, bytes, read, until};
 use tokio::sync::Semaphore;
 
@@ -117,10 +118,10 @@ async fn a_killed_server_costs_an_upload_nothing_but_time() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tls_is_trusted_by_the_authority_that_is_given_only() {
     let dir = tempfile::tempdir().unwrap();
-    let (ours, files) = authority(dir.path(), "ours");
-    let (other, _) = authority(dir.path(), "other");
+    let ours = authority(dir.path(), "ours").unwrap();
+    let other = authority(dir.path(), "other").unwrap();
     let options = S3Options {
-        tls: Some(files),
+        tls: Some(ours.server),
         ..S3Options::default()
     };
     let Some(server) = S3Server::for_test(options).await else {
@@ -128,11 +129,11 @@ async fn tls_is_trusted_by_the_authority_that_is_given_only() {
     };
     let with = |ca| {
         S3Store::new(S3Config {
-            ca: Some(ca),
+            ca: Some(CaBundle::read(ca).unwrap()),
             ..config(&server, &server.url())
         })
     };
-    let store = with(ours);
+    let store = with(ours.ca);
     store.ensure_bucket(BUCKET).await.unwrap();
     let large = bytes(2 * PART);
     store
@@ -140,31 +141,8 @@ async fn tls_is_trusted_by_the_authority_that_is_given_only() {
         .await
         .unwrap();
     assert_eq!(store.get(BUCKET, "k", None).await.unwrap().1, large);
-    let refused = with(other).head(BUCKET, "k").await.unwrap_err().to_string();
+    let refused = with(other.ca).head(BUCKET, "k").await.unwrap_err().to_string();
     assert!(refused.contains("certificate"), "{refused}");
-}
-
-/// An authority's file, and the files of a certificate and key of its for `localhost`.
-fn authority(dir: &Path, name: &str) -> (CaBundle, (std::path::PathBuf, std::path::PathBuf)) {
-    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-    let key = KeyPair::generate().unwrap();
-    let mut params = CertificateParams::new([]).unwrap();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let ca = params.self_signed(&key).unwrap();
-    let issuer = Issuer::new(params, key);
-    let server_key = KeyPair::generate().unwrap();
-    let server = CertificateParams::new(["localhost".to_owned()]).unwrap();
-    let server = server.signed_by(&server_key, &issuer).unwrap();
-    let write = |what: &str, text: String| {
-        let path = dir.join(format!("{name}-{what}.pem"));
-        std::fs::write(&path, text).unwrap();
-        path
-    };
-    let ca = CaBundle::read(write("ca", ca.pem())).unwrap();
-    (
-        ca,
-        (write("cert", server.pem()), write("key", server_key.serialize_pem())),
-    )
 }
 
 /// A server that keeps objects as files cannot hold `a` and `a/b` both: that is for good and says so.

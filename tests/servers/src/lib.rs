@@ -7,6 +7,7 @@ pub mod policies;
 mod process;
 pub mod proxy;
 pub mod s3;
+pub mod tls;
 
 /// Where the servers listen.
 pub(crate) fn host() -> String {

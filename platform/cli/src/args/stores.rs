@@ -57,6 +57,22 @@ pub struct S3Args {
     /// The S3 server wants the bucket in the host name
     #[arg(long = "s3-virtual-hosts", requires = "url")]
     pub virtual_hosts: bool,
+    /// PEM file of the authorities that sign the S3 server's certificate, in place of the system's. A function that fetches from
+    /// it wants them as well: name the file in the variable `SSL_CERT_FILE` of its `spec.env`
+    #[arg(id = "s3_ca", long = "s3-ca", value_name = "FILE", requires = "url")]
+    pub ca: Option<PathBuf>,
+    /// Whether a checksum goes with everything that is written or only with what must have one: for servers that refuse the header
+    #[arg(long = "s3-checksums", value_enum, default_value_t = Checksums::WhenSupported, requires = "url")]
+    pub checksums: Checksums,
+}
+
+/// When a checksum goes with a request, by the words of the AWS tools.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Checksums {
+    /// Wherever S3 knows one.
+    WhenSupported,
+    /// Where S3 asks for one.
+    WhenRequired,
 }
 
 /// What is told of the work.

@@ -8,15 +8,15 @@ use bytes::Bytes;
 use imageflow_eventlog::{Embedded, EmbeddedConfig, EventLog, Kafka, KafkaConfig, KafkaSasl, KafkaTls, SaslMechanism};
 use imageflow_gateway::ObjectEvents;
 use imageflow_objects::{
-    ChangeKind, EmbeddedS3, EmbeddedS3Config, ObjectBody, ObjectChange, ObjectError, ObjectInfo, ObjectListener,
-    ObjectStore, PutOptions, S3Config, S3Store, SignedUrl,
+    CaBundle, ChangeKind, EmbeddedS3, EmbeddedS3Config, ObjectBody, ObjectChange, ObjectError, ObjectInfo,
+    ObjectListener, ObjectStore, PutOptions, S3Config, S3Store, SignedUrl,
 };
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::failed;
 use super::platform::{chain, limit, now_ms};
-use crate::args::stores::{KafkaArgs, S3Args};
+use crate::args::stores::{Checksums, KafkaArgs, S3Args};
 use crate::args::up::UpArgs;
 use crate::error::CliError;
 
@@ -143,9 +143,13 @@ impl Objects {
             ));
         };
         let url = args.url.clone().unwrap_or_default();
+        let read = |path| CaBundle::read(path).map_err(|e| CliError::Usage(format!("--s3-ca: {}", chain(&e))));
+        let ca = args.ca.as_ref().map(read);
         let config = S3Config {
             region: args.region.clone(),
             path_style: !args.virtual_hosts,
+            ca: ca.transpose()?,
+            checksums: args.checksums == Checksums::WhenSupported,
             ..S3Config::new(url.clone(), access_key.clone(), secret_key.clone())
         };
         let inner: Arc<dyn ObjectStore> = Arc::new(S3Store::new(config));
