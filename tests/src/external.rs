@@ -1,6 +1,7 @@
 //! The platform on three Kafka brokers and a real S3 server, with a flow for the photos that any S3 client puts there.
+use std::collections::BTreeMap;
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,6 +53,18 @@ const PAGE: usize = 1000;
 pub fn manifests() -> PathBuf {
     let here = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_else(|_| ".".to_owned());
     PathBuf::from(here).join("../manifests")
+}
+
+/// How often each event or picture was called, as the pods of `slow-function` note it in a folder. A picture goes by its digest.
+pub fn calls(folder: &Path) -> BTreeMap<String, usize> {
+    let mut all = BTreeMap::new();
+    for entry in std::fs::read_dir(folder).expect("the folder of calls") {
+        let text = std::fs::read_to_string(entry.expect("an entry").path()).expect("the calls of a pod");
+        for id in text.lines() {
+            *all.entry(id.to_owned()).or_default() += 1;
+        }
+    }
+    all
 }
 
 /// The servers, and the platform's folder.

@@ -1,6 +1,7 @@
 //! Brokers, the S3 server and the platform die or stand still while photos come: each photo has one run and one result.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -8,10 +9,13 @@ use std::time::Duration;
 use http::Method;
 use imageflow_objects::ObjectStore;
 use imageflow_servers::proxy::{Fault, Proxy};
-use imageflow_tests::external::{RESOURCES, RESULT_WIDTH, World, photo, put, until};
+use imageflow_tests::external::{RESOURCES, RESULT_WIDTH, World, calls, photo, put, until};
+use imageflow_tests::platform::binary;
 use imageflow_tests::{Api, Platform};
 use rand::seq::IndexedRandom;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -120,6 +124,7 @@ impl Feed {
 /// What goes wrong. `IMAGEFLOW_FAULTS` names those that are played, by words of their names, parted by commas; else all are.
 #[derive(Debug, Clone, Copy)]
 enum Scene {
+    PodKilled,
     BrokerKilled,
     ControllerKilled,
     TwoBrokersKilled,
@@ -132,7 +137,8 @@ enum Scene {
 }
 
 impl Scene {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
+        Self::PodKilled,
         Self::BrokerKilled,
         Self::ControllerKilled,
         Self::TwoBrokersKilled,
@@ -146,6 +152,7 @@ impl Scene {
 
     fn name(self) -> &'static str {
         match self {
+            Self::PodKilled => "a pod is killed",
             Self::BrokerKilled => "a broker is killed",
             Self::ControllerKilled => "the controller is killed",
             Self::TwoBrokersKilled => "two brokers are killed",
@@ -179,6 +186,10 @@ struct Stage {
     begun: Instant,
     /// Photos of earlier scenes.
     before: usize,
+    /// Where pods note their calls.
+    calls: TempDir,
+    /// Calls of earlier scenes that were done before.
+    repeated: usize,
     feed: Feed,
 }
 
@@ -247,7 +258,30 @@ impl Stage {
         assert_eq!(results.len(), self.before, "{}: one result a photo", self.scene);
         let letters = self.platform().api.get("/v1/dead-letters").await;
         assert_eq!(letters["items"], json!([]), "{}", self.scene);
-        self.tell(&format!("done, {} sent again", self.feed.refused()));
+        let calls = calls(self.calls.path());
+        assert_eq!(calls.len(), self.before, "{}: each photo was called", self.scene);
+        let repeated = calls.values().map(|times| times - 1).sum::<usize>();
+        let now = repeated - std::mem::replace(&mut self.repeated, repeated);
+        self.tell(&format!(
+            "done, {} sent again, {now} of {} calls done twice",
+            self.feed.refused(),
+            3 * PART
+        ));
+    }
+
+    /// The processes that do the calls that are noted: each notes its own in a file of its name.
+    fn pods(&self) -> Vec<Pid> {
+        let files = std::fs::read_dir(self.calls.path()).unwrap();
+        let named =
+            |entry: std::io::Result<std::fs::DirEntry>| entry.unwrap().path().file_stem()?.to_str()?.parse().ok();
+        let alive = |pid: &i32| std::path::Path::new(&format!("/proc/{pid}/exe")).exists();
+        let pods: Vec<Pid> = files
+            .filter_map(named)
+            .filter(alive)
+            .filter_map(Pid::from_raw)
+            .collect();
+        assert!(!pods.is_empty(), "{}: there is a pod", self.scene);
+        pods
     }
 
     fn runs(&self) -> Client {
@@ -267,6 +301,7 @@ impl Stage {
     async fn play(&mut self, scene: Scene) {
         (self.scene, self.begun) = (scene.name(), Instant::now());
         match scene {
+            Scene::PodKilled => self.a_pod_is_killed().await,
             Scene::BrokerKilled => self.a_broker_is_killed().await,
             Scene::ControllerKilled => self.the_controller_is_killed().await,
             Scene::TwoBrokersKilled => self.two_brokers_are_killed().await,
@@ -277,6 +312,18 @@ impl Stage {
             Scene::PlatformKilled => self.the_platform_is_killed().await,
             Scene::PlatformStandsStill => self.the_platform_stands_still().await,
         }
+    }
+
+    async fn a_pod_is_killed(&mut self) {
+        self.begin(&self.runs()).await;
+        self.more();
+        let pods = self.pods();
+        for pod in &pods {
+            kill_process(*pod, Signal::KILL).unwrap();
+        }
+        self.tell(&format!("pods {pods:?} are gone with what they had in hand"));
+        self.worked(2 * PART).await;
+        self.end().await;
     }
 
     async fn a_broker_is_killed(&mut self) {
@@ -381,7 +428,7 @@ impl Stage {
         let before = self.proxy.seen("/");
         self.proxy.fail("/", usize::MAX, Fault::Delay(Duration::from_secs(2)));
         until("it is slow", PATIENCE, async || self.proxy.seen("/") >= before + 40).await;
-        self.tell("it has answered 15 requests late");
+        self.tell("it was slow with 40 requests");
         self.proxy.heal();
         self.end().await;
     }
@@ -434,12 +481,33 @@ impl Stage {
     }
 }
 
+/// The flow `two` with a third step beside the others, whose pods note what they are called with.
+fn resources(calls: &Path) -> String {
+    let second = "    - { name: second, function: grey, after: [first] }\n";
+    let flow = RESOURCES.replace(second, &format!("{second}    - {{ name: noted, function: noted }}\n"));
+    assert_ne!(flow, RESOURCES);
+    let (program, calls) = (binary().with_file_name("slow-function"), calls.display());
+    format!(
+        r"{flow}---
+apiVersion: imageflow.dev/v1alpha1
+kind: Function
+metadata: {{ name: noted }}
+spec:
+  command: [ {} ]
+  env: [ {{ name: SLOW_CALLS, value: {calls} }} ]
+  scale: {{ max: 2, keepWarm: {{ min: 300ms, max: 300ms }} }}
+",
+        program.display()
+    )
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_dies_or_stands_still_each_photo_has_one_run_and_one_result() {
     let Some(world) = World::start().await else { return };
     let proxy = Proxy::start(&world.server.url()).await;
     let platform = world.platform_via(&proxy.url, &[]);
-    platform.api.apply(RESOURCES).await;
+    let calls = tempfile::tempdir().unwrap();
+    platform.api.apply(&resources(calls.path())).await;
     let nothing = Feed::start(&Client::Puts(world.objects.clone()), 0..0);
     let mut stage = Stage {
         world,
@@ -448,6 +516,8 @@ async fn whatever_dies_or_stands_still_each_photo_has_one_run_and_one_result() {
         scene: "",
         begun: Instant::now(),
         before: 0,
+        calls,
+        repeated: 0,
         feed: nothing,
     };
     for scene in Scene::chosen() {

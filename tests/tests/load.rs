@@ -1,7 +1,6 @@
 //! Load on three Kafka brokers: a function is scaled up and down under 20,000 events, events that kill their pod come among
 //! others, and more callers come than may wait.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use http::Method;
 use imageflow_process::raise_open_files;
-use imageflow_tests::external::World;
+use imageflow_tests::external::{World, calls};
 use imageflow_tests::http::json;
 use imageflow_tests::platform::binary;
 use imageflow_tests::{Api, Platform};
@@ -95,18 +94,6 @@ async fn call(api: Api, number: usize, refused: Arc<AtomicUsize>, first: mpsc::S
         ticks.tick().await;
         ticks.tick().await;
     }
-}
-
-/// How often each event was called.
-fn calls(folder: &Path) -> BTreeMap<String, usize> {
-    let mut all = BTreeMap::new();
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
-        for id in text.lines() {
-            *all.entry(id.to_owned()).or_default() += 1;
-        }
-    }
-    all
 }
 
 /// Waits until the member has partitions of the function's topic, so that what comes later is told apart from it.

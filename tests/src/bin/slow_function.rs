@@ -7,6 +7,7 @@ use std::time::Duration;
 use imageflow_sdk::{Call, Function, Reply};
 use imageflow_types::{ErrorCode, Problem};
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 /// So long a call takes: the work of this function is to wait.
 const TAKES: Duration = Duration::from_millis(200);
@@ -19,7 +20,10 @@ impl Function for Slow {
     #[expect(clippy::disallowed_methods, reason = "its work is to wait")]
     fn handle(&self, call: Call) -> Result<Reply, Problem> {
         let event = call.event.unwrap_or_default();
-        let id = event["id"].as_str().unwrap_or_default();
+        let picture = call
+            .input
+            .map(|picture| format!("{:x}", Sha256::digest(&picture.bytes)));
+        let id = event["id"].as_str().or(picture.as_deref()).unwrap_or_default();
         // Before the work: also calls that end nowhere are counted. One write, so lines are whole.
         let noted = (&self.calls).write_all(format!("{id}\n").as_bytes());
         noted.map_err(|e| Problem::new(ErrorCode::Internal, e.to_string()))?;
