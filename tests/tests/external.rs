@@ -2,6 +2,7 @@
 use std::time::Duration;
 
 use http::Method;
+use imageflow_objects::{S3Config, S3Store};
 use imageflow_servers::s3::{S3Options, S3Server};
 use imageflow_servers::tls::authority;
 use imageflow_tests::Platform;
@@ -40,6 +41,38 @@ async fn a_put_becomes_one_run_and_one_result_on_kafka_and_s3() {
         platform.api.get("/v1/dead-letters").await["items"],
         serde_json::json!([])
     );
+    platform.stop();
+}
+
+/// The server tells nobody of its objects: as when what it told was lost on the way.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_object_of_which_nobody_was_told_is_found_by_the_reconcile() {
+    let Some(world) = World::start().await else { return };
+    let Some(silent) = S3Server::for_test(S3Options::default()).await else {
+        return;
+    };
+    let (access, secret) = (silent.access_key(), silent.secret_key());
+    let env = [("IMAGEFLOW_S3_ACCESS_KEY", access), ("IMAGEFLOW_S3_SECRET_KEY", secret)];
+    let folder = tempfile::tempdir().unwrap();
+    let args = ["--kafka", &world.cluster.bootstrap(), "--s3", &silent.url()];
+    let platform = Platform::start_with(folder.path(), &args, &env);
+    platform.api.apply(RESOURCES).await;
+    let objects = S3Store::new(S3Config::new(silent.url(), access, secret));
+    put(&objects, 1).await.unwrap();
+    let server = platform.endpoints["api"].as_str().unwrap();
+    let reconcile = async || {
+        let asked = Command::new(binary())
+            .args(["--server", server, "objects", "reconcile", "raw-images", "-o", "json"])
+            .output()
+            .await
+            .unwrap();
+        assert!(asked.status.success(), "{}", String::from_utf8_lossy(&asked.stderr));
+        serde_json::from_slice::<Value>(&asked.stdout).unwrap()
+    };
+    assert_eq!(reconcile().await["raised"], 1);
+    let succeeded = |list: &Value| list["items"][0]["status"] == "succeeded";
+    platform.api.until("/v1/runs", succeeded).await;
+    assert_eq!(reconcile().await["raised"], 0, "its run is known");
     platform.stop();
 }
 
