@@ -22,6 +22,7 @@ use crate::backlog::Backlogs;
 use crate::delay::{self, Delays};
 use crate::tracker::Tracker;
 use crate::turns::{Standing, Turns};
+use crate::unread::{Count, Counted};
 use crate::work::{self, Context};
 
 /// Object metadata by which the platform marks what it wrote: the run.
@@ -82,8 +83,9 @@ pub enum DispatcherError {
 const REFRESH: Duration = Duration::from_millis(500);
 /// How often another partition is let in where one has brought nothing.
 const TURN: Duration = Duration::from_millis(100);
-/// Before it joins anew.
-const DISPLACED_PAUSE: Duration = Duration::from_millis(500);
+/// Before it joins anew; twice as long each time, while it does not last.
+const REJOIN_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 struct Partition {
     tracker: Tracker,
@@ -117,6 +119,7 @@ struct Intake {
     config: DispatcherConfig,
     partitions: HashMap<TopicPartition, Partition>,
     turns: Turns,
+    count: Count,
     tasks: JoinSet<Finished>,
     dirty: bool,
 }
@@ -127,7 +130,6 @@ impl Dispatcher {
     /// # Errors
     /// [`DispatcherError`] when the log fails for good.
     pub async fn run(self, stop: CancellationToken) -> Result<(), DispatcherError> {
-        self.log.ensure_topics_of_any_count(&[delay::topic()]).await?;
         let context = Context {
             log: self.log,
             objects: self.objects,
@@ -138,17 +140,27 @@ impl Dispatcher {
         };
         let context = Arc::new(context);
         let mut rejoin = Rejoin::default();
+        let mut pause = REJOIN_PAUSE;
         loop {
+            let begun = Instant::now();
             match Self::session(&context, &self.config, &stop).await {
                 Err(DispatcherError::Log(error)) if rejoin.may(&error, Instant::now().into_std()) => {
                     tracing::warn!(%error, "the dispatcher was displaced in its group; it joins anew");
                 }
+                // An outage passes, however long it takes.
+                Err(DispatcherError::Log(error)) if error.is_retryable() => {
+                    tracing::warn!(%error, "the dispatcher cannot go on yet; it joins anew");
+                }
                 result => return result,
+            }
+            if begun.elapsed() > LONGEST_PAUSE {
+                pause = REJOIN_PAUSE;
             }
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
-                () = tokio::time::sleep(DISPLACED_PAUSE) => {}
+                () = tokio::time::sleep(pause) => {}
             }
+            pause = LONGEST_PAUSE.min(pause * 2);
         }
     }
 
@@ -158,6 +170,7 @@ impl Dispatcher {
         config: &DispatcherConfig,
         stop: &CancellationToken,
     ) -> Result<(), DispatcherError> {
+        context.log.ensure_topics_of_any_count(&[delay::topic()]).await?;
         let topics = Topics::Pattern(topics::WORK_PREFIX.to_owned());
         let group = ConsumerConfig::new(topics::GROUP_DISPATCHER, config.member.clone(), topics);
         let mut consumer = context.log.consumer(group).await?;
@@ -166,6 +179,7 @@ impl Dispatcher {
             config: config.clone(),
             partitions: HashMap::new(),
             turns: Turns::new(config.window, config.most_open),
+            count: Count::default(),
             tasks: JoinSet::new(),
             dirty: false,
         };
@@ -225,11 +239,12 @@ impl Intake {
                 }
                 _ = refresh.tick() => {
                     if self.turns.is_anyone_waiting() {
-                        self.count_unread(consumer).await?;
+                        self.begin_count();
                     }
                     // A marker behind the last record may become known after all of them were committed.
                     self.dirty = true;
                 }
+                counted = self.count.next(), if self.count.is_under_way() => self.counted(consumer, counted)?,
                 _ = turn.tick(), if self.turns.is_anyone_waiting() => self.resume(consumer),
                 events = consumer.poll(most) => {
                     for event in events? {
@@ -413,22 +428,36 @@ impl Intake {
         }
     }
 
-    /// What paused partitions still hold in the log. Others are read to their end at once.
-    async fn count_unread(&mut self, consumer: &mut dyn Consumer) -> Result<(), DispatcherError> {
-        let mut unread: HashMap<FunctionName, u64> = HashMap::new();
+    /// Has it counted what paused partitions still hold in the log. Others are read to their end at once.
+    fn begin_count(&mut self) {
         let paused = self.partitions.iter().filter(|(_, partition)| partition.paused);
         let topics: HashSet<String> = paused.map(|(at, _)| at.topic.clone()).collect();
-        for topic in topics {
-            for marks in self.context.log.watermarks(&topic).await? {
-                let position = consumer.position(&topic, marks.partition).unwrap_or(marks.high);
-                let rest = u64::try_from(marks.high - position.max(marks.low)).unwrap_or(0);
-                let at = TopicPartition::new(topic.clone(), marks.partition);
-                let Some(partition) = self.partitions.get_mut(&at) else {
-                    continue;
-                };
-                partition.unread = partition.paused.then_some(rest);
-                *unread.entry(partition.function.clone()).or_default() += rest;
+        self.count.begin(&self.context.log, topics);
+    }
+
+    /// Takes note of what one topic holds. What cannot be counted stays unknown, or as it was, until the next count.
+    fn counted(&mut self, consumer: &dyn Consumer, counted: Option<Counted>) -> Result<(), DispatcherError> {
+        let Some((topic, marks)) = counted.filter(|_| self.turns.is_anyone_waiting()) else {
+            return Ok(());
+        };
+        let marks = match marks {
+            Ok(marks) => marks,
+            Err(error) if error.is_retryable() || matches!(error, LogError::UnknownTopic { .. }) => {
+                tracing::warn!(%error, topic, "what is not read yet cannot be counted");
+                return Ok(());
             }
+            Err(error) => return Err(error.into()),
+        };
+        let mut unread: HashMap<FunctionName, u64> = HashMap::new();
+        for marks in marks {
+            let position = consumer.position(&topic, marks.partition).unwrap_or(marks.high);
+            let rest = u64::try_from(marks.high - position.max(marks.low)).unwrap_or(0);
+            let at = TopicPartition::new(topic.clone(), marks.partition);
+            let Some(partition) = self.partitions.get_mut(&at) else {
+                continue;
+            };
+            partition.unread = partition.paused.then_some(rest);
+            *unread.entry(partition.function.clone()).or_default() += rest;
         }
         for (function, unread) in unread {
             self.context.backlogs.unread(&function, unread);

@@ -16,6 +16,7 @@ mod request;
 mod stored;
 pub mod tracker;
 mod turns;
+mod unread;
 mod work;
 
 pub use backlog::Backlogs;

@@ -4,6 +4,8 @@
 mod attempts;
 #[path = "service/delays.rs"]
 mod delays;
+#[path = "service/outages.rs"]
+mod outages;
 #[path = "service/results.rs"]
 mod results;
 mod support;

@@ -20,6 +20,8 @@ pub enum Entry {
     Holding(RunId),
     /// A report is durable.
     Reported(Box<RunEvent>),
+    /// It was not told what a topic holds.
+    NotCounted,
     /// Offsets are about to be stored.
     Committing(Vec<OffsetCommit>),
     /// Offsets are stored.
@@ -33,6 +35,27 @@ pub struct Spy {
     journal: Arc<Journal>,
     held: watch::Sender<HashSet<RunId>>,
     refusals: AtomicU32,
+    faults: Arc<Faults>,
+}
+
+/// What fails, and how often yet.
+#[derive(Default)]
+struct Faults {
+    topics: AtomicU32,
+    watermarks: AtomicU32,
+    polls: AtomicU32,
+}
+
+/// An error while there are some left.
+fn fail(left: &AtomicU32) -> Result<()> {
+    let taken = left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+    match taken {
+        Ok(_) => Err(LogError::Storage {
+            context: "a test",
+            source: "refused by the test".into(),
+        }),
+        Err(_) => Ok(()),
+    }
 }
 
 impl Spy {
@@ -42,6 +65,7 @@ impl Spy {
             journal: Arc::new(watch::channel(Vec::new()).0),
             held: watch::channel(HashSet::new()).0,
             refusals: AtomicU32::new(0),
+            faults: Arc::default(),
         })
     }
 
@@ -61,6 +85,13 @@ impl Spy {
     /// The next so many writes of reports fail.
     pub fn refuse(&self, times: u32) {
         self.refusals.store(times, Ordering::SeqCst);
+    }
+
+    /// The next so many checks of topics, counts of what topics hold, and looks for records fail.
+    pub fn fail(&self, topics: u32, watermarks: u32, polls: u32) {
+        self.faults.topics.store(topics, Ordering::SeqCst);
+        self.faults.watermarks.store(watermarks, Ordering::SeqCst);
+        self.faults.polls.store(polls, Ordering::SeqCst);
     }
 
     pub fn journal(&self) -> Vec<Entry> {
@@ -138,6 +169,7 @@ pub fn commits(journal: &[Entry], topic: &str, partition: u32) -> Vec<OffsetComm
 #[async_trait]
 impl EventLog for Spy {
     async fn ensure_topics(&self, specs: &[TopicSpec]) -> Result<()> {
+        fail(&self.faults.topics)?;
         self.inner.ensure_topics(specs).await
     }
     async fn delete_topic(&self, name: &str) -> Result<()> {
@@ -161,17 +193,8 @@ impl EventLog for Spy {
                 released.map_err(|_| LogError::Closed)?;
             }
         }
-        let refuse = |left: u32| left.checked_sub(1);
-        if !events.is_empty()
-            && self
-                .refusals
-                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, refuse)
-                .is_ok()
-        {
-            return Err(LogError::Storage {
-                context: "a test",
-                source: "refused by the test".into(),
-            });
+        if !events.is_empty() {
+            fail(&self.refusals)?;
         }
         let positions = self.inner.produce(records).await?;
         self.journal
@@ -180,8 +203,8 @@ impl EventLog for Spy {
     }
     async fn consumer(&self, config: ConsumerConfig) -> Result<Box<dyn Consumer>> {
         let inner = self.inner.consumer(config).await?;
-        let journal = self.journal.clone();
-        Ok(Box::new(SpyConsumer { inner, journal }))
+        let (journal, faults) = (self.journal.clone(), self.faults.clone());
+        Ok(Box::new(SpyConsumer { inner, journal, faults }))
     }
     async fn transactional(&self, id: &str) -> Result<Box<dyn TransactionalProducer>> {
         self.inner.transactional(id).await
@@ -190,6 +213,10 @@ impl EventLog for Spy {
         self.inner.committed(group, topic).await
     }
     async fn watermarks(&self, topic: &str) -> Result<Vec<Watermarks>> {
+        if fail(&self.faults.watermarks).is_err() {
+            self.journal.send_modify(|journal| journal.push(Entry::NotCounted));
+            fail(&AtomicU32::new(1))?;
+        }
         self.inner.watermarks(topic).await
     }
     async fn lag(&self, group: &str, topic: &str) -> Result<u64> {
@@ -212,11 +239,13 @@ impl EventLog for Spy {
 struct SpyConsumer {
     inner: Box<dyn Consumer>,
     journal: Arc<Journal>,
+    faults: Arc<Faults>,
 }
 
 #[async_trait]
 impl Consumer for SpyConsumer {
     async fn poll(&mut self, max: usize) -> Result<Vec<ConsumerEvent>> {
+        fail(&self.faults.polls)?;
         self.inner.poll(max).await
     }
     async fn commit(&mut self, offsets: Vec<OffsetCommit>) -> Result<()> {
