@@ -1,10 +1,8 @@
 //! Where work leaves the log: one consumer over all work topics, a tracker for each partition, lazy commits.
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::FutureExt;
 use imageflow_delivery::Delivery;
 use imageflow_eventlog::{
     Assignment, Consumer, ConsumerConfig, ConsumerEvent, EventLog, LogError, OffsetCommit, Record, Rejoin,
@@ -91,6 +89,8 @@ struct Partition {
     tracker: Tracker,
     function: FunctionName,
     stop: CancellationToken,
+    /// Steps that have a task. Not all that are open do: some wait behind others of their key, and some could not be reported.
+    running: usize,
     paused: bool,
     /// What the log held behind its position, when that was counted since it is paused.
     unread: Option<u64>,
@@ -198,6 +198,9 @@ impl Dispatcher {
         };
         let (result, delayed) = tokio::join!(takes, delays);
         let result = result.and(delayed);
+        for at in intake.partitions.keys().cloned().collect::<Vec<_>>() {
+            intake.forget_behind(&at);
+        }
         for partition in intake.partitions.values() {
             partition.stop.cancel();
         }
@@ -276,6 +279,7 @@ impl Intake {
                 tracker: Tracker::new(start, &metadata),
                 function,
                 stop: CancellationToken::new(),
+                running: 0,
                 paused: false,
                 unread: None,
                 keys: HashSet::new(),
@@ -287,27 +291,16 @@ impl Intake {
 
     /// Gives partitions back: their work is given up, what is done is committed, before the next poll.
     async fn revoke(&mut self, consumer: &mut dyn Consumer, revoked: &[TopicPartition]) -> Result<(), DispatcherError> {
-        let mut open = 0;
         for at in revoked {
             if let Some(partition) = self.partitions.get_mut(at) {
                 partition.stop.cancel();
-                // What waits behind others of its key has no task that could end.
-                open += partition.tracker.open() - partition.behind.len();
                 self.turns.remove(&partition.function, at);
-                for (_, step) in partition.behind.drain(..) {
-                    self.turns.ended(&partition.function);
-                    self.context.backlogs.finished(&partition.function, step.requested_ms);
-                    self.context.backlogs.announced(&step.next);
-                }
             }
+            self.forget_behind(at);
         }
-        while open > 0 {
-            let Some(finished) = self.tasks.join_next().await else {
-                break;
-            };
-            if finished.as_ref().is_ok_and(|f| revoked.contains(&f.at)) {
-                open -= 1;
-            }
+        while self.running(revoked) > 0
+            && let Some(finished) = self.tasks.join_next().await
+        {
             self.settle(finished);
         }
         self.commit(consumer).await?;
@@ -316,6 +309,24 @@ impl Intake {
         }
         self.resume(consumer);
         Ok(())
+    }
+
+    /// Steps of these partitions that have a task.
+    fn running(&self, partitions: &[TopicPartition]) -> usize {
+        let known = partitions.iter().filter_map(|at| self.partitions.get(at));
+        known.map(|partition| partition.running).sum()
+    }
+
+    /// What waits behind others of its key has no task that could end.
+    fn forget_behind(&mut self, at: &TopicPartition) {
+        let Some(partition) = self.partitions.get_mut(at) else {
+            return;
+        };
+        for (_, step) in partition.behind.drain(..) {
+            self.turns.ended(&partition.function);
+            self.context.backlogs.finished(&partition.function, step.requested_ms);
+            self.context.backlogs.announced(&step.next);
+        }
     }
 
     fn take(&mut self, consumer: &mut dyn Consumer, records: Vec<Record>) {
@@ -385,21 +396,25 @@ impl Intake {
         let Some(partition) = self.partitions.get_mut(&finished.at) else {
             return;
         };
-        if finished.done {
-            partition.tracker.done(finished.offset);
-            self.dirty = true;
+        partition.running -= 1;
+        if !finished.done {
+            // Its key stays taken: nothing goes before those that wait behind it.
+            return;
         }
+        partition.tracker.done(finished.offset);
+        self.dirty = true;
         let Some(key) = finished.key else { return };
-        partition.keys.remove(&key);
         let next = partition
             .behind
             .iter()
             .position(|(record, _)| record.key.as_ref() == Some(&key));
-        if finished.done
-            && let Some((record, step)) = next.and_then(|i| partition.behind.remove(i))
-        {
-            partition.keys.insert(key);
-            start(&mut self.tasks, &self.context, partition, finished.at, record, step);
+        match next.and_then(|i| partition.behind.remove(i)) {
+            Some((record, step)) => {
+                start(&mut self.tasks, &self.context, partition, finished.at, record, step);
+            }
+            None => {
+                partition.keys.remove(&key);
+            }
         }
     }
 
@@ -519,7 +534,7 @@ fn is_ordered(context: &Context, function: &FunctionName) -> bool {
 fn start(
     tasks: &mut JoinSet<Finished>,
     context: &Arc<Context>,
-    partition: &Partition,
+    partition: &mut Partition,
     at: TopicPartition,
     record: Record,
     step: StepRequest,
@@ -532,15 +547,10 @@ fn start(
     };
     // What the step was read from is not kept beside it.
     let Record { offset, key, .. } = record;
+    partition.running += 1;
     // A task's own memory is aligned to cache lines, which is dear to allocate for something as large as this.
     tasks.spawn(Box::pin(async move {
-        let work = AssertUnwindSafe(work::perform(&context, step, &stop)).catch_unwind();
-        let done = work.await.unwrap_or_else(|_| {
-            // The record stays open, so it is done again after a restart and never lost.
-            tracing::error!("the work on a step panicked");
-            Err(work::GivenUp)
-        });
-        let done = done.is_ok();
+        let done = work::perform(&context, step, &stop).await.is_ok();
         Finished {
             at,
             offset,

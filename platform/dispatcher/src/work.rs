@@ -1,7 +1,10 @@
 //! One step from first attempt to a durable report: what happens between taking a record and marking it done.
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
 use imageflow_delivery::{Class, Delivery, DeliveryError, Demand, Slot, Target};
 use imageflow_eventlog::{EventLog, LogError, NewRecord};
 use imageflow_objects::ObjectStore;
@@ -41,6 +44,8 @@ const LOST_WITH_STRANGERS: u32 = 2;
 const DELAY_FROM: Duration = Duration::from_secs(5);
 /// Pause before the log or the object store is asked again.
 const STORAGE_PAUSE: Duration = Duration::from_millis(500);
+/// So often a report is tried at which the dispatcher itself fails.
+const REPORTS_THAT_PANIC: u32 = 3;
 /// Most reports are not larger: a buffer that grows is copied again and again.
 const USUAL_BYTES: usize = 512;
 
@@ -57,11 +62,37 @@ enum End {
 
 /// Does a step and reports its end. Returns when the report is durable.
 pub(crate) async fn perform(context: &Context, step: StepRequest, stop: &CancellationToken) -> Result<(), GivenUp> {
-    let end = tokio::select! {
+    let tried = AssertUnwindSafe(attempts(context, &step)).catch_unwind();
+    let mut end = tokio::select! {
         () = stop.cancelled() => return Err(GivenUp),
-        end = attempts(context, &step) => end,
+        end = tried => end.unwrap_or_else(|panic| panicked(context, &step, &*panic)),
     };
-    report(context, end, stop).await
+    for _ in 0..REPORTS_THAT_PANIC {
+        match AssertUnwindSafe(report(context, &mut end, stop)).catch_unwind().await {
+            Ok(reported) => return reported,
+            Err(_) => tracing::error!(run = %step.run, "the report of a step panicked"),
+        }
+        tokio::select! {
+            () = stop.cancelled() => return Err(GivenUp),
+            () = tokio::time::sleep(STORAGE_PAUSE) => {}
+        }
+    }
+    // Its record stays open, so it is done again after a restart and never lost.
+    Err(GivenUp)
+}
+
+/// A step at which the dispatcher itself fails would fail it again: it ends as any that failed.
+fn panicked(context: &Context, step: &StepRequest, panic: &(dyn Any + Send)) -> End {
+    let said = panic.downcast_ref::<&str>().copied();
+    let said = said.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    tracing::error!(run = %step.run, "the work on a step panicked");
+    let message = format!("the dispatcher failed at it: {}", said.unwrap_or("no reason was given"));
+    end_failed(
+        context,
+        step,
+        plain(ErrorCode::Internal, message),
+        step.attempts.clone(),
+    )
 }
 
 /// Tries until it is done or cannot be, or not for a while.
@@ -346,14 +377,18 @@ async fn tell(context: &Context, event: RunEvent) {
 }
 
 /// The report that ends the work: repeated until it is durable, for the record may not be marked done before.
-async fn report(context: &Context, mut end: End, stop: &CancellationToken) -> Result<(), GivenUp> {
+async fn report(context: &Context, end: &mut End, stop: &CancellationToken) -> Result<(), GivenUp> {
     loop {
-        let record = match &end {
+        let record = match &*end {
             End::Event(event) => record(event),
             End::Later(delayed) => delay::record(delayed),
         };
         let Some(record) = record else {
-            return Err(GivenUp);
+            if end.is_short() {
+                return Err(GivenUp);
+            }
+            *end = end.shortened(ErrorCode::Internal, "it cannot be written as JSON".to_owned());
+            continue;
         };
         let produced = tokio::select! {
             produced = context.log.produce(vec![record]) => produced,
@@ -363,7 +398,7 @@ async fn report(context: &Context, mut end: End, stop: &CancellationToken) -> Re
             Ok(_) => return Ok(()),
             Err(error @ LogError::RecordTooLarge { .. }) if !end.is_short() => {
                 // The next try is small whatever the function said.
-                end = end.too_large(&error);
+                *end = end.shortened(ErrorCode::TooLarge, error.to_string());
                 continue;
             }
             Err(error) => tracing::warn!(%error, "the result of a step is not reported yet"),
@@ -380,21 +415,24 @@ impl End {
         matches!(self, Self::Event(event) if matches!(&**event, RunEvent::StageFailed { attempts, .. } if attempts.is_empty()))
     }
 
-    /// The end of a step whose own report does not fit into a record.
-    fn too_large(self, error: &LogError) -> Self {
-        let message = format!("what the function said does not fit into the report: {error}");
+    /// The end of a step whose own report cannot be a record.
+    fn shortened(&self, code: ErrorCode, why: String) -> Self {
+        let message = match code {
+            ErrorCode::TooLarge => format!("what the function said does not fit into the report: {why}"),
+            _ => format!("the report of the step failed: {why}"),
+        };
         let (run, stage, at_ms) = match self {
-            Self::Event(event) => match *event {
+            Self::Event(event) => match &**event {
                 RunEvent::StageCompleted { run, stage, at_ms, .. }
-                | RunEvent::StageFailed { run, stage, at_ms, .. } => (run, stage, at_ms),
-                other => return Self::Event(Box::new(other)),
+                | RunEvent::StageFailed { run, stage, at_ms, .. } => (run, *stage, *at_ms),
+                other => return Self::Event(Box::new(other.clone())),
             },
-            Self::Later(delayed) => (delayed.step.run, delayed.step.stage, delayed.due_ms),
+            Self::Later(delayed) => (&delayed.step.run, delayed.step.stage, delayed.due_ms),
         };
         Self::Event(Box::new(RunEvent::StageFailed {
-            run,
+            run: run.clone(),
             stage,
-            error: plain(ErrorCode::TooLarge, message),
+            error: plain(code, message),
             attempts: Vec::new(),
             at_ms,
         }))

@@ -6,6 +6,8 @@ mod attempts;
 mod delays;
 #[path = "service/outages.rs"]
 mod outages;
+#[path = "service/panics.rs"]
+mod panics;
 #[path = "service/results.rs"]
 mod results;
 mod support;

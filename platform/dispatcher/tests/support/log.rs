@@ -1,7 +1,7 @@
 //! The event log with a journal of what was reported and committed, in the order in which it happened.
 use std::collections::HashSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use imageflow_eventlog::{
@@ -20,6 +20,8 @@ pub enum Entry {
     Holding(RunId),
     /// A report is durable.
     Reported(Box<RunEvent>),
+    /// A report panicked.
+    Panicked,
     /// It was not told what a topic holds.
     NotCounted,
     /// Offsets are about to be stored.
@@ -34,6 +36,7 @@ pub struct Spy {
     pub inner: Arc<Embedded>,
     journal: Arc<Journal>,
     held: watch::Sender<HashSet<RunId>>,
+    panics: Mutex<HashSet<RunId>>,
     refusals: AtomicU32,
     faults: Arc<Faults>,
 }
@@ -64,6 +67,7 @@ impl Spy {
             inner,
             journal: Arc::new(watch::channel(Vec::new()).0),
             held: watch::channel(HashSet::new()).0,
+            panics: Mutex::default(),
             refusals: AtomicU32::new(0),
             faults: Arc::default(),
         })
@@ -80,6 +84,11 @@ impl Spy {
         self.held.send_modify(|held| {
             held.remove(run);
         });
+    }
+
+    /// Reports of this run panic.
+    pub fn panic_at(&self, run: &RunId) {
+        self.panics.lock().unwrap().insert(run.clone());
     }
 
     /// The next so many writes of reports fail.
@@ -185,6 +194,11 @@ impl EventLog for Spy {
             .filter_map(|r| serde_json::from_slice(r.value.as_ref()?).ok())
             .collect();
         for event in &events {
+            let panics = self.panics.lock().unwrap().contains(event.run());
+            if panics {
+                self.journal.send_modify(|journal| journal.push(Entry::Panicked));
+                panic!("the test has the report panic");
+            }
             let mut held = self.held.subscribe();
             if held.borrow_and_update().contains(event.run()) {
                 let holding = Entry::Holding(event.run().clone());
