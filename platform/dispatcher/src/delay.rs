@@ -120,7 +120,10 @@ impl<'a> Delays<'a> {
                 }
             }
         }
-        self.commit(consumer.as_mut()).await?;
+        tokio::select! {
+            committed = self.commit(consumer.as_mut()) => committed?,
+            () = overdue(stop) => {}
+        }
         consumer.close().await?;
         Ok(())
     }

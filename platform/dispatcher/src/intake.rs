@@ -9,6 +9,7 @@ use imageflow_eventlog::{
     TopicPartition, Topics,
 };
 use imageflow_objects::ObjectStore;
+use imageflow_process::overdue;
 use imageflow_resources::ResourceStore;
 use imageflow_types::function::Ordering;
 use imageflow_types::{FunctionName, StepRequest, topics};
@@ -18,10 +19,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backlog::Backlogs;
 use crate::delay::{self, Delays};
+use crate::stop::Stop;
 use crate::tracker::Tracker;
 use crate::turns::{Standing, Turns};
 use crate::unread::{Count, Counted};
 use crate::work::{self, Context};
+
+mod leaving;
 
 /// Object metadata by which the platform marks what it wrote: the run.
 pub const METADATA_RUN: &str = "imageflow-run";
@@ -38,6 +42,9 @@ pub struct DispatcherConfig {
     pub most_open: usize,
     /// Longest time that something done stays uncommitted.
     pub commit_every: Duration,
+    /// How long what is with a pod may take to finish when its partition goes to another dispatcher, or at the end. A partition is
+    /// to be given back within the session timeout, of which brokers take no less than 6 s.
+    pub drain: Duration,
 }
 
 impl Default for DispatcherConfig {
@@ -47,6 +54,7 @@ impl Default for DispatcherConfig {
             window: 340,
             most_open: 2_048,
             commit_every: Duration::from_millis(200),
+            drain: Duration::from_secs(5),
         }
     }
 }
@@ -88,7 +96,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 struct Partition {
     tracker: Tracker,
     function: FunctionName,
-    stop: CancellationToken,
+    stop: Stop,
     /// Steps that have a task. Not all that are open do: some wait behind others of their key, and some could not be reported.
     running: usize,
     paused: bool,
@@ -198,16 +206,14 @@ impl Dispatcher {
         };
         let (result, delayed) = tokio::join!(takes, delays);
         let result = result.and(delayed);
-        for at in intake.partitions.keys().cloned().collect::<Vec<_>>() {
-            intake.forget_behind(&at);
-        }
-        for partition in intake.partitions.values() {
-            partition.stop.cancel();
-        }
-        while let Some(finished) = intake.tasks.join_next().await {
-            intake.settle(finished);
-        }
-        let committed = intake.commit(consumer.as_mut()).await;
+        // Who is no member any more has nothing to finish: others do the same steps by now.
+        let lost = result.is_err();
+        let all: Vec<TopicPartition> = intake.partitions.keys().cloned().collect();
+        intake.drain(&all, std::future::ready(lost)).await;
+        let committed = tokio::select! {
+            committed = intake.commit(consumer.as_mut()) => committed,
+            () = overdue(&stop) => Ok(()),
+        };
         let closed = consumer.close().await;
         result.and(committed)?;
         Ok(closed?)
@@ -278,7 +284,7 @@ impl Intake {
             let partition = Partition {
                 tracker: Tracker::new(start, &metadata),
                 function,
-                stop: CancellationToken::new(),
+                stop: Stop::default(),
                 running: 0,
                 paused: false,
                 unread: None,
@@ -286,46 +292,6 @@ impl Intake {
                 behind: VecDeque::new(),
             };
             self.partitions.insert(at, partition);
-        }
-    }
-
-    /// Gives partitions back: their work is given up, what is done is committed, before the next poll.
-    async fn revoke(&mut self, consumer: &mut dyn Consumer, revoked: &[TopicPartition]) -> Result<(), DispatcherError> {
-        for at in revoked {
-            if let Some(partition) = self.partitions.get_mut(at) {
-                partition.stop.cancel();
-                self.turns.remove(&partition.function, at);
-            }
-            self.forget_behind(at);
-        }
-        while self.running(revoked) > 0
-            && let Some(finished) = self.tasks.join_next().await
-        {
-            self.settle(finished);
-        }
-        self.commit(consumer).await?;
-        for at in revoked {
-            self.partitions.remove(at);
-        }
-        self.resume(consumer);
-        Ok(())
-    }
-
-    /// Steps of these partitions that have a task.
-    fn running(&self, partitions: &[TopicPartition]) -> usize {
-        let known = partitions.iter().filter_map(|at| self.partitions.get(at));
-        known.map(|partition| partition.running).sum()
-    }
-
-    /// What waits behind others of its key has no task that could end.
-    fn forget_behind(&mut self, at: &TopicPartition) {
-        let Some(partition) = self.partitions.get_mut(at) else {
-            return;
-        };
-        for (_, step) in partition.behind.drain(..) {
-            self.turns.ended(&partition.function);
-            self.context.backlogs.finished(&partition.function, step.requested_ms);
-            self.context.backlogs.announced(&step.next);
         }
     }
 

@@ -84,10 +84,18 @@ impl Tracker {
         self.beyond.len()
     }
 
-    /// What to commit; `None` when nothing changed. `position` is where the consumer reads next: markers that
-    /// follow the last record are committed past.
+    /// What to commit; `None` when nothing changed.
     #[must_use]
     pub fn commit(&self, position: Option<i64>) -> Option<Commit> {
+        let now = self.now(position);
+        let is_last = |(offset, metadata): &(i64, String)| *offset == now.offset && *metadata == now.metadata;
+        (!self.last.as_ref().is_some_and(is_last)).then_some(now)
+    }
+
+    /// The state, whether it changed or not. `position` is where the consumer reads next: markers that follow the last record
+    /// are committed past.
+    #[must_use]
+    pub fn now(&self, position: Option<i64>) -> Commit {
         let mut offset = self.committed;
         if self.open.is_empty() && self.beyond.range(self.next..).next().is_none() {
             offset = offset.max(self.next).max(position.unwrap_or(0));
@@ -95,14 +103,11 @@ impl Tracker {
         let metadata = encode(offset, self.beyond.range(offset..));
         let truncated = metadata.len() > MAX_METADATA;
         let metadata = if truncated { String::new() } else { metadata };
-        if self.last.as_ref().is_some_and(|(o, m)| *o == offset && *m == metadata) {
-            return None;
-        }
-        Some(Commit {
+        Commit {
             offset,
             metadata,
             truncated,
-        })
+        }
     }
 
     /// Remembers that a commit was made.

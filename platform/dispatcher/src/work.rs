@@ -15,10 +15,10 @@ use imageflow_types::function::Ordering;
 use imageflow_types::work::{Attempt, Delayed, RunEvent, StepError, StepResult};
 use imageflow_types::{StepRequest, topics};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span};
 
 use crate::backlog::Backlogs;
+use crate::stop::{GivenUp, Stop};
 use crate::stored::{finish, sign};
 use crate::{backoff, delay, outcome, request};
 
@@ -49,9 +49,6 @@ const REPORTS_THAT_PANIC: u32 = 3;
 /// Most reports are not larger: a buffer that grows is copied again and again.
 const USUAL_BYTES: usize = 512;
 
-/// The work was given up, because the platform stops or the partition was revoked. Its record stays undone.
-pub(crate) struct GivenUp;
-
 /// What is to be durable before the step's record is done.
 enum End {
     /// It ended.
@@ -61,21 +58,18 @@ enum End {
 }
 
 /// Does a step and reports its end. Returns when the report is durable.
-pub(crate) async fn perform(context: &Context, step: StepRequest, stop: &CancellationToken) -> Result<(), GivenUp> {
-    let tried = AssertUnwindSafe(attempts(context, &step)).catch_unwind();
+pub(crate) async fn perform(context: &Context, step: StepRequest, stop: &Stop) -> Result<(), GivenUp> {
+    let tried = AssertUnwindSafe(attempts(context, &step, stop)).catch_unwind();
     let mut end = tokio::select! {
-        () = stop.cancelled() => return Err(GivenUp),
-        end = tried => end.unwrap_or_else(|panic| panicked(context, &step, &*panic)),
+        () = stop.hard.cancelled() => return Err(GivenUp),
+        end = tried => end.unwrap_or_else(|panic| Ok(panicked(context, &step, &*panic)))?,
     };
     for _ in 0..REPORTS_THAT_PANIC {
         match AssertUnwindSafe(report(context, &mut end, stop)).catch_unwind().await {
             Ok(reported) => return reported,
             Err(_) => tracing::error!(run = %step.run, "the report of a step panicked"),
         }
-        tokio::select! {
-            () = stop.cancelled() => return Err(GivenUp),
-            () = tokio::time::sleep(STORAGE_PAUSE) => {}
-        }
+        stop.pause(STORAGE_PAUSE).await?;
     }
     // Its record stays open, so it is done again after a restart and never lost.
     Err(GivenUp)
@@ -96,7 +90,7 @@ fn panicked(context: &Context, step: &StepRequest, panic: &(dyn Any + Send)) -> 
 }
 
 /// Tries until it is done or cannot be, or not for a while.
-async fn attempts(context: &Context, step: &StepRequest) -> End {
+async fn attempts(context: &Context, step: &StepRequest, stop: &Stop) -> Result<End, GivenUp> {
     let mut attempts: Vec<Attempt> = step.attempts.clone();
     let mut demand = Demand::One;
     let mut gone = false;
@@ -108,27 +102,30 @@ async fn attempts(context: &Context, step: &StepRequest) -> End {
                 "function {} or its revision {} was deleted",
                 step.function, step.revision
             );
-            return end_failed(context, step, plain(ErrorCode::NotFound, message), attempts);
+            return Ok(end_failed(context, step, plain(ErrorCode::NotFound, message), attempts));
         };
         let number = u32::try_from(attempts.len()).unwrap_or(u32::MAX).saturating_add(1);
         let span = tracing::info_span!("deliver", otel.kind = "client", run = %step.run, function = %step.function, attempt = number);
         trace::continue_from(&span, step.traceparent.as_deref());
-        let tried = attempt(context, step, timeout, number, demand).instrument(span).await;
+        let tried = attempt(context, step, stop, timeout, number, demand)
+            .instrument(span)
+            .await;
         let (error, retry, retry_after) = match tried {
             Ok(Tried::Done(result)) => {
                 let at_ms = (context.clock)();
-                return End::Event(Box::new(RunEvent::StageCompleted {
+                return Ok(End::Event(Box::new(RunEvent::StageCompleted {
                     run: step.run.clone(),
                     stage: step.stage,
                     result,
                     at_ms,
-                }));
+                })));
             }
             Ok(Tried::Failed {
                 error,
                 retry,
                 retry_after,
             }) => (error, retry, retry_after),
+            Err(Undelivered::GivenUp) => return Err(GivenUp),
             Err(Undelivered::NoAttempt { alone }) => {
                 demand = if alone { Demand::Alone } else { demand };
                 continue;
@@ -147,13 +144,13 @@ async fn attempts(context: &Context, step: &StepRequest) -> End {
             Err(Undelivered::Gone(error)) => (error, true, None),
             Err(Undelivered::Storage) => {
                 // Our storage, not the function: no attempt, and the work stays.
-                tokio::time::sleep(STORAGE_PAUSE).await;
+                stop.pause(STORAGE_PAUSE).await?;
                 continue;
             }
             Err(Undelivered::NoStorageForPod(error)) => {
                 if let Some(wait) = backoff::for_storage(turned_away) {
                     turned_away += 1;
-                    tokio::time::sleep(wait).await;
+                    stop.pause(wait).await?;
                     continue;
                 }
                 turned_away = 0;
@@ -169,7 +166,7 @@ async fn attempts(context: &Context, step: &StepRequest) -> End {
         });
         let policy = &entry.spec().delivery;
         if !retry || number > policy.retry {
-            return end_failed(context, step, error, attempts);
+            return Ok(end_failed(context, step, error, attempts));
         }
         let wait = backoff::wait(policy, number, retry_after, rand::random());
         let next_ms = at_ms.saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX));
@@ -188,9 +185,9 @@ async fn attempts(context: &Context, step: &StepRequest) -> End {
                 attempts,
                 ..step.clone()
             };
-            return End::Later(Box::new(Delayed { due_ms: next_ms, step }));
+            return Ok(End::Later(Box::new(Delayed { due_ms: next_ms, step })));
         }
-        tokio::time::sleep(wait).await;
+        stop.pause(wait).await?;
     }
 }
 
@@ -212,6 +209,8 @@ pub(crate) enum Tried {
 }
 
 pub(crate) enum Undelivered {
+    /// Nothing is to be begun any more.
+    GivenUp,
     /// The function did not see it, or it is not known that it was at fault.
     NoAttempt { alone: bool },
     /// The pod was lost, and another dispatcher may have had a step there that was at fault.
@@ -229,6 +228,7 @@ pub(crate) enum Undelivered {
 async fn attempt(
     context: &Context,
     step: &StepRequest,
+    stop: &Stop,
     timeout: Duration,
     number: u32,
     demand: Demand,
@@ -244,14 +244,17 @@ async fn attempt(
         revision: &step.revision,
         stand_in: stand_in.as_ref(),
     };
-    let acquired = context.delivery.acquire_for(target, Class::Batch, demand, deadline);
-    let slot = match acquired.await {
+    let acquired = tokio::select! {
+        acquired = context.delivery.acquire_for(target, Class::Batch, demand, deadline) => acquired,
+        () = stop.gentle.cancelled() => return Err(Undelivered::GivenUp),
+    };
+    let slot = match acquired {
         Ok(slot) => slot,
         Err(error) if error.is_attempt() => return Ok(undelivered(&error)),
         Err(DeliveryError::Closing) => {
             // The platform stops: wait to be given up.
-            std::future::pending::<()>().await;
-            return Err(Undelivered::NoAttempt { alone: false });
+            stop.gentle.cancelled().await;
+            return Err(Undelivered::GivenUp);
         }
         Err(_) => {
             return Err(Undelivered::NoAttempt {
@@ -260,13 +263,14 @@ async fn attempt(
         }
     };
     // Thousands may wait for a slot: what only those with one need is made when they have it.
-    Box::pin(hand_over(context, step, slot, timeout, number, demand)).await
+    Box::pin(hand_over(context, step, stop, slot, timeout, number, demand)).await
 }
 
 /// Sends it to the pod of the slot, and looks at what comes back.
 async fn hand_over(
     context: &Context,
     step: &StepRequest,
+    stop: &Stop,
     slot: Slot,
     timeout: Duration,
     number: u32,
@@ -278,6 +282,10 @@ async fn hand_over(
         Ok(request) => request,
         Err(error) => return Ok(failed(plain(ErrorCode::Internal, error.to_string()), false)),
     };
+    // What is not with a pod by now would only keep it from what is.
+    if stop.gentle.is_cancelled() {
+        return Err(Undelivered::GivenUp);
+    }
     let cold = slot.cold();
     let working = Working::begin(context, step);
     let sent = {
@@ -377,7 +385,7 @@ async fn tell(context: &Context, event: RunEvent) {
 }
 
 /// The report that ends the work: repeated until it is durable, for the record may not be marked done before.
-async fn report(context: &Context, end: &mut End, stop: &CancellationToken) -> Result<(), GivenUp> {
+async fn report(context: &Context, end: &mut End, stop: &Stop) -> Result<(), GivenUp> {
     loop {
         let record = match &*end {
             End::Event(event) => record(event),
@@ -392,7 +400,8 @@ async fn report(context: &Context, end: &mut End, stop: &CancellationToken) -> R
         };
         let produced = tokio::select! {
             produced = context.log.produce(vec![record]) => produced,
-            () = overdue(stop) => return Err(GivenUp),
+            () = overdue(&stop.gentle) => return Err(GivenUp),
+            () = stop.hard.cancelled() => return Err(GivenUp),
         };
         match produced {
             Ok(_) => return Ok(()),
@@ -403,10 +412,7 @@ async fn report(context: &Context, end: &mut End, stop: &CancellationToken) -> R
             }
             Err(error) => tracing::warn!(%error, "the result of a step is not reported yet"),
         }
-        tokio::select! {
-            () = stop.cancelled() => return Err(GivenUp),
-            () = tokio::time::sleep(STORAGE_PAUSE) => {}
-        }
+        stop.pause(STORAGE_PAUSE).await?;
     }
 }
 
@@ -458,7 +464,7 @@ pub(crate) fn record(event: &RunEvent) -> Option<NewRecord> {
 mod tests {
     use super::*;
 
-    fn size<'a, F>(_: impl FnOnce(&'a Context, StepRequest, &'a CancellationToken) -> F) -> usize {
+    fn size<'a, F>(_: impl FnOnce(&'a Context, StepRequest, &'a Stop) -> F) -> usize {
         size_of::<F>()
     }
 

@@ -39,7 +39,7 @@ async fn a_step_at_which_the_dispatcher_panics_fails_and_those_of_its_key_go_on_
 #[tokio::test]
 async fn a_report_that_panics_is_tried_thrice_and_its_partition_can_still_move() {
     let world = World::new().await;
-    let running = world.dispatch();
+    let running = world.dispatch_hasty();
     for partition in 0..topics::WORK_PARTITIONS {
         let step = step(&format!("panics{partition}"));
         world.log.panic_at(&step.run);

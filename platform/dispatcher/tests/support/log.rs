@@ -1,12 +1,12 @@
 //! The event log with a journal of what was reported and committed, in the order in which it happened.
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use imageflow_eventlog::{
     Consumer, ConsumerConfig, ConsumerEvent, Embedded, EventLog, Follower, LogError, NewRecord, OffsetCommit, Position,
-    Record, Result, Start, TopicSpec, TransactionalProducer, Usage, Watermarks,
+    Record, Result, Start, TopicPartition, TopicSpec, TransactionalProducer, Usage, Watermarks,
 };
 use imageflow_types::{RunEvent, RunId, topics};
 use tokio::sync::watch;
@@ -22,6 +22,8 @@ pub enum Entry {
     Reported(Box<RunEvent>),
     /// A report panicked.
     Panicked,
+    /// A member of the dispatchers was told that it loses these.
+    Revoked(Vec<TopicPartition>),
     /// It was not told what a topic holds.
     NotCounted,
     /// Offsets are about to be stored.
@@ -47,6 +49,7 @@ struct Faults {
     topics: AtomicU32,
     watermarks: AtomicU32,
     polls: AtomicU32,
+    lost: AtomicBool,
 }
 
 /// An error while there are some left.
@@ -101,6 +104,28 @@ impl Spy {
         self.faults.topics.store(topics, Ordering::SeqCst);
         self.faults.watermarks.store(watermarks, Ordering::SeqCst);
         self.faults.polls.store(polls, Ordering::SeqCst);
+    }
+
+    /// Commits are refused, as when all partitions went to others.
+    pub fn lose(&self, lost: bool) {
+        self.faults.lost.store(lost, Ordering::SeqCst);
+    }
+
+    /// Waits until so many partitions of a topic were revoked.
+    pub async fn revoked(&self, topic: &str, count: usize) -> Vec<u32> {
+        self.until("partitions are revoked", |journal| {
+            let revoked = journal.iter().filter_map(|entry| match entry {
+                Entry::Revoked(revoked) => Some(revoked),
+                _ => None,
+            });
+            let revoked: Vec<u32> = revoked
+                .flatten()
+                .filter(|at| at.topic == topic)
+                .map(|at| at.partition)
+                .collect();
+            (revoked.len() >= count).then_some(revoked)
+        })
+        .await
     }
 
     pub fn journal(&self) -> Vec<Entry> {
@@ -260,11 +285,25 @@ struct SpyConsumer {
 impl Consumer for SpyConsumer {
     async fn poll(&mut self, max: usize) -> Result<Vec<ConsumerEvent>> {
         fail(&self.faults.polls)?;
-        self.inner.poll(max).await
+        let events = self.inner.poll(max).await?;
+        for event in &events {
+            if let ConsumerEvent::Revoked(revoked) = event {
+                let revoked = Entry::Revoked(revoked.clone());
+                self.journal.send_modify(|journal| journal.push(revoked));
+            }
+        }
+        Ok(events)
     }
     async fn commit(&mut self, offsets: Vec<OffsetCommit>) -> Result<()> {
         self.journal
             .send_modify(|journal| journal.push(Entry::Committing(offsets.clone())));
+        if self.faults.lost.load(Ordering::SeqCst) {
+            return Err(LogError::NotAssigned {
+                group: topics::GROUP_DISPATCHER.to_owned(),
+                topic: offsets[0].topic.clone(),
+                partition: offsets[0].partition,
+            });
+        }
         self.inner.commit(offsets.clone()).await?;
         self.journal
             .send_modify(|journal| journal.push(Entry::Committed(offsets)));

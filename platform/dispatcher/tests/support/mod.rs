@@ -209,6 +209,15 @@ impl World {
         self.dispatch_with(DispatcherConfig::default(), self.backlogs.clone())
     }
 
+    /// Starts a dispatcher that waits for nothing when it is to end.
+    pub fn dispatch_hasty(&self) -> Running {
+        let config = DispatcherConfig {
+            drain: Duration::ZERO,
+            ..DispatcherConfig::default()
+        };
+        self.dispatch_with(config, self.backlogs.clone())
+    }
+
     /// Starts a dispatcher of another name, with backlogs of its own.
     pub fn dispatch_as(&self, member: &str) -> Running {
         let config = DispatcherConfig {
