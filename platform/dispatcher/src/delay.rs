@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use imageflow_eventlog::{
-    Assignment, Consumer, ConsumerConfig, ConsumerEvent, LogError, NewRecord, OffsetCommit, Record, TopicPartition,
-    TopicSpec, Topics,
+    Assignment, Consumer, ConsumerConfig, ConsumerEvent, LogError, NewRecord, Record, TopicPartition, TopicSpec, Topics,
 };
 use imageflow_process::overdue;
 use imageflow_types::ErrorCode;
@@ -16,6 +15,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::time::DelayQueue;
 
+use crate::commits::Commits;
 use crate::intake::DispatcherError;
 use crate::tracker::Tracker;
 use crate::work::{self, Context, plain};
@@ -62,6 +62,7 @@ struct Due {
 pub(crate) struct Delays<'a> {
     context: &'a Context,
     partitions: HashMap<TopicPartition, Partition>,
+    commits: Commits,
     waiting: DelayQueue<Due>,
 }
 
@@ -70,6 +71,7 @@ impl<'a> Delays<'a> {
         Self {
             context,
             partitions: HashMap::new(),
+            commits: Commits::default(),
             waiting: DelayQueue::new(),
         }
     }
@@ -100,8 +102,7 @@ impl<'a> Delays<'a> {
                     self.resume(consumer.as_mut());
                 }
                 _ = commit.tick(), if dirty => {
-                    self.commit(consumer.as_mut()).await?;
-                    dirty = false;
+                    dirty = !self.commit(consumer.as_mut()).await?;
                 }
                 events = consumer.poll(BATCH) => {
                     for event in events? {
@@ -121,7 +122,7 @@ impl<'a> Delays<'a> {
             }
         }
         tokio::select! {
-            committed = self.commit(consumer.as_mut()) => committed?,
+            committed = self.commit(consumer.as_mut()) => drop(committed?),
             () = overdue(stop) => {}
         }
         consumer.close().await?;
@@ -235,36 +236,9 @@ impl<'a> Delays<'a> {
         true
     }
 
-    async fn commit(&mut self, consumer: &mut dyn Consumer) -> Result<(), DispatcherError> {
-        let mut commits = Vec::new();
-        for (at, partition) in &self.partitions {
-            if let Some(commit) = partition.tracker.commit(consumer.position(&at.topic, at.partition)) {
-                commits.push((at.clone(), commit));
-            }
-        }
-        if commits.is_empty() {
-            return Ok(());
-        }
-        let offsets = commits
-            .iter()
-            .map(|(at, c)| OffsetCommit::new(&at.topic, at.partition, c.offset).metadata(&c.metadata))
-            .collect();
-        match consumer.commit(offsets).await {
-            Ok(()) => {
-                for (at, commit) in commits {
-                    if let Some(partition) = self.partitions.get_mut(&at) {
-                        partition.tracker.committed(&commit);
-                    }
-                }
-                Ok(())
-            }
-            // What is not committed is handed back once more, harmlessly.
-            Err(LogError::NotAssigned { .. }) => Ok(()),
-            Err(error) if error.is_retryable() => {
-                tracing::warn!(%error, "delays are not committed yet");
-                Ok(())
-            }
-            Err(error) => Err(error.into()),
-        }
+    /// False when it is to be tried again.
+    async fn commit(&mut self, consumer: &mut dyn Consumer) -> Result<bool, DispatcherError> {
+        let trackers = self.partitions.iter_mut().map(|(at, p)| (at, &mut p.tracker));
+        Ok(self.commits.store(consumer, trackers.collect()).await?)
     }
 }

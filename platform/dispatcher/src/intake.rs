@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use imageflow_delivery::Delivery;
 use imageflow_eventlog::{
-    Assignment, Consumer, ConsumerConfig, ConsumerEvent, EventLog, LogError, OffsetCommit, Record, Rejoin,
-    TopicPartition, Topics,
+    Assignment, Consumer, ConsumerConfig, ConsumerEvent, EventLog, LogError, Record, Rejoin, TopicPartition, Topics,
 };
 use imageflow_objects::ObjectStore;
 use imageflow_process::overdue;
@@ -18,6 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::backlog::Backlogs;
+use crate::commits::Commits;
 use crate::delay::{self, Delays};
 use crate::stop::Stop;
 use crate::tracker::Tracker;
@@ -40,6 +40,10 @@ pub struct DispatcherConfig {
     /// Records that may be open in all partitions together: with many functions at work each has its share of them. An open record
     /// takes some 5 KB.
     pub most_open: usize,
+    /// How far reading may be ahead of the commit, which waits for the slowest step: what is done beyond it is read again after a
+    /// restart (not done again), stays in the log, and is in the lag that others see. It takes no memory, and little less would
+    /// have one slow step stop the others of its partition.
+    pub most_ahead: usize,
     /// Longest time that something done stays uncommitted.
     pub commit_every: Duration,
     /// How long what is with a pod may take to finish when its partition goes to another dispatcher, or at the end. A partition is
@@ -53,6 +57,7 @@ impl Default for DispatcherConfig {
             member: "dispatcher-0".to_owned(),
             window: 340,
             most_open: 2_048,
+            most_ahead: 100_000,
             commit_every: Duration::from_millis(200),
             drain: Duration::from_secs(5),
         }
@@ -128,6 +133,7 @@ struct Intake {
     partitions: HashMap<TopicPartition, Partition>,
     turns: Turns,
     count: Count,
+    commits: Commits,
     tasks: JoinSet<Finished>,
     dirty: bool,
 }
@@ -188,6 +194,7 @@ impl Dispatcher {
             partitions: HashMap::new(),
             turns: Turns::new(config.window, config.most_open),
             count: Count::default(),
+            commits: Commits::default(),
             tasks: JoinSet::new(),
             dirty: false,
         };
@@ -335,7 +342,7 @@ impl Intake {
             } else {
                 start(&mut self.tasks, &self.context, partition, at.clone(), record, step);
             }
-            let open = partition.tracker.open();
+            let open = partition.load(&self.config);
             let function = partition.function.clone();
             for at in self.turns.took(&function, &at, open) {
                 consumer.pause(&at.topic, at.partition);
@@ -391,7 +398,7 @@ impl Intake {
         let partitions = &self.partitions;
         let standing = |at: &TopicPartition| {
             let known = partitions.get(at).map(|partition| Standing {
-                open: partition.tracker.open(),
+                open: partition.load(&self.config),
                 unread: partition.unread,
             });
             known.unwrap_or_default()
@@ -447,45 +454,19 @@ impl Intake {
     }
 
     async fn commit(&mut self, consumer: &mut dyn Consumer) -> Result<(), DispatcherError> {
-        let mut commits = Vec::new();
-        for (at, partition) in &self.partitions {
-            let position = consumer.position(&at.topic, at.partition);
-            if let Some(commit) = partition.tracker.commit(position) {
-                if commit.truncated {
-                    metrics::counter!("imageflow_function_plain_commits_total").increment(1);
-                }
-                commits.push((at.clone(), commit));
-            }
-        }
-        self.dirty = false;
-        if commits.is_empty() {
-            return Ok(());
-        }
-        let offsets = commits
-            .iter()
-            .map(|(at, c)| OffsetCommit::new(&at.topic, at.partition, c.offset).metadata(&c.metadata))
-            .collect();
-        match consumer.commit(offsets).await {
-            Ok(()) => {}
-            // The assignment changed meanwhile: the next poll tells, and what is not committed is redone harmlessly.
-            // That is of all partitions of this commit, so those that stay are committed later.
-            Err(LogError::NotAssigned { .. }) => {
-                self.dirty = true;
-                return Ok(());
-            }
-            Err(error) if error.is_retryable() => {
-                tracing::warn!(%error, "commit failed, it is tried again");
-                self.dirty = true;
-                return Ok(());
-            }
-            Err(error) => return Err(error.into()),
-        }
-        for (at, commit) in commits {
-            if let Some(partition) = self.partitions.get_mut(&at) {
-                partition.tracker.committed(&commit);
-            }
-        }
+        let trackers = self.partitions.iter_mut().map(|(at, p)| (at, &mut p.tracker));
+        self.dirty = !self.commits.store(consumer, trackers.collect()).await?;
         Ok(())
+    }
+}
+
+impl Partition {
+    /// Records that are open, as the turns count them: reading that is too far ahead of the commit is as good as a full window.
+    fn load(&self, config: &DispatcherConfig) -> usize {
+        match self.tracker.ahead() < config.most_ahead {
+            true => self.tracker.open(),
+            false => usize::MAX,
+        }
     }
 }
 

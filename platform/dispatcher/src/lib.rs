@@ -10,6 +10,7 @@
 
 pub mod backlog;
 pub mod backoff;
+mod commits;
 mod delay;
 mod intake;
 mod outcome;

@@ -164,6 +164,67 @@ async fn a_partition_that_is_full_is_paused_and_goes_on_when_half_is_done() {
 }
 
 #[tokio::test]
+async fn reading_gets_only_so_far_ahead_of_a_slow_step() {
+    let world = World::new().await;
+    let config = DispatcherConfig {
+        window: 2,
+        most_ahead: 4,
+        ..DispatcherConfig::default()
+    };
+    let running = world.dispatch_with(config, world.backlogs.clone());
+    let slow = step("slow");
+    world.give(&slow, 0).await;
+    let slow_call = world.pod.call().await;
+    for n in 0..10 {
+        world.give(&step(&format!("s{n}")), 0).await;
+    }
+    for _ in 0..3 {
+        world.pod.call().await.answer(status(202, ""));
+    }
+    // What is not read is counted because the partition is paused, though the window is not full.
+    let mut known = 0;
+    for _ in 0..2 {
+        let counts = |journal: &[Entry]| journal.iter().filter(|e| matches!(e, Entry::Counted(true))).count();
+        known = world
+            .log
+            .until("another count", |journal| Some(counts(journal)).filter(|n| *n > known))
+            .await;
+    }
+    assert!(world.pod.is_quiet().await, "it is read on");
+    slow_call.answer(status(202, ""));
+    for _ in 3..10 {
+        world.pod.call().await.answer(status(202, ""));
+    }
+    world.log.committed(&work(), 0, 11).await;
+    running.stop().await;
+    world.assert_idle();
+}
+
+#[tokio::test]
+async fn a_log_that_takes_less_metadata_gets_less() {
+    let world = World::new().await;
+    world.log.limit_metadata(0);
+    let (slow, fast) = (step("slow"), step("fast"));
+    let running = world.dispatch();
+    world.give(&slow, 0).await;
+    world.give(&fast, 0).await;
+    let (slow_call, fast_call) = world.pod.two(&slow.run, &fast.run).await;
+    fast_call.answer(status(202, ""));
+    world
+        .log
+        .until("a commit that is too large", |journal| {
+            let large =
+                |e: &Entry| matches!(e, Entry::Committing(offsets) if offsets.iter().any(|o| !o.metadata.is_empty()));
+            journal.iter().any(large).then_some(())
+        })
+        .await;
+    slow_call.answer(status(202, ""));
+    assert_eq!(world.log.committed(&work(), 0, 2).await.metadata, "");
+    running.stop().await;
+    world.assert_idle();
+}
+
+#[tokio::test]
 async fn a_work_record_that_cannot_be_read_does_not_hold_up_its_partition() {
     let world = World::new().await;
     let step = step("a");

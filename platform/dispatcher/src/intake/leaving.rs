@@ -1,5 +1,5 @@
 //! How work ends whose partition goes to another dispatcher, or whose dispatcher ends.
-use imageflow_eventlog::{Consumer, LogError, OffsetCommit, TopicPartition};
+use imageflow_eventlog::{Consumer, LogError, TopicPartition};
 
 use super::{DispatcherError, Intake};
 
@@ -15,8 +15,7 @@ impl Intake {
         for at in revoked {
             if let Some(partition) = self.partitions.get_mut(at) {
                 self.turns.remove(&partition.function, at);
-                let now = partition.tracker.now(consumer.position(&at.topic, at.partition));
-                done.push(OffsetCommit::new(&at.topic, at.partition, now.offset).metadata(now.metadata));
+                done.push(self.commits.now(consumer, at, &partition.tracker));
             }
         }
         // Only a commit tells whether they are still here, or were lost and others have them by now.

@@ -21,7 +21,7 @@ async fn what_cannot_be_counted_stays_unknown_until_the_log_is_back() {
     world
         .log
         .until("two counts in vain", |journal| {
-            let vain = journal.iter().filter(|e| matches!(e, Entry::NotCounted)).count();
+            let vain = journal.iter().filter(|e| matches!(e, Entry::Counted(false))).count();
             (vain == 2).then_some(())
         })
         .await;

@@ -24,8 +24,8 @@ pub enum Entry {
     Panicked,
     /// A member of the dispatchers was told that it loses these.
     Revoked(Vec<TopicPartition>),
-    /// It was not told what a topic holds.
-    NotCounted,
+    /// Somebody asked what a topic holds, and was told or not.
+    Counted(bool),
     /// Offsets are about to be stored.
     Committing(Vec<OffsetCommit>),
     /// Offsets are stored.
@@ -50,6 +50,8 @@ struct Faults {
     watermarks: AtomicU32,
     polls: AtomicU32,
     lost: AtomicBool,
+    /// Longest metadata of a commit, when that is limited.
+    metadata: Mutex<Option<usize>>,
 }
 
 /// An error while there are some left.
@@ -104,6 +106,11 @@ impl Spy {
         self.faults.topics.store(topics, Ordering::SeqCst);
         self.faults.watermarks.store(watermarks, Ordering::SeqCst);
         self.faults.polls.store(polls, Ordering::SeqCst);
+    }
+
+    /// Commits take no longer metadata.
+    pub fn limit_metadata(&self, bytes: usize) {
+        *self.faults.metadata.lock().unwrap() = Some(bytes);
     }
 
     /// Commits are refused, as when all partitions went to others.
@@ -252,10 +259,10 @@ impl EventLog for Spy {
         self.inner.committed(group, topic).await
     }
     async fn watermarks(&self, topic: &str) -> Result<Vec<Watermarks>> {
-        if fail(&self.faults.watermarks).is_err() {
-            self.journal.send_modify(|journal| journal.push(Entry::NotCounted));
-            fail(&AtomicU32::new(1))?;
-        }
+        let counts = fail(&self.faults.watermarks);
+        self.journal
+            .send_modify(|journal| journal.push(Entry::Counted(counts.is_ok())));
+        counts?;
         self.inner.watermarks(topic).await
     }
     async fn lag(&self, group: &str, topic: &str) -> Result<u64> {
@@ -297,6 +304,11 @@ impl Consumer for SpyConsumer {
     async fn commit(&mut self, offsets: Vec<OffsetCommit>) -> Result<()> {
         self.journal
             .send_modify(|journal| journal.push(Entry::Committing(offsets.clone())));
+        let limit = *self.faults.metadata.lock().unwrap();
+        let size = offsets.iter().map(|o| o.metadata.len()).max().unwrap_or_default();
+        if let Some(limit) = limit.filter(|limit| size > *limit) {
+            return Err(LogError::MetadataTooLarge { size, limit });
+        }
         if self.faults.lost.load(Ordering::SeqCst) {
             return Err(LogError::NotAssigned {
                 group: topics::GROUP_DISPATCHER.to_owned(),
