@@ -11,6 +11,7 @@ use imageflow_objects::ObjectStore;
 use imageflow_process::overdue;
 use imageflow_resources::ResourceStore;
 use imageflow_types::function::Ordering;
+use imageflow_types::work::DeadLetter;
 use imageflow_types::{FunctionName, StepRequest, topics};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -19,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backlog::Backlogs;
 use crate::commits::Commits;
 use crate::delay::{self, Delays};
+use crate::letters;
 use crate::stop::Stop;
 use crate::tracker::Tracker;
 use crate::turns::{Standing, Turns};
@@ -115,14 +117,23 @@ struct Partition {
 struct Finished {
     at: TopicPartition,
     offset: i64,
+    /// By which others may wait behind it.
     key: Option<bytes::Bytes>,
-    step: StepId,
+    function: FunctionName,
+    step: Option<StepId>,
     done: bool,
+}
+
+/// What is to be done with a record.
+#[expect(clippy::large_enum_variant, reason = "nearly all are steps, and would be allocated once more")]
+enum Job {
+    Do(StepRequest),
+    /// It is no step.
+    Keep(Box<DeadLetter>),
 }
 
 /// What the backlog needs to forget a step.
 struct StepId {
-    function: FunctionName,
     requested_ms: i64,
     next: Vec<FunctionName>,
 }
@@ -312,36 +323,10 @@ impl Intake {
             if !partition.tracker.take(record.offset) {
                 continue;
             }
-            let step = record
-                .value
-                .as_ref()
-                .map(|value| serde_json::from_slice::<StepRequest>(value));
-            let Some(Ok(step)) = step else {
-                // Only the router writes here. What it cannot have written is kept for people and passed by.
-                tracing::error!(
-                    topic = record.topic,
-                    offset = record.offset,
-                    "a work record cannot be read"
-                );
-                metrics::counter!("imageflow_function_unreadable_total").increment(1);
-                partition.tracker.done(record.offset);
+            self.begin(&at, record);
+            let Some(partition) = self.partitions.get(&at) else {
                 continue;
             };
-            self.context.backlogs.taken(&partition.function, step.requested_ms);
-            for function in self.context.backlogs.announce(&step.next) {
-                self.context.delivery.announce(function);
-            }
-            let ordered = is_ordered(&self.context, &partition.function);
-            if ordered
-                && record
-                    .key
-                    .as_ref()
-                    .is_some_and(|key| !partition.keys.insert(key.clone()))
-            {
-                partition.behind.push_back((record, step));
-            } else {
-                start(&mut self.tasks, &self.context, partition, at.clone(), record, step);
-            }
             let open = partition.load(&self.config);
             let function = partition.function.clone();
             for at in self.turns.took(&function, &at, open) {
@@ -353,6 +338,43 @@ impl Intake {
         }
     }
 
+    /// Begins the work on a record, or has it wait behind others of its key.
+    fn begin(&mut self, at: &TopicPartition, record: Record) {
+        let Some(partition) = self.partitions.get_mut(at) else {
+            return;
+        };
+        // Only the router writes here. What it cannot have written is kept for people and passed by.
+        let read = match &record.value {
+            None => Err("it has no value".to_owned()),
+            Some(value) => serde_json::from_slice::<StepRequest>(value).map_err(|e| e.to_string()),
+        };
+        let step = match read {
+            Ok(step) => step,
+            Err(why) => {
+                let now_ms = (self.context.clock)();
+                let letter = letters::unreadable(&record, partition.function.as_str(), "step", &why, now_ms);
+                let job = Job::Keep(Box::new(letter));
+                return start(&mut self.tasks, &self.context, partition, at.clone(), record, job);
+            }
+        };
+        self.context.backlogs.taken(&partition.function, step.requested_ms);
+        for function in self.context.backlogs.announce(&step.next) {
+            self.context.delivery.announce(function);
+        }
+        let ordered = is_ordered(&self.context, &partition.function);
+        if ordered
+            && record
+                .key
+                .as_ref()
+                .is_some_and(|key| !partition.keys.insert(key.clone()))
+        {
+            partition.behind.push_back((record, step));
+        } else {
+            let job = Job::Do(step);
+            start(&mut self.tasks, &self.context, partition, at.clone(), record, job);
+        }
+    }
+
     fn settle(&mut self, finished: Result<Finished, tokio::task::JoinError>) {
         let finished = match finished {
             Ok(finished) => finished,
@@ -361,11 +383,11 @@ impl Intake {
                 return;
             }
         };
-        self.context
-            .backlogs
-            .finished(&finished.step.function, finished.step.requested_ms);
-        self.context.backlogs.announced(&finished.step.next);
-        self.turns.ended(&finished.step.function);
+        if let Some(step) = &finished.step {
+            self.context.backlogs.finished(&finished.function, step.requested_ms);
+            self.context.backlogs.announced(&step.next);
+        }
+        self.turns.ended(&finished.function);
         let Some(partition) = self.partitions.get_mut(&finished.at) else {
             return;
         };
@@ -383,7 +405,8 @@ impl Intake {
             .position(|(record, _)| record.key.as_ref() == Some(&key));
         match next.and_then(|i| partition.behind.remove(i)) {
             Some((record, step)) => {
-                start(&mut self.tasks, &self.context, partition, finished.at, record, step);
+                let job = Job::Do(step);
+                start(&mut self.tasks, &self.context, partition, finished.at, record, job);
             }
             None => {
                 partition.keys.remove(&key);
@@ -484,26 +507,32 @@ fn start(
     partition: &mut Partition,
     at: TopicPartition,
     record: Record,
-    step: StepRequest,
+    job: Job,
 ) {
     let (context, stop) = (context.clone(), partition.stop.clone());
-    let id = StepId {
-        function: partition.function.clone(),
-        requested_ms: step.requested_ms,
-        next: step.next.clone(),
-    };
+    let function = partition.function.clone();
     // What the step was read from is not kept beside it.
     let Record { offset, key, .. } = record;
     partition.running += 1;
     // A task's own memory is aligned to cache lines, which is dear to allocate for something as large as this.
     tasks.spawn(Box::pin(async move {
-        let done = work::perform(&context, step, &stop).await.is_ok();
+        let (key, step, ended) = match job {
+            Job::Do(step) => {
+                let id = StepId {
+                    requested_ms: step.requested_ms,
+                    next: step.next.clone(),
+                };
+                (key, Some(id), work::perform(&context, step, &stop).await)
+            }
+            Job::Keep(letter) => (None, None, work::keep(&context, *letter, &stop).await),
+        };
         Finished {
             at,
             offset,
             key,
-            step: id,
-            done,
+            function,
+            step,
+            done: ended.is_ok(),
         }
     }));
 }

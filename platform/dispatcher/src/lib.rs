@@ -13,6 +13,7 @@ pub mod backoff;
 mod commits;
 mod delay;
 mod intake;
+mod letters;
 mod outcome;
 mod request;
 mod stop;

@@ -12,7 +12,7 @@ use imageflow_process::{overdue, trace};
 use imageflow_resources::{FunctionEntry, ResourceStore};
 use imageflow_types::error::ErrorCode;
 use imageflow_types::function::Ordering;
-use imageflow_types::work::{Attempt, Delayed, RunEvent, StepError, StepResult};
+use imageflow_types::work::{Attempt, DeadLetter, Delayed, RunEvent, StepError, StepResult};
 use imageflow_types::{StepRequest, topics};
 use tokio::time::Instant;
 use tracing::{Instrument, Span};
@@ -20,7 +20,7 @@ use tracing::{Instrument, Span};
 use crate::backlog::Backlogs;
 use crate::stop::{GivenUp, Stop};
 use crate::stored::{finish, sign};
-use crate::{backoff, delay, outcome, request};
+use crate::{backoff, delay, letters, outcome, request};
 
 /// What every step needs.
 pub(crate) struct Context {
@@ -55,6 +55,8 @@ enum End {
     Event(Box<RunEvent>),
     /// It is tried again later, by whoever reads the topic of delays.
     Later(Box<Delayed>),
+    /// It is no step at all.
+    Letter(Box<DeadLetter>),
 }
 
 /// Does a step and reports its end. Returns when the report is durable.
@@ -64,10 +66,20 @@ pub(crate) async fn perform(context: &Context, step: StepRequest, stop: &Stop) -
         () = stop.hard.cancelled() => return Err(GivenUp),
         end = tried => end.unwrap_or_else(|panic| Ok(panicked(context, &step, &*panic)))?,
     };
+    settle(context, &mut end, stop).await
+}
+
+/// Keeps what is no step. Returns when that is durable.
+pub(crate) async fn keep(context: &Context, letter: DeadLetter, stop: &Stop) -> Result<(), GivenUp> {
+    settle(context, &mut End::Letter(Box::new(letter)), stop).await
+}
+
+/// Makes an end durable, also when the dispatcher itself fails at it, unless it always does.
+async fn settle(context: &Context, end: &mut End, stop: &Stop) -> Result<(), GivenUp> {
     for _ in 0..REPORTS_THAT_PANIC {
-        match AssertUnwindSafe(report(context, &mut end, stop)).catch_unwind().await {
+        match AssertUnwindSafe(report(context, end, stop)).catch_unwind().await {
             Ok(reported) => return reported,
-            Err(_) => tracing::error!(run = %step.run, "the report of a step panicked"),
+            Err(_) => tracing::error!("the report of a step panicked"),
         }
         stop.pause(STORAGE_PAUSE).await?;
     }
@@ -390,6 +402,7 @@ async fn report(context: &Context, end: &mut End, stop: &Stop) -> Result<(), Giv
         let record = match &*end {
             End::Event(event) => record(event),
             End::Later(delayed) => delay::record(delayed),
+            End::Letter(letter) => letters::record(letter),
         };
         let Some(record) = record else {
             if end.is_short() {
@@ -418,7 +431,13 @@ async fn report(context: &Context, end: &mut End, stop: &Stop) -> Result<(), Giv
 
 impl End {
     fn is_short(&self) -> bool {
-        matches!(self, Self::Event(event) if matches!(&**event, RunEvent::StageFailed { attempts, .. } if attempts.is_empty()))
+        match self {
+            Self::Event(event) => {
+                matches!(&**event, RunEvent::StageFailed { attempts, .. } if attempts.is_empty())
+            }
+            Self::Later(_) => false,
+            Self::Letter(letter) => letter.event.is_none(),
+        }
     }
 
     /// The end of a step whose own report cannot be a record.
@@ -434,6 +453,7 @@ impl End {
                 other => return Self::Event(Box::new(other.clone())),
             },
             Self::Later(delayed) => (&delayed.step.run, delayed.step.stage, delayed.due_ms),
+            Self::Letter(letter) => return Self::Letter(Box::new(letters::without_bytes(letter))),
         };
         Self::Event(Box::new(RunEvent::StageFailed {
             run: run.clone(),

@@ -16,10 +16,11 @@ mod support;
 
 use bytes::Bytes;
 use imageflow_dispatcher::DispatcherConfig;
+use imageflow_eventlog::OffsetCommit;
 use imageflow_objects::ObjectStore;
-use imageflow_types::{FunctionName, RunEvent, StepRequest, topics};
-use serde_json::json;
-use support::{Entry, World, body, commits, function, status, step, work};
+use imageflow_types::{ErrorCode, FunctionName, RunEvent, StepRequest, topics};
+use serde_json::{Value, json};
+use support::{Entry, FUNCTION, World, body, commits, function, status, step, work};
 
 #[tokio::test]
 async fn an_offset_is_committed_only_after_its_completion_is_in_the_run_events() {
@@ -225,15 +226,38 @@ async fn a_log_that_takes_less_metadata_gets_less() {
 }
 
 #[tokio::test]
-async fn a_work_record_that_cannot_be_read_does_not_hold_up_its_partition() {
+async fn a_work_record_that_cannot_be_read_is_kept_as_a_dead_letter_before_it_is_passed_by() {
     let world = World::new().await;
     let step = step("a");
     let running = world.dispatch();
     world.give_raw("x", b"no step".to_vec(), 0).await;
+    world.give_raw("y", vec![0xff, 0], 0).await;
     world.give(&step, 0).await;
+    // It holds up nothing while it cannot be kept, but is not passed by: there is no topic for it yet.
     world.pod.call().await.answer(status(202, ""));
-    world.completed(&step).await;
-    world.log.committed(&work(), 0, 2).await;
+    world
+        .log
+        .until("the step is committed as done beyond", |journal| {
+            let beyond = |c: &OffsetCommit| c.offset == 0 && !c.metadata.is_empty();
+            commits(journal, &work(), 0).iter().any(beyond).then_some(())
+        })
+        .await;
+    world.make_dead_letters().await;
+    world.log.committed(&work(), 0, 3).await;
+    let mut letters = world.dead_letters().await;
+    letters.sort_by(|one, other| one.id.cmp(&other.id));
+    let [text, bytes] = &letters[..] else {
+        panic!("{letters:?}")
+    };
+    assert_eq!(text.id, format!("record-{}-0-0", work()));
+    assert_eq!(
+        (text.function.as_str(), text.error.code),
+        (FUNCTION, ErrorCode::MalformedEvent)
+    );
+    assert!(text.error.message.contains("is no step"), "{text:?}");
+    let kept = |value: Value, key: &str| Some(json!({"key": key, "headers": [], "value": value}));
+    assert_eq!(text.event, kept(json!("no step"), "x"));
+    assert_eq!(bytes.event, kept(json!({"base64": "/wA="}), "y"));
     running.stop().await;
     world.assert_idle();
 }

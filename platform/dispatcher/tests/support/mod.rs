@@ -18,7 +18,7 @@ use imageflow_pods::testing::FakeHost;
 use imageflow_resources::{Operations, ResourceStore, StoreConfig};
 use imageflow_types::manifest::Resource;
 use imageflow_types::names::{FunctionName, RevisionName, RunId, StepName};
-use imageflow_types::work::{Input, ObjectRef, OutputRef, StageStep, StepResult};
+use imageflow_types::work::{DeadLetter, Input, ObjectRef, OutputRef, StageStep, StepResult};
 use imageflow_types::{RunEvent, StepRequest, topics};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -185,6 +185,22 @@ impl World {
             .value(value)
             .partition(partition);
         self.log.produce(vec![record]).await.unwrap();
+    }
+
+    /// Makes the topic of dead letters, as the router does.
+    pub async fn make_dead_letters(&self) {
+        let topic = TopicSpec::new(topics::DEAD_LETTERS, topics::PARTITIONS);
+        self.log.ensure_topics(&[topic]).await.unwrap();
+    }
+
+    pub async fn dead_letters(&self) -> Vec<DeadLetter> {
+        let mut letters = Vec::new();
+        for partition in 0..topics::PARTITIONS {
+            for record in self.log.read(topics::DEAD_LETTERS, partition, 0, 100).await.unwrap() {
+                letters.push(serde_json::from_slice(&record.value.unwrap()).unwrap());
+            }
+        }
+        letters
     }
 
     /// The result of a step that must have been completed.
