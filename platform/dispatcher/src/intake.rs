@@ -125,7 +125,10 @@ struct Finished {
 }
 
 /// What is to be done with a record.
-#[expect(clippy::large_enum_variant, reason = "nearly all are steps, and would be allocated once more")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly all are steps, and would be allocated once more"
+)]
 enum Job {
     Do(StepRequest),
     /// It is no step.
@@ -213,7 +216,7 @@ impl Dispatcher {
         let stop = stop.child_token();
         let _both = stop.clone().drop_guard();
         let delays = async {
-            let result = Delays::new(context).run(&config.member, &stop).await;
+            let result = Delays::new(context, config.drain).run(&config.member, &stop).await;
             stop.cancel();
             result
         };

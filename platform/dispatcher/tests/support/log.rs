@@ -20,6 +20,10 @@ pub enum Entry {
     Holding(RunId),
     /// A report is durable.
     Reported(Box<RunEvent>),
+    /// Something was to be written into a topic that takes nothing.
+    Shut,
+    /// So many records were read of the topic of delays.
+    Delays(usize),
     /// A report panicked.
     Panicked,
     /// A member of the dispatchers was told that it loses these.
@@ -52,6 +56,8 @@ struct Faults {
     lost: AtomicBool,
     /// Longest metadata of a commit, when that is limited.
     metadata: Mutex<Option<usize>>,
+    /// Topic that takes nothing.
+    shut: Mutex<Option<String>>,
 }
 
 /// An error while there are some left.
@@ -106,6 +112,11 @@ impl Spy {
         self.faults.topics.store(topics, Ordering::SeqCst);
         self.faults.watermarks.store(watermarks, Ordering::SeqCst);
         self.faults.polls.store(polls, Ordering::SeqCst);
+    }
+
+    /// This topic takes nothing.
+    pub fn shut(&self, topic: Option<&str>) {
+        *self.faults.shut.lock().unwrap() = topic.map(str::to_owned);
     }
 
     /// Commits take no longer metadata.
@@ -220,6 +231,11 @@ impl EventLog for Spy {
         self.inner.topics().await
     }
     async fn produce(&self, records: Vec<NewRecord>) -> Result<Vec<Position>> {
+        let shut = self.faults.shut.lock().unwrap().clone();
+        if records.iter().any(|r| Some(&r.topic) == shut.as_ref()) {
+            self.journal.send_modify(|journal| journal.push(Entry::Shut));
+            fail(&AtomicU32::new(1))?;
+        }
         let events: Vec<RunEvent> = records
             .iter()
             .filter(|r| r.topic == topics::RUN_EVENTS)
@@ -294,10 +310,12 @@ impl Consumer for SpyConsumer {
         fail(&self.faults.polls)?;
         let events = self.inner.poll(max).await?;
         for event in &events {
-            if let ConsumerEvent::Revoked(revoked) = event {
-                let revoked = Entry::Revoked(revoked.clone());
-                self.journal.send_modify(|journal| journal.push(revoked));
-            }
+            let entry = match event {
+                ConsumerEvent::Revoked(revoked) => Entry::Revoked(revoked.clone()),
+                ConsumerEvent::Records(records) if records[0].topic == topics::DELAY => Entry::Delays(records.len()),
+                _ => continue,
+            };
+            self.journal.send_modify(|journal| journal.push(entry));
         }
         Ok(events)
     }
