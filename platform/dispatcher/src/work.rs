@@ -318,7 +318,10 @@ async fn hand_over(
     };
     drop((working, slot));
     match sent {
-        Ok(response) => finish(context, step, outcome::read(response), cold).await,
+        Ok(response) => {
+            let answer = outcome::read(response, (context.clock)());
+            finish(context, step, answer, cold).await
+        }
         Err(DeliveryError::PodLost { beside, .. }) if beside > 0 => Err(Undelivered::NoAttempt { alone: true }),
         Err(error @ DeliveryError::PodLost { strangers: true, .. }) => {
             Err(Undelivered::WithStrangers(plain(error.code(), error.to_string())))
