@@ -3,28 +3,31 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
 use imageflow_eventlog::{
-    Assignment, Consumer, ConsumerConfig, ConsumerEvent, LogError, NewRecord, OffsetCommit, Record, TopicPartition,
-    TopicSpec, Topics,
+    Assignment, Consumer, ConsumerConfig, ConsumerEvent, LogError, NewRecord, Record, TopicPartition, TopicSpec, Topics,
 };
 use imageflow_process::overdue;
-use imageflow_types::ErrorCode;
-use imageflow_types::topics;
-use imageflow_types::work::{Delayed, RunEvent};
+use imageflow_types::work::{DeadLetter, Delayed, RunEvent};
+use imageflow_types::{ErrorCode, StepRequest, topics};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tokio_util::time::DelayQueue;
 
+use crate::commits::Commits;
 use crate::intake::DispatcherError;
+use crate::letters;
 use crate::tracker::Tracker;
 use crate::work::{self, Context, plain};
+
+mod waiting;
+
+use waiting::Waiting;
 
 /// Steps of one partition that wait in memory; those behind them wait in the log.
 const WINDOW: usize = 10_000;
 const BATCH: usize = 256;
-/// Pause before the log is asked again.
-const PAUSE: Duration = Duration::from_millis(500);
 /// Longest time that something done stays uncommitted.
 const COMMIT_EVERY: Duration = Duration::from_millis(500);
 
@@ -51,26 +54,47 @@ pub(crate) fn record(delayed: &Delayed) -> Option<NewRecord> {
 struct Partition {
     tracker: Tracker,
     paused: bool,
+    /// Which time it is here.
+    stay: u64,
+    /// Records that are being written.
+    on_their_way: usize,
 }
 
-struct Due {
-    at: TopicPartition,
-    offset: i64,
-    delayed: Delayed,
+/// What is written when a step is due.
+enum What {
+    /// The step itself, for its function.
+    Step(Box<StepRequest>),
+    /// It cannot be done any more.
+    Failed(Box<RunEvent>),
+    /// It is no step.
+    Letter(Box<DeadLetter>),
 }
+
+type Due = waiting::Due<What>;
+type Written = (Due, Result<(), LogError>);
 
 pub(crate) struct Delays<'a> {
     context: &'a Context,
+    /// How long what is on its way may take when its partition goes to another one.
+    drain: Duration,
     partitions: HashMap<TopicPartition, Partition>,
-    waiting: DelayQueue<Due>,
+    commits: Commits,
+    waiting: Waiting<What>,
+    writes: FuturesUnordered<BoxFuture<'static, Written>>,
+    /// Partitions that were here so far.
+    stays: u64,
 }
 
 impl<'a> Delays<'a> {
-    pub(crate) fn new(context: &'a Context) -> Self {
+    pub(crate) fn new(context: &'a Context, drain: Duration) -> Self {
         Self {
             context,
+            drain,
             partitions: HashMap::new(),
-            waiting: DelayQueue::new(),
+            commits: Commits::default(),
+            waiting: Waiting::default(),
+            writes: FuturesUnordered::new(),
+            stays: 0,
         }
     }
 
@@ -83,34 +107,26 @@ impl<'a> Delays<'a> {
         commit.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut dirty = false;
         loop {
+            self.hand_back();
+            let next = self.waiting.next();
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                Some(first) = self.waiting.next(), if !self.waiting.is_empty() => {
-                    let mut due = vec![first.into_inner()];
-                    while due.len() < BATCH
-                        && let Some(Some(next)) = futures::FutureExt::now_or_never(self.waiting.next())
-                    {
-                        due.push(next.into_inner());
-                    }
-                    if !self.hand_back(&due, stop).await {
-                        break;
+                Some(written) = self.writes.next(), if !self.writes.is_empty() => {
+                    self.settle(written);
+                    while let Some(Some(written)) = self.writes.next().now_or_never() {
+                        self.settle(written);
                     }
                     dirty = true;
                     self.resume(consumer.as_mut());
                 }
-                _ = commit.tick(), if dirty => {
-                    self.commit(consumer.as_mut()).await?;
-                    dirty = false;
-                }
+                () = tokio::time::sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
+                _ = commit.tick(), if dirty => dirty = !self.commit(consumer.as_mut()).await?,
                 events = consumer.poll(BATCH) => {
                     for event in events? {
                         match event {
                             ConsumerEvent::Assigned(assigned) => self.assign(assigned),
-                            ConsumerEvent::Revoked(revoked) => {
-                                self.commit(consumer.as_mut()).await?;
-                                self.partitions.retain(|at, _| !revoked.contains(at));
-                            }
+                            ConsumerEvent::Revoked(revoked) => self.revoke(consumer.as_mut(), &revoked).await?,
                             ConsumerEvent::Records(records) => {
                                 self.take(consumer.as_mut(), records);
                                 dirty = true;
@@ -120,7 +136,19 @@ impl<'a> Delays<'a> {
                 }
             }
         }
-        self.commit(consumer.as_mut()).await?;
+        let end = async {
+            while let Some(written) = self.writes.next().await {
+                self.settle(written);
+            }
+        };
+        tokio::select! {
+            () = end => {}
+            () = overdue(stop) => {}
+        }
+        tokio::select! {
+            committed = self.commit(consumer.as_mut()) => drop(committed?),
+            () = overdue(stop) => {}
+        }
         consumer.close().await?;
         Ok(())
     }
@@ -129,41 +157,74 @@ impl<'a> Delays<'a> {
         for assignment in assigned {
             let committed = assignment.committed.map(|c| (c.offset, c.metadata));
             let (start, metadata) = committed.unwrap_or_default();
+            self.stays += 1;
             let partition = Partition {
                 tracker: Tracker::new(start, &metadata),
                 paused: false,
+                stay: self.stays,
+                on_their_way: 0,
             };
             self.partitions
                 .insert(TopicPartition::new(assignment.topic, assignment.partition), partition);
         }
     }
 
+    /// Gives partitions back before the next poll: what waits is another one's to wait for, what is on its way is waited for.
+    async fn revoke(&mut self, consumer: &mut dyn Consumer, revoked: &[TopicPartition]) -> Result<(), DispatcherError> {
+        self.waiting.forget(revoked);
+        let over = tokio::time::sleep(self.drain);
+        tokio::pin!(over);
+        let is_on_its_way = |partitions: &HashMap<TopicPartition, Partition>| {
+            let on_its_way = |at| partitions.get(at).is_some_and(|p| p.on_their_way > 0);
+            revoked.iter().any(on_its_way)
+        };
+        while is_on_its_way(&self.partitions) {
+            tokio::select! {
+                Some(written) = self.writes.next() => self.settle(written),
+                () = &mut over => break,
+            }
+        }
+        // What was refused meanwhile waits again.
+        self.waiting.forget(revoked);
+        self.commit(consumer).await?;
+        self.partitions.retain(|at, _| !revoked.contains(at));
+        Ok(())
+    }
+
     fn take(&mut self, consumer: &mut dyn Consumer, records: Vec<Record>) {
         let now_ms = (self.context.clock)();
         for record in records {
-            let at = TopicPartition::new(record.topic, record.partition);
+            let at = TopicPartition::new(record.topic.clone(), record.partition);
             let Some(partition) = self.partitions.get_mut(&at) else {
                 continue;
             };
             if !partition.tracker.take(record.offset) {
                 continue;
             }
-            let delayed = record.value.as_deref().map(serde_json::from_slice::<Delayed>);
-            let Some(Ok(delayed)) = delayed else {
-                tracing::error!(offset = record.offset, "a delayed step cannot be read");
-                metrics::counter!("imageflow_function_unreadable_total").increment(1);
-                partition.tracker.done(record.offset);
-                continue;
+            let read = match &record.value {
+                None => Err("it has no value".to_owned()),
+                Some(value) => serde_json::from_slice::<Delayed>(value).map_err(|e| e.to_string()),
             };
-            let wait = u64::try_from(delayed.due_ms.saturating_sub(now_ms)).unwrap_or(0);
+            let (wait, what) = match read {
+                Ok(Delayed { due_ms, step }) => {
+                    let wait = u64::try_from(due_ms.saturating_sub(now_ms)).unwrap_or(0);
+                    (Duration::from_millis(wait), What::Step(Box::new(step)))
+                }
+                Err(why) => {
+                    let letter = letters::unreadable(&record, "-", "delayed step", &why, now_ms);
+                    (Duration::ZERO, What::Letter(Box::new(letter)))
+                }
+            };
             let due = Due {
                 at: at.clone(),
                 offset: record.offset,
-                delayed,
+                stay: partition.stay,
+                topic: what.topic(),
+                what,
             };
-            // A due time far beyond the longest wait is a clock gone wrong, and more than the queue takes.
-            let wait = Duration::from_millis(wait).min(crate::backoff::LONGEST);
-            self.waiting.insert_at(due, Instant::now() + wait);
+            // A due time far beyond the longest wait is a clock gone wrong.
+            self.waiting
+                .add(Instant::now() + wait.min(crate::backoff::LONGEST), due);
             if partition.tracker.open() >= WINDOW && !partition.paused {
                 partition.paused = true;
                 consumer.pause(&at.topic, at.partition);
@@ -180,88 +241,118 @@ impl<'a> Delays<'a> {
         }
     }
 
-    /// Puts steps that are due back to their functions. False when it was stopped before that was durable.
-    async fn hand_back(&mut self, due: &[Due], stop: &CancellationToken) -> bool {
-        for one in due {
-            // Its partition went to another dispatcher, which waits for the same step.
-            if !self.partitions.contains_key(&one.at) {
-                continue;
-            }
-            let Ok(value) = serde_json::to_vec(&one.delayed.step) else {
+    /// Begins to put what is due back to its functions.
+    fn hand_back(&mut self) {
+        for due in self.waiting.take(Instant::now()) {
+            let Some(record) = due.what.record() else {
+                // It stays open, and is read again after a restart.
+                self.waiting.written(&due.topic);
                 continue;
             };
-            let step = &one.delayed.step;
-            let mut record = NewRecord::new(topics::work(&step.function))
-                .key(step.run.as_str().to_owned())
-                .value(value);
-            record.headers = imageflow_events::work::step_headers(step);
-            loop {
-                let produced = tokio::select! {
-                    produced = self.context.log.produce(vec![record.clone()]) => produced,
-                    () = overdue(stop) => return false,
-                };
-                match produced {
-                    Ok(_) => break,
-                    Err(LogError::UnknownTopic { .. }) if record.topic != topics::RUN_EVENTS => {
-                        let error = plain(ErrorCode::NotFound, format!("function {} was deleted", step.function));
-                        let event = RunEvent::StageFailed {
-                            run: step.run.clone(),
-                            stage: step.stage,
-                            error,
-                            attempts: step.attempts.clone(),
-                            at_ms: (self.context.clock)(),
-                        };
-                        match work::record(&event) {
-                            Some(event) => record = event,
-                            None => break,
-                        }
-                    }
-                    Err(error) => {
-                        tracing::warn!(%error, run = %step.run, "a step that is due is not handed back yet");
-                        tokio::select! {
-                            () = stop.cancelled() => return false,
-                            () = tokio::time::sleep(PAUSE) => {}
-                        }
-                    }
-                }
+            if let Some(partition) = self.partitions.get_mut(&due.at) {
+                partition.on_their_way += 1;
             }
-            if let Some(partition) = self.partitions.get_mut(&one.at) {
-                partition.tracker.done(one.offset);
-            }
+            let log = self.context.log.clone();
+            let write = async move {
+                let produced = log.produce(vec![record]).await;
+                (due, produced.map(drop))
+            };
+            self.writes.push(write.boxed());
         }
-        true
     }
 
-    async fn commit(&mut self, consumer: &mut dyn Consumer) -> Result<(), DispatcherError> {
-        let mut commits = Vec::new();
-        for (at, partition) in &self.partitions {
-            if let Some(commit) = partition.tracker.commit(consumer.position(&at.topic, at.partition)) {
-                commits.push((at.clone(), commit));
-            }
-        }
-        if commits.is_empty() {
-            return Ok(());
-        }
-        let offsets = commits
-            .iter()
-            .map(|(at, c)| OffsetCommit::new(&at.topic, at.partition, c.offset).metadata(&c.metadata))
-            .collect();
-        match consumer.commit(offsets).await {
+    /// What became of a write.
+    fn settle(&mut self, (mut due, written): Written) {
+        let partition = self.partitions.get_mut(&due.at).filter(|p| p.stay == due.stay);
+        let Some(partition) = partition else {
+            // Its partition went to another dispatcher, which waits for the same step.
+            return match written {
+                Ok(()) => self.waiting.written(&due.topic),
+                Err(_) => self.waiting.refused(&due.topic, None, Instant::now()),
+            };
+        };
+        partition.on_their_way -= 1;
+        let error = match written {
             Ok(()) => {
-                for (at, commit) in commits {
-                    if let Some(partition) = self.partitions.get_mut(&at) {
-                        partition.tracker.committed(&commit);
-                    }
-                }
-                Ok(())
+                partition.tracker.done(due.offset);
+                return self.waiting.written(&due.topic);
             }
-            // What is not committed is handed back once more, harmlessly.
-            Err(LogError::NotAssigned { .. }) => Ok(()),
-            Err(error) if error.is_retryable() => {
-                tracing::warn!(%error, "delays are not committed yet");
-                Ok(())
+            Err(error) => error,
+        };
+        match due.what.instead(&error, (self.context.clock)()) {
+            Some(what) => {
+                self.waiting.written(&due.topic);
+                (due.topic, due.what) = (what.topic(), what);
+                self.waiting.add(Instant::now(), due);
             }
-            Err(error) => Err(error.into()),
+            None => {
+                let topic = due.topic.clone();
+                tracing::warn!(%error, topic, "a step that is due is not handed back yet");
+                self.waiting.refused(&topic, Some(due), Instant::now());
+            }
         }
+    }
+
+    /// False when it is to be tried again.
+    async fn commit(&mut self, consumer: &mut dyn Consumer) -> Result<bool, DispatcherError> {
+        let trackers = self.partitions.iter_mut().map(|(at, p)| (at, &mut p.tracker));
+        Ok(self.commits.store(consumer, trackers.collect()).await?)
+    }
+}
+
+impl What {
+    fn topic(&self) -> String {
+        match self {
+            Self::Step(step) => topics::work(&step.function),
+            Self::Failed(_) => topics::RUN_EVENTS.to_owned(),
+            Self::Letter(_) => topics::DEAD_LETTERS.to_owned(),
+        }
+    }
+
+    fn record(&self) -> Option<NewRecord> {
+        let step = match self {
+            Self::Step(step) => step,
+            Self::Failed(event) => return work::record(event),
+            Self::Letter(letter) => return letters::record(letter),
+        };
+        match serde_json::to_vec(step) {
+            Ok(value) => {
+                let mut record = NewRecord::new(self.topic())
+                    .key(step.run.as_str().to_owned())
+                    .value(value);
+                record.headers = imageflow_events::work::step_headers(step);
+                Some(record)
+            }
+            Err(error) => {
+                tracing::error!(%error, run = %step.run, "a step that is due cannot be written");
+                None
+            }
+        }
+    }
+
+    /// What is written instead of what never can be.
+    fn instead(&self, error: &LogError, now_ms: i64) -> Option<Self> {
+        let (code, message, attempts) = match (self, error) {
+            (Self::Step(step), LogError::UnknownTopic { .. }) => {
+                let message = format!("function {} was deleted", step.function);
+                (ErrorCode::NotFound, message, step.attempts.clone())
+            }
+            (Self::Step(_), LogError::RecordTooLarge { .. }) => {
+                let message = format!("the step with its attempts does not fit into a record: {error}");
+                (ErrorCode::TooLarge, message, Vec::new())
+            }
+            (Self::Letter(letter), LogError::RecordTooLarge { .. }) if letter.event.is_some() => {
+                return Some(Self::Letter(Box::new(letters::without_bytes(letter))));
+            }
+            _ => return None,
+        };
+        let Self::Step(step) = self else { return None };
+        Some(Self::Failed(Box::new(RunEvent::StageFailed {
+            run: step.run.clone(),
+            stage: step.stage,
+            error: plain(code, message),
+            attempts,
+            at_ms: now_ms,
+        })))
     }
 }

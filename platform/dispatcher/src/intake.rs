@@ -1,28 +1,33 @@
 //! Where work leaves the log: one consumer over all work topics, a tracker for each partition, lazy commits.
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::FutureExt;
 use imageflow_delivery::Delivery;
 use imageflow_eventlog::{
-    Assignment, Consumer, ConsumerConfig, ConsumerEvent, EventLog, LogError, OffsetCommit, Record, Rejoin,
-    TopicPartition, Topics,
+    Assignment, Consumer, ConsumerConfig, ConsumerEvent, EventLog, LogError, Record, Rejoin, TopicPartition, Topics,
 };
 use imageflow_objects::ObjectStore;
+use imageflow_process::overdue;
 use imageflow_resources::ResourceStore;
 use imageflow_types::function::Ordering;
+use imageflow_types::work::DeadLetter;
 use imageflow_types::{FunctionName, StepRequest, topics};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::backlog::Backlogs;
+use crate::commits::Commits;
 use crate::delay::{self, Delays};
+use crate::letters;
+use crate::stop::Stop;
 use crate::tracker::Tracker;
 use crate::turns::{Standing, Turns};
+use crate::unread::{Count, Counted};
 use crate::work::{self, Context};
+
+mod leaving;
 
 /// Object metadata by which the platform marks what it wrote: the run.
 pub const METADATA_RUN: &str = "imageflow-run";
@@ -37,8 +42,15 @@ pub struct DispatcherConfig {
     /// Records that may be open in all partitions together: with many functions at work each has its share of them. An open record
     /// takes some 5 KB.
     pub most_open: usize,
+    /// How far reading may be ahead of the commit, which waits for the slowest step: what is done beyond it is read again after a
+    /// restart (not done again), stays in the log, and is in the lag that others see. It takes no memory, and little less would
+    /// have one slow step stop the others of its partition.
+    pub most_ahead: usize,
     /// Longest time that something done stays uncommitted.
     pub commit_every: Duration,
+    /// How long what is with a pod may take to finish when its partition goes to another dispatcher, or at the end. A partition is
+    /// to be given back within the session timeout, of which brokers take no less than 6 s.
+    pub drain: Duration,
 }
 
 impl Default for DispatcherConfig {
@@ -47,7 +59,9 @@ impl Default for DispatcherConfig {
             member: "dispatcher-0".to_owned(),
             window: 340,
             most_open: 2_048,
+            most_ahead: 100_000,
             commit_every: Duration::from_millis(200),
+            drain: Duration::from_secs(5),
         }
     }
 }
@@ -82,13 +96,16 @@ pub enum DispatcherError {
 const REFRESH: Duration = Duration::from_millis(500);
 /// How often another partition is let in where one has brought nothing.
 const TURN: Duration = Duration::from_millis(100);
-/// Before it joins anew.
-const DISPLACED_PAUSE: Duration = Duration::from_millis(500);
+/// Before it joins anew; twice as long each time, while it does not last.
+const REJOIN_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 struct Partition {
     tracker: Tracker,
     function: FunctionName,
-    stop: CancellationToken,
+    stop: Stop,
+    /// Steps that have a task. Not all that are open do: some wait behind others of their key, and some could not be reported.
+    running: usize,
     paused: bool,
     /// What the log held behind its position, when that was counted since it is paused.
     unread: Option<u64>,
@@ -100,14 +117,26 @@ struct Partition {
 struct Finished {
     at: TopicPartition,
     offset: i64,
+    /// By which others may wait behind it.
     key: Option<bytes::Bytes>,
-    step: StepId,
+    function: FunctionName,
+    step: Option<StepId>,
     done: bool,
+}
+
+/// What is to be done with a record.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly all are steps, and would be allocated once more"
+)]
+enum Job {
+    Do(StepRequest),
+    /// It is no step.
+    Keep(Box<DeadLetter>),
 }
 
 /// What the backlog needs to forget a step.
 struct StepId {
-    function: FunctionName,
     requested_ms: i64,
     next: Vec<FunctionName>,
 }
@@ -117,6 +146,8 @@ struct Intake {
     config: DispatcherConfig,
     partitions: HashMap<TopicPartition, Partition>,
     turns: Turns,
+    count: Count,
+    commits: Commits,
     tasks: JoinSet<Finished>,
     dirty: bool,
 }
@@ -127,7 +158,6 @@ impl Dispatcher {
     /// # Errors
     /// [`DispatcherError`] when the log fails for good.
     pub async fn run(self, stop: CancellationToken) -> Result<(), DispatcherError> {
-        self.log.ensure_topics_of_any_count(&[delay::topic()]).await?;
         let context = Context {
             log: self.log,
             objects: self.objects,
@@ -138,17 +168,27 @@ impl Dispatcher {
         };
         let context = Arc::new(context);
         let mut rejoin = Rejoin::default();
+        let mut pause = REJOIN_PAUSE;
         loop {
+            let begun = Instant::now();
             match Self::session(&context, &self.config, &stop).await {
                 Err(DispatcherError::Log(error)) if rejoin.may(&error, Instant::now().into_std()) => {
                     tracing::warn!(%error, "the dispatcher was displaced in its group; it joins anew");
                 }
+                // An outage passes, however long it takes.
+                Err(DispatcherError::Log(error)) if error.is_retryable() => {
+                    tracing::warn!(%error, "the dispatcher cannot go on yet; it joins anew");
+                }
                 result => return result,
+            }
+            if begun.elapsed() > LONGEST_PAUSE {
+                pause = REJOIN_PAUSE;
             }
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
-                () = tokio::time::sleep(DISPLACED_PAUSE) => {}
+                () = tokio::time::sleep(pause) => {}
             }
+            pause = LONGEST_PAUSE.min(pause * 2);
         }
     }
 
@@ -158,6 +198,7 @@ impl Dispatcher {
         config: &DispatcherConfig,
         stop: &CancellationToken,
     ) -> Result<(), DispatcherError> {
+        context.log.ensure_topics_of_any_count(&[delay::topic()]).await?;
         let topics = Topics::Pattern(topics::WORK_PREFIX.to_owned());
         let group = ConsumerConfig::new(topics::GROUP_DISPATCHER, config.member.clone(), topics);
         let mut consumer = context.log.consumer(group).await?;
@@ -166,6 +207,8 @@ impl Dispatcher {
             config: config.clone(),
             partitions: HashMap::new(),
             turns: Turns::new(config.window, config.most_open),
+            count: Count::default(),
+            commits: Commits::default(),
             tasks: JoinSet::new(),
             dirty: false,
         };
@@ -173,7 +216,7 @@ impl Dispatcher {
         let stop = stop.child_token();
         let _both = stop.clone().drop_guard();
         let delays = async {
-            let result = Delays::new(context).run(&config.member, &stop).await;
+            let result = Delays::new(context, config.drain).run(&config.member, &stop).await;
             stop.cancel();
             result
         };
@@ -184,13 +227,14 @@ impl Dispatcher {
         };
         let (result, delayed) = tokio::join!(takes, delays);
         let result = result.and(delayed);
-        for partition in intake.partitions.values() {
-            partition.stop.cancel();
-        }
-        while let Some(finished) = intake.tasks.join_next().await {
-            intake.settle(finished);
-        }
-        let committed = intake.commit(consumer.as_mut()).await;
+        // Who is no member any more has nothing to finish: others do the same steps by now.
+        let lost = result.is_err();
+        let all: Vec<TopicPartition> = intake.partitions.keys().cloned().collect();
+        intake.drain(&all, std::future::ready(lost)).await;
+        let committed = tokio::select! {
+            committed = intake.commit(consumer.as_mut()) => committed,
+            () = overdue(&stop) => Ok(()),
+        };
         let closed = consumer.close().await;
         result.and(committed)?;
         Ok(closed?)
@@ -225,11 +269,12 @@ impl Intake {
                 }
                 _ = refresh.tick() => {
                     if self.turns.is_anyone_waiting() {
-                        self.count_unread(consumer).await?;
+                        self.begin_count();
                     }
                     // A marker behind the last record may become known after all of them were committed.
                     self.dirty = true;
                 }
+                counted = self.count.next(), if self.count.is_under_way() => self.counted(consumer, counted)?,
                 _ = turn.tick(), if self.turns.is_anyone_waiting() => self.resume(consumer),
                 events = consumer.poll(most) => {
                     for event in events? {
@@ -260,7 +305,8 @@ impl Intake {
             let partition = Partition {
                 tracker: Tracker::new(start, &metadata),
                 function,
-                stop: CancellationToken::new(),
+                stop: Stop::default(),
+                running: 0,
                 paused: false,
                 unread: None,
                 keys: HashSet::new(),
@@ -268,39 +314,6 @@ impl Intake {
             };
             self.partitions.insert(at, partition);
         }
-    }
-
-    /// Gives partitions back: their work is given up, what is done is committed, before the next poll.
-    async fn revoke(&mut self, consumer: &mut dyn Consumer, revoked: &[TopicPartition]) -> Result<(), DispatcherError> {
-        let mut open = 0;
-        for at in revoked {
-            if let Some(partition) = self.partitions.get_mut(at) {
-                partition.stop.cancel();
-                // What waits behind others of its key has no task that could end.
-                open += partition.tracker.open() - partition.behind.len();
-                self.turns.remove(&partition.function, at);
-                for (_, step) in partition.behind.drain(..) {
-                    self.turns.ended(&partition.function);
-                    self.context.backlogs.finished(&partition.function, step.requested_ms);
-                    self.context.backlogs.announced(&step.next);
-                }
-            }
-        }
-        while open > 0 {
-            let Some(finished) = self.tasks.join_next().await else {
-                break;
-            };
-            if finished.as_ref().is_ok_and(|f| revoked.contains(&f.at)) {
-                open -= 1;
-            }
-            self.settle(finished);
-        }
-        self.commit(consumer).await?;
-        for at in revoked {
-            self.partitions.remove(at);
-        }
-        self.resume(consumer);
-        Ok(())
     }
 
     fn take(&mut self, consumer: &mut dyn Consumer, records: Vec<Record>) {
@@ -313,37 +326,11 @@ impl Intake {
             if !partition.tracker.take(record.offset) {
                 continue;
             }
-            let step = record
-                .value
-                .as_ref()
-                .map(|value| serde_json::from_slice::<StepRequest>(value));
-            let Some(Ok(step)) = step else {
-                // Only the router writes here. What it cannot have written is kept for people and passed by.
-                tracing::error!(
-                    topic = record.topic,
-                    offset = record.offset,
-                    "a work record cannot be read"
-                );
-                metrics::counter!("imageflow_function_unreadable_total").increment(1);
-                partition.tracker.done(record.offset);
+            self.begin(&at, record);
+            let Some(partition) = self.partitions.get(&at) else {
                 continue;
             };
-            self.context.backlogs.taken(&partition.function, step.requested_ms);
-            for function in self.context.backlogs.announce(&step.next) {
-                self.context.delivery.announce(function);
-            }
-            let ordered = is_ordered(&self.context, &partition.function);
-            if ordered
-                && record
-                    .key
-                    .as_ref()
-                    .is_some_and(|key| !partition.keys.insert(key.clone()))
-            {
-                partition.behind.push_back((record, step));
-            } else {
-                start(&mut self.tasks, &self.context, partition, at.clone(), record, step);
-            }
-            let open = partition.tracker.open();
+            let open = partition.load(&self.config);
             let function = partition.function.clone();
             for at in self.turns.took(&function, &at, open) {
                 consumer.pause(&at.topic, at.partition);
@@ -351,6 +338,43 @@ impl Intake {
                     (partition.paused, partition.unread) = (true, None);
                 }
             }
+        }
+    }
+
+    /// Begins the work on a record, or has it wait behind others of its key.
+    fn begin(&mut self, at: &TopicPartition, record: Record) {
+        let Some(partition) = self.partitions.get_mut(at) else {
+            return;
+        };
+        // Only the router writes here. What it cannot have written is kept for people and passed by.
+        let read = match &record.value {
+            None => Err("it has no value".to_owned()),
+            Some(value) => serde_json::from_slice::<StepRequest>(value).map_err(|e| e.to_string()),
+        };
+        let step = match read {
+            Ok(step) => step,
+            Err(why) => {
+                let now_ms = (self.context.clock)();
+                let letter = letters::unreadable(&record, partition.function.as_str(), "step", &why, now_ms);
+                let job = Job::Keep(Box::new(letter));
+                return start(&mut self.tasks, &self.context, partition, at.clone(), record, job);
+            }
+        };
+        self.context.backlogs.taken(&partition.function, step.requested_ms);
+        for function in self.context.backlogs.announce(&step.next) {
+            self.context.delivery.announce(function);
+        }
+        let ordered = is_ordered(&self.context, &partition.function);
+        if ordered
+            && record
+                .key
+                .as_ref()
+                .is_some_and(|key| !partition.keys.insert(key.clone()))
+        {
+            partition.behind.push_back((record, step));
+        } else {
+            let job = Job::Do(step);
+            start(&mut self.tasks, &self.context, partition, at.clone(), record, job);
         }
     }
 
@@ -362,29 +386,34 @@ impl Intake {
                 return;
             }
         };
-        self.context
-            .backlogs
-            .finished(&finished.step.function, finished.step.requested_ms);
-        self.context.backlogs.announced(&finished.step.next);
-        self.turns.ended(&finished.step.function);
+        if let Some(step) = &finished.step {
+            self.context.backlogs.finished(&finished.function, step.requested_ms);
+            self.context.backlogs.announced(&step.next);
+        }
+        self.turns.ended(&finished.function);
         let Some(partition) = self.partitions.get_mut(&finished.at) else {
             return;
         };
-        if finished.done {
-            partition.tracker.done(finished.offset);
-            self.dirty = true;
+        partition.running -= 1;
+        if !finished.done {
+            // Its key stays taken: nothing goes before those that wait behind it.
+            return;
         }
+        partition.tracker.done(finished.offset);
+        self.dirty = true;
         let Some(key) = finished.key else { return };
-        partition.keys.remove(&key);
         let next = partition
             .behind
             .iter()
             .position(|(record, _)| record.key.as_ref() == Some(&key));
-        if finished.done
-            && let Some((record, step)) = next.and_then(|i| partition.behind.remove(i))
-        {
-            partition.keys.insert(key);
-            start(&mut self.tasks, &self.context, partition, finished.at, record, step);
+        match next.and_then(|i| partition.behind.remove(i)) {
+            Some((record, step)) => {
+                let job = Job::Do(step);
+                start(&mut self.tasks, &self.context, partition, finished.at, record, job);
+            }
+            None => {
+                partition.keys.remove(&key);
+            }
         }
     }
 
@@ -395,7 +424,7 @@ impl Intake {
         let partitions = &self.partitions;
         let standing = |at: &TopicPartition| {
             let known = partitions.get(at).map(|partition| Standing {
-                open: partition.tracker.open(),
+                open: partition.load(&self.config),
                 unread: partition.unread,
             });
             known.unwrap_or_default()
@@ -413,22 +442,36 @@ impl Intake {
         }
     }
 
-    /// What paused partitions still hold in the log. Others are read to their end at once.
-    async fn count_unread(&mut self, consumer: &mut dyn Consumer) -> Result<(), DispatcherError> {
-        let mut unread: HashMap<FunctionName, u64> = HashMap::new();
+    /// Has it counted what paused partitions still hold in the log. Others are read to their end at once.
+    fn begin_count(&mut self) {
         let paused = self.partitions.iter().filter(|(_, partition)| partition.paused);
         let topics: HashSet<String> = paused.map(|(at, _)| at.topic.clone()).collect();
-        for topic in topics {
-            for marks in self.context.log.watermarks(&topic).await? {
-                let position = consumer.position(&topic, marks.partition).unwrap_or(marks.high);
-                let rest = u64::try_from(marks.high - position.max(marks.low)).unwrap_or(0);
-                let at = TopicPartition::new(topic.clone(), marks.partition);
-                let Some(partition) = self.partitions.get_mut(&at) else {
-                    continue;
-                };
-                partition.unread = partition.paused.then_some(rest);
-                *unread.entry(partition.function.clone()).or_default() += rest;
+        self.count.begin(&self.context.log, topics);
+    }
+
+    /// Takes note of what one topic holds. What cannot be counted stays unknown, or as it was, until the next count.
+    fn counted(&mut self, consumer: &dyn Consumer, counted: Option<Counted>) -> Result<(), DispatcherError> {
+        let Some((topic, marks)) = counted.filter(|_| self.turns.is_anyone_waiting()) else {
+            return Ok(());
+        };
+        let marks = match marks {
+            Ok(marks) => marks,
+            Err(error) if error.is_retryable() || matches!(error, LogError::UnknownTopic { .. }) => {
+                tracing::warn!(%error, topic, "what is not read yet cannot be counted");
+                return Ok(());
             }
+            Err(error) => return Err(error.into()),
+        };
+        let mut unread: HashMap<FunctionName, u64> = HashMap::new();
+        for marks in marks {
+            let position = consumer.position(&topic, marks.partition).unwrap_or(marks.high);
+            let rest = u64::try_from(marks.high - position.max(marks.low)).unwrap_or(0);
+            let at = TopicPartition::new(topic.clone(), marks.partition);
+            let Some(partition) = self.partitions.get_mut(&at) else {
+                continue;
+            };
+            partition.unread = partition.paused.then_some(rest);
+            *unread.entry(partition.function.clone()).or_default() += rest;
         }
         for (function, unread) in unread {
             self.context.backlogs.unread(&function, unread);
@@ -437,45 +480,19 @@ impl Intake {
     }
 
     async fn commit(&mut self, consumer: &mut dyn Consumer) -> Result<(), DispatcherError> {
-        let mut commits = Vec::new();
-        for (at, partition) in &self.partitions {
-            let position = consumer.position(&at.topic, at.partition);
-            if let Some(commit) = partition.tracker.commit(position) {
-                if commit.truncated {
-                    metrics::counter!("imageflow_function_plain_commits_total").increment(1);
-                }
-                commits.push((at.clone(), commit));
-            }
-        }
-        self.dirty = false;
-        if commits.is_empty() {
-            return Ok(());
-        }
-        let offsets = commits
-            .iter()
-            .map(|(at, c)| OffsetCommit::new(&at.topic, at.partition, c.offset).metadata(&c.metadata))
-            .collect();
-        match consumer.commit(offsets).await {
-            Ok(()) => {}
-            // The assignment changed meanwhile: the next poll tells, and what is not committed is redone harmlessly.
-            // That is of all partitions of this commit, so those that stay are committed later.
-            Err(LogError::NotAssigned { .. }) => {
-                self.dirty = true;
-                return Ok(());
-            }
-            Err(error) if error.is_retryable() => {
-                tracing::warn!(%error, "commit failed, it is tried again");
-                self.dirty = true;
-                return Ok(());
-            }
-            Err(error) => return Err(error.into()),
-        }
-        for (at, commit) in commits {
-            if let Some(partition) = self.partitions.get_mut(&at) {
-                partition.tracker.committed(&commit);
-            }
-        }
+        let trackers = self.partitions.iter_mut().map(|(at, p)| (at, &mut p.tracker));
+        self.dirty = !self.commits.store(consumer, trackers.collect()).await?;
         Ok(())
+    }
+}
+
+impl Partition {
+    /// Records that are open, as the turns count them: reading that is too far ahead of the commit is as good as a full window.
+    fn load(&self, config: &DispatcherConfig) -> usize {
+        match self.tracker.ahead() < config.most_ahead {
+            true => self.tracker.open(),
+            false => usize::MAX,
+        }
     }
 }
 
@@ -490,34 +507,35 @@ fn is_ordered(context: &Context, function: &FunctionName) -> bool {
 fn start(
     tasks: &mut JoinSet<Finished>,
     context: &Arc<Context>,
-    partition: &Partition,
+    partition: &mut Partition,
     at: TopicPartition,
     record: Record,
-    step: StepRequest,
+    job: Job,
 ) {
     let (context, stop) = (context.clone(), partition.stop.clone());
-    let id = StepId {
-        function: partition.function.clone(),
-        requested_ms: step.requested_ms,
-        next: step.next.clone(),
-    };
+    let function = partition.function.clone();
     // What the step was read from is not kept beside it.
     let Record { offset, key, .. } = record;
+    partition.running += 1;
     // A task's own memory is aligned to cache lines, which is dear to allocate for something as large as this.
     tasks.spawn(Box::pin(async move {
-        let work = AssertUnwindSafe(work::perform(&context, step, &stop)).catch_unwind();
-        let done = work.await.unwrap_or_else(|_| {
-            // The record stays open, so it is done again after a restart and never lost.
-            tracing::error!("the work on a step panicked");
-            Err(work::GivenUp)
-        });
-        let done = done.is_ok();
+        let (key, step, ended) = match job {
+            Job::Do(step) => {
+                let id = StepId {
+                    requested_ms: step.requested_ms,
+                    next: step.next.clone(),
+                };
+                (key, Some(id), work::perform(&context, step, &stop).await)
+            }
+            Job::Keep(letter) => (None, None, work::keep(&context, *letter, &stop).await),
+        };
         Finished {
             at,
             offset,
             key,
-            step: id,
-            done,
+            function,
+            step,
+            done: ended.is_ok(),
         }
     }));
 }

@@ -5,17 +5,22 @@
 //!        ▲                    │ commit, lazily                    │
 //!        └────────────────────┘                                   └──► imageflow.run-events, durable before done
 //! ```
-//! Shutdown: the intake stops taking, work under way is given up (its offsets stay uncommitted), what is done is committed.
+//! Shutdown, or a partition that goes to another dispatcher: the intake stops taking, what waits is given up at once, what is with
+//! a pod may finish for some seconds (then it is given up, too: its offset stays uncommitted), what is done is committed.
 
 pub mod backlog;
 pub mod backoff;
+mod commits;
 mod delay;
 mod intake;
+mod letters;
 mod outcome;
 mod request;
+mod stop;
 mod stored;
 pub mod tracker;
 mod turns;
+mod unread;
 mod work;
 
 pub use backlog::Backlogs;

@@ -1,5 +1,5 @@
 //! What a pod's answer means.
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::Response;
@@ -11,6 +11,8 @@ use imageflow_types::names::StepName;
 use imageflow_types::work::StepError;
 use imageflow_types::{ErrorCode, Problem};
 use serde_json::Value;
+
+use crate::backoff::LONGEST;
 
 /// What became of one attempt.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,12 +47,12 @@ pub enum Outcome {
 /// Longest message that is kept of a function's error.
 const LONGEST_MESSAGE: usize = 1024;
 
-/// Reads an answer by the contract and, for errors, the Knative status table.
+/// Reads an answer by the contract and, for errors, the Knative status table. It came at `now_ms`, ms since 1970.
 #[must_use]
-pub fn read(response: Response<Bytes>) -> Outcome {
+pub fn read(response: Response<Bytes>, now_ms: i64) -> Outcome {
     let status = response.status();
     if !status.is_success() {
-        return failure(&response);
+        return failure(&response, now_ms);
     }
     let (parts, body) = response.into_parts();
     if imageflow_events::http::binary_type(&parts.headers) == Some(ext::TYPE_STEP_COMPLETED) {
@@ -114,7 +116,7 @@ fn failed(code: ErrorCode, message: String, retry: bool) -> Outcome {
     }
 }
 
-fn failure(response: &Response<Bytes>) -> Outcome {
+fn failure(response: &Response<Bytes>, now_ms: i64) -> Outcome {
     let status = response.status().as_u16();
     let problem: Option<Problem> = serde_json::from_slice(response.body()).ok();
     let step = problem_step(response.body());
@@ -147,7 +149,7 @@ fn failure(response: &Response<Bytes>) -> Outcome {
     Outcome::Failed {
         error,
         retry: http_status_retries(status),
-        retry_after: retry_after(response),
+        retry_after: retry_after(response, now_ms),
     }
 }
 
@@ -173,22 +175,25 @@ const fn code_of(status: u16) -> ErrorCode {
     }
 }
 
-/// Seconds only: the date form is not sent by functions that we know of.
-fn retry_after(response: &Response<Bytes>) -> Option<Duration> {
-    let seconds: u64 = response
-        .headers()
-        .get(RETRY_AFTER)?
-        .to_str()
-        .ok()?
-        .trim()
-        .parse()
-        .ok()?;
-    Some(Duration::from_secs(seconds.min(3600)))
+/// Seconds, or the date of HTTP: then until that, and not at all when it is over.
+fn retry_after(response: &Response<Bytes>, now_ms: i64) -> Option<Duration> {
+    let text = response.headers().get(RETRY_AFTER)?.to_str().ok()?.trim();
+    let wait = match text.parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => {
+            let now = UNIX_EPOCH + Duration::from_millis(now_ms.try_into().unwrap_or(0));
+            let until = httpdate::parse_http_date(text).ok()?;
+            until.duration_since(now).unwrap_or_default()
+        }
+    };
+    Some(wait.min(LONGEST))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const NOW_MS: i64 = 1_700_000_000_500;
 
     fn answer(status: u16, content_type: &str, body: &str) -> Response<Bytes> {
         Response::builder()
@@ -205,27 +210,61 @@ mod tests {
             error,
             retry,
             retry_after,
-        } = read(answer(503, "text/plain", "busy"))
+        } = read(answer(503, "text/plain", "busy"), NOW_MS)
         else {
             panic!()
         };
         assert!(retry && error.message.contains("503: busy") && retry_after == Some(Duration::from_secs(7)));
         let problem = serde_json::to_string(&Problem::new(ErrorCode::Unprocessable, "the JPEG is truncated")).unwrap();
-        let Outcome::Failed { error, retry, .. } = read(answer(422, "application/problem+json", &problem)) else {
+        let Outcome::Failed { error, retry, .. } = read(answer(422, "application/problem+json", &problem), NOW_MS)
+        else {
             panic!()
         };
         assert!(!retry && error.code == ErrorCode::Unprocessable && error.message == "the JPEG is truncated");
     }
 
     #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        let asks = |text: &str| {
+            let mut answer = answer(503, "text/plain", "busy");
+            answer.headers_mut().insert(RETRY_AFTER, text.parse().unwrap());
+            match read(answer, NOW_MS) {
+                Outcome::Failed { retry_after, .. } => retry_after.map(|wait| wait.as_millis()),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(asks(" 7 "), Some(7_000));
+        assert_eq!(
+            asks("Tue, 14 Nov 2023 22:13:27 GMT"),
+            Some(6_500),
+            "NOW_MS is 22:13:20.5"
+        );
+        assert_eq!(
+            asks("Tuesday, 14-Nov-23 22:13:27 GMT"),
+            Some(6_500),
+            "an old form that is to be read"
+        );
+        assert_eq!(asks("Tue, 14 Nov 2023 22:13:19 GMT"), Some(0));
+        assert_eq!(
+            asks("Fri, 14 Nov 2053 22:13:19 GMT"),
+            Some(3_600_000),
+            "no longer than any wait"
+        );
+        assert_eq!((asks("soon"), asks("-1")), (None, None));
+    }
+
+    #[test]
     fn foreign_answers_are_understood() {
-        assert_eq!(read(answer(202, "text/plain", "")), Outcome::Data(Value::Null));
-        assert!(matches!(read(answer(200, "image/png", "x")), Outcome::Body { .. }));
+        assert_eq!(read(answer(202, "text/plain", ""), NOW_MS), Outcome::Data(Value::Null));
+        assert!(matches!(
+            read(answer(200, "image/png", "x"), NOW_MS),
+            Outcome::Body { .. }
+        ));
         let event = r#"{"specversion":"1.0","id":"1","source":"urn:x","type":"com.example.done","data":{"n":1}}"#;
-        let data = read(answer(200, "application/cloudevents+json", event));
+        let data = read(answer(200, "application/cloudevents+json", event), NOW_MS);
         assert_eq!(data, Outcome::Data(serde_json::json!({"n": 1})));
         assert!(matches!(
-            read(answer(200, "application/cloudevents+json", "{")),
+            read(answer(200, "application/cloudevents+json", "{"), NOW_MS),
             Outcome::Failed { retry: false, .. }
         ));
     }

@@ -1,9 +1,12 @@
 //! Which records of a partition are done, when they finish in any order and offsets are committed in order.
 //!
 //! What is complete beyond the committed offset travels in the commit's metadata, so that a restart or a rebalance
-//! redoes only what was unfinished. The text is versioned base64 (no NUL) of run lengths, and is left out when it
-//! would pass [`MAX_METADATA`].
-use std::collections::BTreeSet;
+//! redoes only what was unfinished. The text is versioned base64 (no NUL) of run lengths. Where that is longer than a commit
+//! takes, it says as much as fits, from the start.
+//!
+//! Records come in the order of their offsets, so all that was passed and is not open is done, or never was: what is kept, and
+//! what is written, grows with what is open and not with what is done.
+use std::collections::{BTreeMap, BTreeSet};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
@@ -19,7 +22,7 @@ const VERSION: &str = "1:";
 pub struct Commit {
     /// The next offset to read.
     pub offset: i64,
-    /// What is done beyond it; empty when nothing is or when it would be too long.
+    /// What is done beyond it, as far as it fits; empty when nothing is.
     pub metadata: String,
     /// True when there was more to say than fits.
     pub truncated: bool,
@@ -32,10 +35,10 @@ pub struct Tracker {
     committed: i64,
     /// Highest offset seen plus one.
     next: i64,
-    /// Offsets taken and not done.
+    /// Offsets taken and not done. All others from `committed` to `next` are done.
     open: BTreeSet<i64>,
-    /// Offsets done although an earlier one is not.
-    beyond: BTreeSet<i64>,
+    /// What was done before this tracker began, as ends of runs by their starts.
+    before: BTreeMap<i64, i64>,
     /// The last commit that was made.
     last: Option<(i64, String)>,
 }
@@ -44,31 +47,33 @@ impl Tracker {
     /// From what was committed before, if anything. `start` is where reading begins.
     #[must_use]
     pub fn new(start: i64, metadata: &str) -> Self {
-        let beyond: BTreeSet<i64> = decode(start, metadata).unwrap_or_default();
         Self {
             committed: start,
             next: start,
             open: BTreeSet::new(),
-            beyond,
+            before: decode(start, metadata).unwrap_or_default(),
             last: Some((start, metadata.to_owned())),
         }
     }
 
-    /// Takes a record that was read. False when it was done before: then there is nothing to do.
+    /// Takes a record that was read. False when it was taken or done before: then there is nothing to do.
     pub fn take(&mut self, offset: i64) -> bool {
-        self.next = self.next.max(offset + 1);
-        if offset < self.committed || self.beyond.contains(&offset) {
-            self.settle();
+        if offset < self.next {
             return false;
         }
-        self.open.insert(offset)
+        self.next = offset + 1;
+        let run = self.before.range(..=offset).next_back();
+        let is_new = run.is_none_or(|(_, to)| *to <= offset);
+        if is_new {
+            self.open.insert(offset);
+        }
+        self.settle();
+        is_new
     }
 
     /// Marks a record as done.
     pub fn done(&mut self, offset: i64) {
-        if self.open.remove(&offset) {
-            self.beyond.insert(offset);
-        }
+        self.open.remove(&offset);
         self.settle();
     }
 
@@ -78,31 +83,35 @@ impl Tracker {
         self.open.len()
     }
 
-    /// Records done beyond the offset that would be committed.
+    /// How far reading is ahead of the offset that would be committed: a restart reads so many records again, though it does
+    /// again only those that are open, and so many stay in the log.
     #[must_use]
-    pub fn done_beyond(&self) -> usize {
-        self.beyond.len()
+    pub fn ahead(&self) -> usize {
+        usize::try_from(self.next - self.committed).unwrap_or(0)
     }
 
-    /// What to commit; `None` when nothing changed. `position` is where the consumer reads next: markers that
-    /// follow the last record are committed past.
+    /// What to commit, with metadata of at most so many bytes; `None` when nothing changed.
     #[must_use]
-    pub fn commit(&self, position: Option<i64>) -> Option<Commit> {
+    pub fn commit(&self, position: Option<i64>, longest: usize) -> Option<Commit> {
+        let now = self.now(position, longest);
+        let is_last = |(offset, metadata): &(i64, String)| *offset == now.offset && *metadata == now.metadata;
+        (!self.last.as_ref().is_some_and(is_last)).then_some(now)
+    }
+
+    /// The state, whether it changed or not. `position` is where the consumer reads next: markers that follow the last record
+    /// are committed past.
+    #[must_use]
+    pub fn now(&self, position: Option<i64>, longest: usize) -> Commit {
         let mut offset = self.committed;
-        if self.open.is_empty() && self.beyond.range(self.next..).next().is_none() {
+        if self.open.is_empty() && self.before.values().all(|to| *to <= self.next) {
             offset = offset.max(self.next).max(position.unwrap_or(0));
         }
-        let metadata = encode(offset, self.beyond.range(offset..));
-        let truncated = metadata.len() > MAX_METADATA;
-        let metadata = if truncated { String::new() } else { metadata };
-        if self.last.as_ref().is_some_and(|(o, m)| *o == offset && *m == metadata) {
-            return None;
-        }
-        Some(Commit {
+        let (metadata, truncated) = encode(offset, self.runs(offset), longest);
+        Commit {
             offset,
             metadata,
             truncated,
-        })
+        }
     }
 
     /// Remembers that a commit was made.
@@ -110,44 +119,53 @@ impl Tracker {
         self.last = Some((commit.offset, commit.metadata.clone()));
     }
 
+    /// What is done from an offset on: between what is open, and then what was done before and is not read again yet.
+    fn runs(&self, from: i64) -> impl Iterator<Item = (i64, i64)> {
+        let starts = std::iter::once(from).chain(self.open.iter().map(|open| open + 1));
+        let ends = self.open.iter().copied().chain([self.next]);
+        let before = self.before.iter().map(|(from, to)| (*from.max(&self.next), *to));
+        starts.zip(ends).chain(before).filter(|(from, to)| from < to)
+    }
+
     /// Moves up to the first record that is not done. Offsets that never came (compaction, markers) do not hold it up.
     fn settle(&mut self) {
         self.committed = self.open.first().copied().unwrap_or(self.next).max(self.committed);
-        self.beyond = self.beyond.split_off(&self.committed);
+        while let Some(run) = self.before.first_entry().filter(|run| *run.get() <= self.next) {
+            run.remove();
+        }
     }
 }
 
-/// Run lengths from `offset`: done, not done, done..., as LEB128 numbers. Starts with the count not done.
-fn encode<'a>(offset: i64, done: impl Iterator<Item = &'a i64>) -> String {
+/// Run lengths from `offset`: not done, done, not done..., as LEB128 numbers; runs in their order. With whether some were left out.
+fn encode(offset: i64, runs: impl Iterator<Item = (i64, i64)>, longest: usize) -> (String, bool) {
     let mut bytes = Vec::new();
     let mut at = offset;
-    let mut run: Option<(i64, i64)> = None;
-    let mut write = |from: i64, to: i64, at: &mut i64| {
-        leb128(&mut bytes, from - *at);
+    let mut runs = runs.peekable();
+    while let Some((from, mut to)) = runs.next() {
+        // Two that touch are one.
+        while let Some((_, end)) = runs.next_if(|(next, _)| *next == to) {
+            to = end;
+        }
+        let before = bytes.len();
+        leb128(&mut bytes, from - at);
         leb128(&mut bytes, to - from);
-        *at = to;
-    };
-    for &offset in done {
-        run = match run {
-            Some((from, to)) if to == offset => Some((from, to + 1)),
-            Some((from, to)) => {
-                write(from, to, &mut at);
-                Some((offset, offset + 1))
-            }
-            None => Some((offset, offset + 1)),
-        };
+        if VERSION.len() + (bytes.len() * 4).div_ceil(3) > longest {
+            bytes.truncate(before);
+            return (text(&bytes), true);
+        }
+        at = to;
     }
-    if let Some((from, to)) = run {
-        write(from, to, &mut at);
-    }
-    if bytes.is_empty() {
-        String::new()
-    } else {
-        format!("{VERSION}{}", STANDARD_NO_PAD.encode(bytes))
+    (text(&bytes), false)
+}
+
+fn text(bytes: &[u8]) -> String {
+    match bytes {
+        [] => String::new(),
+        bytes => format!("{VERSION}{}", STANDARD_NO_PAD.encode(bytes)),
     }
 }
 
-fn decode(offset: i64, metadata: &str) -> Option<BTreeSet<i64>> {
+fn decode(offset: i64, metadata: &str) -> Option<BTreeMap<i64, i64>> {
     // A newer version's text is not understood: then what it says is redone, which is safe.
     let bytes = STANDARD_NO_PAD.decode(metadata.strip_prefix(VERSION)?).ok()?;
     let mut numbers = Vec::new();
@@ -163,15 +181,12 @@ fn decode(offset: i64, metadata: &str) -> Option<BTreeSet<i64>> {
             return None;
         }
     }
-    let mut done = BTreeSet::new();
+    let mut done = BTreeMap::new();
     let mut at = offset;
     for pair in numbers.chunks_exact(2) {
         let from = at.checked_add(pair[0])?;
         at = from.checked_add(pair[1])?;
-        if pair[1] > 1_000_000 {
-            return None;
-        }
-        done.extend(from..at);
+        done.insert(from, at);
     }
     Some(done)
 }
@@ -200,7 +215,7 @@ mod tests {
         assert!((10..15).all(|o| tracker.take(o)));
         tracker.done(12);
         tracker.done(13);
-        let commit = tracker.commit(None).unwrap();
+        let commit = tracker.commit(None, MAX_METADATA).unwrap();
         assert_eq!(commit.offset, 10);
         let mut again = Tracker::new(commit.offset, &commit.metadata);
         let redo: Vec<i64> = (10..15).filter(|o| again.take(*o)).collect();
@@ -208,36 +223,71 @@ mod tests {
         for offset in redo {
             again.done(offset);
         }
-        assert_eq!(again.commit(None).unwrap().offset, 15);
+        assert_eq!(again.commit(None, MAX_METADATA).unwrap().offset, 15);
     }
 
     #[test]
     fn an_idle_partition_is_committed_past_the_markers_at_its_end() {
         let mut tracker = Tracker::new(0, "");
         tracker.take(0);
-        assert!(tracker.commit(Some(3)).is_none(), "work is open");
+        assert!(tracker.commit(Some(3), MAX_METADATA).is_none(), "work is open");
         tracker.done(0);
-        let commit = tracker.commit(Some(3)).unwrap();
+        let commit = tracker.commit(Some(3), MAX_METADATA).unwrap();
         assert_eq!(commit.offset, 3);
         tracker.committed(&commit);
-        assert!(tracker.commit(Some(3)).is_none(), "nothing changed");
+        assert!(tracker.commit(Some(3), MAX_METADATA).is_none(), "nothing changed");
     }
 
     #[test]
-    fn metadata_that_would_be_too_long_is_left_out() {
+    fn of_metadata_that_would_be_too_long_the_start_is_kept() {
         let mut tracker = Tracker::new(0, "");
-        for offset in 0..10_000 {
+        assert!((0..10_000).all(|o| tracker.take(o)));
+        (1..10_000).step_by(2).for_each(|o| tracker.done(o));
+        let commit = tracker.commit(None, MAX_METADATA).unwrap();
+        assert!(commit.truncated && (MAX_METADATA - 4..=MAX_METADATA).contains(&commit.metadata.len()));
+        let mut again = Tracker::new(commit.offset, &commit.metadata);
+        let redo: Vec<i64> = (0..10_000).filter(|o| again.take(*o)).collect();
+        // A run takes two bytes.
+        let kept = i64::try_from((MAX_METADATA - VERSION.len()) * 3 / 4 / 2).unwrap();
+        let expected: Vec<i64> = (0..10_000).filter(|o| o % 2 == 0 || *o >= 2 * kept).collect();
+        assert_eq!(redo, expected);
+        assert_eq!(tracker.commit(None, 0), None, "without metadata it is what it was");
+    }
+
+    #[test]
+    fn what_is_done_beyond_takes_no_room_however_much_it_is() {
+        let mut tracker = Tracker::new(0, "");
+        for offset in 0..1_000_000 {
             tracker.take(offset);
+            if offset % 100_000 != 0 {
+                tracker.done(offset);
+            }
         }
-        for offset in (1..10_000).step_by(2) {
-            tracker.done(offset);
-        }
-        let commit = tracker.commit(None).unwrap_or_else(|| Commit {
-            offset: 0,
-            metadata: String::new(),
-            truncated: true,
-        });
-        assert!(commit.truncated && commit.metadata.is_empty());
+        assert_eq!((tracker.open(), tracker.ahead()), (10, 1_000_000));
+        let commit = tracker.commit(None, MAX_METADATA).unwrap();
+        assert!(!commit.truncated && commit.metadata.len() < 60, "{}", commit.metadata);
+        let mut again = Tracker::new(0, &commit.metadata);
+        let redo: Vec<i64> = (0..1_000_000).filter(|o| again.take(*o)).collect();
+        assert!(redo.iter().all(|o| o % 100_000 == 0) && redo.len() == 10, "{redo:?}");
+    }
+
+    #[test]
+    fn what_was_done_before_is_still_known_while_it_is_not_read_again() {
+        let mut tracker = Tracker::new(0, "");
+        assert!((0..9).all(|o| tracker.take(o)));
+        [2, 3, 6, 7].iter().for_each(|o| tracker.done(*o));
+        let commit = tracker.commit(None, MAX_METADATA).unwrap();
+        let mut again = Tracker::new(0, &commit.metadata);
+        again.committed(&commit);
+        assert_eq!(again.commit(Some(0), MAX_METADATA), None, "nothing changed");
+        // In the middle of a run, and with the record before it done.
+        let redo: Vec<i64> = (0..3).filter(|o| again.take(*o)).collect();
+        redo.iter().for_each(|o| again.done(*o));
+        let commit = again.commit(Some(3), MAX_METADATA).unwrap();
+        assert_eq!((redo, commit.offset), (vec![0, 1], 3));
+        let mut third = Tracker::new(commit.offset, &commit.metadata);
+        let redo: Vec<i64> = (3..9).filter(|o| third.take(*o)).collect();
+        assert_eq!(redo, [4, 5, 8]);
     }
 
     #[test]
@@ -257,7 +307,7 @@ mod tests {
             for offset in &order[..cut] {
                 tracker.done(start + offset);
             }
-            let commit = tracker.commit(None).unwrap_or(Commit { offset: start, metadata: String::new(), truncated: false });
+            let commit = tracker.commit(None, MAX_METADATA).unwrap_or(Commit { offset: start, metadata: String::new(), truncated: false });
             prop_assert!(commit.metadata.is_ascii() && !commit.metadata.contains('\0'));
             let mut again = Tracker::new(commit.offset, &commit.metadata);
             let redo: BTreeSet<i64> = (commit.offset..start + 60).filter(|o| again.take(*o)).collect();

@@ -1,7 +1,10 @@
 //! One step from first attempt to a durable report: what happens between taking a record and marking it done.
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
 use imageflow_delivery::{Class, Delivery, DeliveryError, Demand, Slot, Target};
 use imageflow_eventlog::{EventLog, LogError, NewRecord};
 use imageflow_objects::ObjectStore;
@@ -9,15 +12,15 @@ use imageflow_process::{overdue, trace};
 use imageflow_resources::{FunctionEntry, ResourceStore};
 use imageflow_types::error::ErrorCode;
 use imageflow_types::function::Ordering;
-use imageflow_types::work::{Attempt, Delayed, RunEvent, StepError, StepResult};
+use imageflow_types::work::{Attempt, DeadLetter, Delayed, RunEvent, StepError, StepResult};
 use imageflow_types::{StepRequest, topics};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span};
 
 use crate::backlog::Backlogs;
+use crate::stop::{GivenUp, Stop};
 use crate::stored::{finish, sign};
-use crate::{backoff, delay, outcome, request};
+use crate::{backoff, delay, letters, outcome, request};
 
 /// What every step needs.
 pub(crate) struct Context {
@@ -41,11 +44,10 @@ const LOST_WITH_STRANGERS: u32 = 2;
 const DELAY_FROM: Duration = Duration::from_secs(5);
 /// Pause before the log or the object store is asked again.
 const STORAGE_PAUSE: Duration = Duration::from_millis(500);
+/// So often a report is tried at which the dispatcher itself fails.
+const REPORTS_THAT_PANIC: u32 = 3;
 /// Most reports are not larger: a buffer that grows is copied again and again.
 const USUAL_BYTES: usize = 512;
-
-/// The work was given up, because the platform stops or the partition was revoked. Its record stays undone.
-pub(crate) struct GivenUp;
 
 /// What is to be durable before the step's record is done.
 enum End {
@@ -53,19 +55,54 @@ enum End {
     Event(Box<RunEvent>),
     /// It is tried again later, by whoever reads the topic of delays.
     Later(Box<Delayed>),
+    /// It is no step at all.
+    Letter(Box<DeadLetter>),
 }
 
 /// Does a step and reports its end. Returns when the report is durable.
-pub(crate) async fn perform(context: &Context, step: StepRequest, stop: &CancellationToken) -> Result<(), GivenUp> {
-    let end = tokio::select! {
-        () = stop.cancelled() => return Err(GivenUp),
-        end = attempts(context, &step) => end,
+pub(crate) async fn perform(context: &Context, step: StepRequest, stop: &Stop) -> Result<(), GivenUp> {
+    let tried = AssertUnwindSafe(attempts(context, &step, stop)).catch_unwind();
+    let mut end = tokio::select! {
+        () = stop.hard.cancelled() => return Err(GivenUp),
+        end = tried => end.unwrap_or_else(|panic| Ok(panicked(context, &step, &*panic)))?,
     };
-    report(context, end, stop).await
+    settle(context, &mut end, stop).await
+}
+
+/// Keeps what is no step. Returns when that is durable.
+pub(crate) async fn keep(context: &Context, letter: DeadLetter, stop: &Stop) -> Result<(), GivenUp> {
+    settle(context, &mut End::Letter(Box::new(letter)), stop).await
+}
+
+/// Makes an end durable, also when the dispatcher itself fails at it, unless it always does.
+async fn settle(context: &Context, end: &mut End, stop: &Stop) -> Result<(), GivenUp> {
+    for _ in 0..REPORTS_THAT_PANIC {
+        match AssertUnwindSafe(report(context, end, stop)).catch_unwind().await {
+            Ok(reported) => return reported,
+            Err(_) => tracing::error!("the report of a step panicked"),
+        }
+        stop.pause(STORAGE_PAUSE).await?;
+    }
+    // Its record stays open, so it is done again after a restart and never lost.
+    Err(GivenUp)
+}
+
+/// A step at which the dispatcher itself fails would fail it again: it ends as any that failed.
+fn panicked(context: &Context, step: &StepRequest, panic: &(dyn Any + Send)) -> End {
+    let said = panic.downcast_ref::<&str>().copied();
+    let said = said.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    tracing::error!(run = %step.run, "the work on a step panicked");
+    let message = format!("the dispatcher failed at it: {}", said.unwrap_or("no reason was given"));
+    end_failed(
+        context,
+        step,
+        plain(ErrorCode::Internal, message),
+        step.attempts.clone(),
+    )
 }
 
 /// Tries until it is done or cannot be, or not for a while.
-async fn attempts(context: &Context, step: &StepRequest) -> End {
+async fn attempts(context: &Context, step: &StepRequest, stop: &Stop) -> Result<End, GivenUp> {
     let mut attempts: Vec<Attempt> = step.attempts.clone();
     let mut demand = Demand::One;
     let mut gone = false;
@@ -77,27 +114,30 @@ async fn attempts(context: &Context, step: &StepRequest) -> End {
                 "function {} or its revision {} was deleted",
                 step.function, step.revision
             );
-            return end_failed(context, step, plain(ErrorCode::NotFound, message), attempts);
+            return Ok(end_failed(context, step, plain(ErrorCode::NotFound, message), attempts));
         };
         let number = u32::try_from(attempts.len()).unwrap_or(u32::MAX).saturating_add(1);
         let span = tracing::info_span!("deliver", otel.kind = "client", run = %step.run, function = %step.function, attempt = number);
         trace::continue_from(&span, step.traceparent.as_deref());
-        let tried = attempt(context, step, timeout, number, demand).instrument(span).await;
+        let tried = attempt(context, step, stop, timeout, number, demand)
+            .instrument(span)
+            .await;
         let (error, retry, retry_after) = match tried {
             Ok(Tried::Done(result)) => {
                 let at_ms = (context.clock)();
-                return End::Event(Box::new(RunEvent::StageCompleted {
+                return Ok(End::Event(Box::new(RunEvent::StageCompleted {
                     run: step.run.clone(),
                     stage: step.stage,
                     result,
                     at_ms,
-                }));
+                })));
             }
             Ok(Tried::Failed {
                 error,
                 retry,
                 retry_after,
             }) => (error, retry, retry_after),
+            Err(Undelivered::GivenUp) => return Err(GivenUp),
             Err(Undelivered::NoAttempt { alone }) => {
                 demand = if alone { Demand::Alone } else { demand };
                 continue;
@@ -116,13 +156,13 @@ async fn attempts(context: &Context, step: &StepRequest) -> End {
             Err(Undelivered::Gone(error)) => (error, true, None),
             Err(Undelivered::Storage) => {
                 // Our storage, not the function: no attempt, and the work stays.
-                tokio::time::sleep(STORAGE_PAUSE).await;
+                stop.pause(STORAGE_PAUSE).await?;
                 continue;
             }
             Err(Undelivered::NoStorageForPod(error)) => {
                 if let Some(wait) = backoff::for_storage(turned_away) {
                     turned_away += 1;
-                    tokio::time::sleep(wait).await;
+                    stop.pause(wait).await?;
                     continue;
                 }
                 turned_away = 0;
@@ -138,7 +178,7 @@ async fn attempts(context: &Context, step: &StepRequest) -> End {
         });
         let policy = &entry.spec().delivery;
         if !retry || number > policy.retry {
-            return end_failed(context, step, error, attempts);
+            return Ok(end_failed(context, step, error, attempts));
         }
         let wait = backoff::wait(policy, number, retry_after, rand::random());
         let next_ms = at_ms.saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX));
@@ -157,9 +197,9 @@ async fn attempts(context: &Context, step: &StepRequest) -> End {
                 attempts,
                 ..step.clone()
             };
-            return End::Later(Box::new(Delayed { due_ms: next_ms, step }));
+            return Ok(End::Later(Box::new(Delayed { due_ms: next_ms, step })));
         }
-        tokio::time::sleep(wait).await;
+        stop.pause(wait).await?;
     }
 }
 
@@ -181,6 +221,8 @@ pub(crate) enum Tried {
 }
 
 pub(crate) enum Undelivered {
+    /// Nothing is to be begun any more.
+    GivenUp,
     /// The function did not see it, or it is not known that it was at fault.
     NoAttempt { alone: bool },
     /// The pod was lost, and another dispatcher may have had a step there that was at fault.
@@ -198,6 +240,7 @@ pub(crate) enum Undelivered {
 async fn attempt(
     context: &Context,
     step: &StepRequest,
+    stop: &Stop,
     timeout: Duration,
     number: u32,
     demand: Demand,
@@ -213,14 +256,17 @@ async fn attempt(
         revision: &step.revision,
         stand_in: stand_in.as_ref(),
     };
-    let acquired = context.delivery.acquire_for(target, Class::Batch, demand, deadline);
-    let slot = match acquired.await {
+    let acquired = tokio::select! {
+        acquired = context.delivery.acquire_for(target, Class::Batch, demand, deadline) => acquired,
+        () = stop.gentle.cancelled() => return Err(Undelivered::GivenUp),
+    };
+    let slot = match acquired {
         Ok(slot) => slot,
         Err(error) if error.is_attempt() => return Ok(undelivered(&error)),
         Err(DeliveryError::Closing) => {
             // The platform stops: wait to be given up.
-            std::future::pending::<()>().await;
-            return Err(Undelivered::NoAttempt { alone: false });
+            stop.gentle.cancelled().await;
+            return Err(Undelivered::GivenUp);
         }
         Err(_) => {
             return Err(Undelivered::NoAttempt {
@@ -229,13 +275,14 @@ async fn attempt(
         }
     };
     // Thousands may wait for a slot: what only those with one need is made when they have it.
-    Box::pin(hand_over(context, step, slot, timeout, number, demand)).await
+    Box::pin(hand_over(context, step, stop, slot, timeout, number, demand)).await
 }
 
 /// Sends it to the pod of the slot, and looks at what comes back.
 async fn hand_over(
     context: &Context,
     step: &StepRequest,
+    stop: &Stop,
     slot: Slot,
     timeout: Duration,
     number: u32,
@@ -247,6 +294,10 @@ async fn hand_over(
         Ok(request) => request,
         Err(error) => return Ok(failed(plain(ErrorCode::Internal, error.to_string()), false)),
     };
+    // What is not with a pod by now would only keep it from what is.
+    if stop.gentle.is_cancelled() {
+        return Err(Undelivered::GivenUp);
+    }
     let cold = slot.cold();
     let working = Working::begin(context, step);
     let sent = {
@@ -267,7 +318,10 @@ async fn hand_over(
     };
     drop((working, slot));
     match sent {
-        Ok(response) => finish(context, step, outcome::read(response), cold).await,
+        Ok(response) => {
+            let answer = outcome::read(response, (context.clock)());
+            finish(context, step, answer, cold).await
+        }
         Err(DeliveryError::PodLost { beside, .. }) if beside > 0 => Err(Undelivered::NoAttempt { alone: true }),
         Err(error @ DeliveryError::PodLost { strangers: true, .. }) => {
             Err(Undelivered::WithStrangers(plain(error.code(), error.to_string())))
@@ -346,55 +400,68 @@ async fn tell(context: &Context, event: RunEvent) {
 }
 
 /// The report that ends the work: repeated until it is durable, for the record may not be marked done before.
-async fn report(context: &Context, mut end: End, stop: &CancellationToken) -> Result<(), GivenUp> {
+async fn report(context: &Context, end: &mut End, stop: &Stop) -> Result<(), GivenUp> {
     loop {
-        let record = match &end {
+        let record = match &*end {
             End::Event(event) => record(event),
             End::Later(delayed) => delay::record(delayed),
+            End::Letter(letter) => letters::record(letter),
         };
         let Some(record) = record else {
-            return Err(GivenUp);
+            if end.is_short() {
+                return Err(GivenUp);
+            }
+            *end = end.shortened(ErrorCode::Internal, "it cannot be written as JSON".to_owned());
+            continue;
         };
         let produced = tokio::select! {
             produced = context.log.produce(vec![record]) => produced,
-            () = overdue(stop) => return Err(GivenUp),
+            () = overdue(&stop.gentle) => return Err(GivenUp),
+            () = stop.hard.cancelled() => return Err(GivenUp),
         };
         match produced {
             Ok(_) => return Ok(()),
             Err(error @ LogError::RecordTooLarge { .. }) if !end.is_short() => {
                 // The next try is small whatever the function said.
-                end = end.too_large(&error);
+                *end = end.shortened(ErrorCode::TooLarge, error.to_string());
                 continue;
             }
             Err(error) => tracing::warn!(%error, "the result of a step is not reported yet"),
         }
-        tokio::select! {
-            () = stop.cancelled() => return Err(GivenUp),
-            () = tokio::time::sleep(STORAGE_PAUSE) => {}
-        }
+        stop.pause(STORAGE_PAUSE).await?;
     }
 }
 
 impl End {
     fn is_short(&self) -> bool {
-        matches!(self, Self::Event(event) if matches!(&**event, RunEvent::StageFailed { attempts, .. } if attempts.is_empty()))
+        match self {
+            Self::Event(event) => {
+                matches!(&**event, RunEvent::StageFailed { attempts, .. } if attempts.is_empty())
+            }
+            Self::Later(_) => false,
+            Self::Letter(letter) => letter.event.is_none(),
+        }
     }
 
-    /// The end of a step whose own report does not fit into a record.
-    fn too_large(self, error: &LogError) -> Self {
-        let message = format!("what the function said does not fit into the report: {error}");
+    /// The end of a step whose own report cannot be a record.
+    fn shortened(&self, code: ErrorCode, why: String) -> Self {
+        let message = match code {
+            ErrorCode::TooLarge => format!("what the function said does not fit into the report: {why}"),
+            _ => format!("the report of the step failed: {why}"),
+        };
         let (run, stage, at_ms) = match self {
-            Self::Event(event) => match *event {
+            Self::Event(event) => match &**event {
                 RunEvent::StageCompleted { run, stage, at_ms, .. }
-                | RunEvent::StageFailed { run, stage, at_ms, .. } => (run, stage, at_ms),
-                other => return Self::Event(Box::new(other)),
+                | RunEvent::StageFailed { run, stage, at_ms, .. } => (run, *stage, *at_ms),
+                other => return Self::Event(Box::new(other.clone())),
             },
-            Self::Later(delayed) => (delayed.step.run, delayed.step.stage, delayed.due_ms),
+            Self::Later(delayed) => (&delayed.step.run, delayed.step.stage, delayed.due_ms),
+            Self::Letter(letter) => return Self::Letter(Box::new(letters::without_bytes(letter))),
         };
         Self::Event(Box::new(RunEvent::StageFailed {
-            run,
+            run: run.clone(),
             stage,
-            error: plain(ErrorCode::TooLarge, message),
+            error: plain(code, message),
             attempts: Vec::new(),
             at_ms,
         }))
@@ -420,7 +487,7 @@ pub(crate) fn record(event: &RunEvent) -> Option<NewRecord> {
 mod tests {
     use super::*;
 
-    fn size<'a, F>(_: impl FnOnce(&'a Context, StepRequest, &'a CancellationToken) -> F) -> usize {
+    fn size<'a, F>(_: impl FnOnce(&'a Context, StepRequest, &'a Stop) -> F) -> usize {
         size_of::<F>()
     }
 

@@ -2,12 +2,14 @@
 use std::time::Duration;
 
 use http::header::{HeaderValue, RETRY_AFTER};
-use imageflow_types::RunEvent;
+use imageflow_eventlog::{EventLog, NewRecord, TopicSpec};
 use imageflow_types::manifest::Kind;
+use imageflow_types::work::Delayed;
+use imageflow_types::{FunctionName, RunEvent, StepRequest, topics};
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::support::{FUNCTION, World, status, step, work};
+use crate::support::{Entry, FUNCTION, World, now_ms, status, step, work};
 
 fn come_again(seconds: &'static str) -> axum::response::Response {
     let mut answer = status(503, "");
@@ -52,5 +54,102 @@ async fn a_step_whose_function_went_away_meanwhile_fails() {
     world.log.committed(&work(), 0, 1).await;
     world.resources.delete(Kind::Function, FUNCTION).await.unwrap();
     assert!(matches!(world.log.end(&step.run).await, RunEvent::StageFailed { .. }));
+    running.stop().await;
+}
+
+/// Has a step wait, in a partition of the topic of delays.
+async fn delay(world: &World, step: &StepRequest, due_ms: i64, partition: u32) {
+    let value = serde_json::to_vec(&Delayed {
+        due_ms,
+        step: step.clone(),
+    });
+    delay_raw(world, value.unwrap(), partition).await;
+}
+
+async fn delay_raw(world: &World, value: Vec<u8>, partition: u32) {
+    let topic = TopicSpec::new(topics::DELAY, topics::FEW_PARTITIONS).retention(Duration::from_secs(24 * 3600));
+    world.log.ensure_topics(&[topic]).await.unwrap();
+    let record = NewRecord::new(topics::DELAY).key("x").value(value).partition(partition);
+    world.log.produce(vec![record]).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_topic_that_takes_nothing_does_not_hold_up_the_retries_of_others() {
+    let world = World::new().await;
+    let other: FunctionName = "other".parse().unwrap();
+    let topic = topics::work(&other);
+    world.log.ensure_topics(&[TopicSpec::new(&topic, 1)]).await.unwrap();
+    world.log.shut(Some(&topic));
+    let shut = StepRequest {
+        function: other,
+        ..step("shut")
+    };
+    delay(&world, &shut, 0, 0).await;
+    let running = world.dispatch();
+    let tried = async |times: usize| {
+        let tries = |journal: &[Entry]| journal.iter().filter(|e| matches!(e, Entry::Shut)).count();
+        let enough = |journal: &[Entry]| (tries(journal) >= times).then_some(());
+        world.log.until("tries in vain", enough).await;
+    };
+    tried(1).await;
+    delay(&world, &step("a"), 0, 0).await;
+    world.pod.call().await.answer(status(202, ""));
+    world.completed(&step("a")).await;
+    // It is come back to, again and again.
+    tried(3).await;
+    world.log.shut(None);
+    // There is no such function: its step fails as soon as it is there.
+    assert!(matches!(world.log.end(&shut.run).await, RunEvent::StageFailed { .. }));
+    world.log.committed(topics::DELAY, 0, 2).await;
+    running.stop().await;
+    world.assert_idle();
+}
+
+#[tokio::test]
+async fn a_step_whose_partition_went_and_came_back_is_handed_back_once() {
+    let world = World::new().await;
+    let due_ms = now_ms() + 1_500;
+    let steps: Vec<StepRequest> = (0..6).map(|n| step(&format!("s{n}"))).collect();
+    for (step, partition) in steps.iter().zip((0..topics::FEW_PARTITIONS).cycle()) {
+        delay(&world, step, due_ms, partition).await;
+    }
+    let running = world.dispatch();
+    world
+        .log
+        .until("all wait", |journal| {
+            let read = journal.iter().map(|e| if let Entry::Delays(n) = e { *n } else { 0 });
+            (read.sum::<usize>() >= steps.len()).then_some(())
+        })
+        .await;
+    let second = world.dispatch_as("dispatcher-1");
+    world.log.revoked(topics::DELAY, 1).await;
+    second.stop().await;
+    for _ in &steps {
+        world.pod.call().await.answer(status(202, ""));
+    }
+    for step in &steps {
+        world.completed(step).await;
+    }
+    for partition in 0..topics::FEW_PARTITIONS {
+        world.log.committed(topics::DELAY, partition, 2).await;
+    }
+    let marks = world.log.watermarks(&work()).await.unwrap();
+    assert_eq!(marks.iter().map(|m| m.high).sum::<i64>(), 6, "some came back twice");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_delayed_step_that_cannot_be_read_is_kept_as_a_dead_letter() {
+    let world = World::new().await;
+    delay_raw(&world, b"no step".to_vec(), 0).await;
+    delay(&world, &step("a"), 0, 0).await;
+    let running = world.dispatch();
+    world.pod.call().await.answer(status(202, ""));
+    world.completed(&step("a")).await;
+    world.make_dead_letters().await;
+    world.log.committed(topics::DELAY, 0, 2).await;
+    let letters = world.dead_letters().await;
+    let event = json!({"key": "x", "headers": [], "value": "no step"});
+    assert_eq!((letters.len(), letters[0].event.clone()), (1, Some(event)));
     running.stop().await;
 }

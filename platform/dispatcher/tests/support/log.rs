@@ -1,12 +1,12 @@
 //! The event log with a journal of what was reported and committed, in the order in which it happened.
 use std::collections::HashSet;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use imageflow_eventlog::{
     Consumer, ConsumerConfig, ConsumerEvent, Embedded, EventLog, Follower, LogError, NewRecord, OffsetCommit, Position,
-    Record, Result, Start, TopicSpec, TransactionalProducer, Usage, Watermarks,
+    Record, Result, Start, TopicPartition, TopicSpec, TransactionalProducer, Usage, Watermarks,
 };
 use imageflow_types::{RunEvent, RunId, topics};
 use tokio::sync::watch;
@@ -20,6 +20,16 @@ pub enum Entry {
     Holding(RunId),
     /// A report is durable.
     Reported(Box<RunEvent>),
+    /// Something was to be written into a topic that takes nothing.
+    Shut,
+    /// So many records were read of the topic of delays.
+    Delays(usize),
+    /// A report panicked.
+    Panicked,
+    /// A member of the dispatchers was told that it loses these.
+    Revoked(Vec<TopicPartition>),
+    /// Somebody asked what a topic holds, and was told or not.
+    Counted(bool),
     /// Offsets are about to be stored.
     Committing(Vec<OffsetCommit>),
     /// Offsets are stored.
@@ -32,7 +42,34 @@ pub struct Spy {
     pub inner: Arc<Embedded>,
     journal: Arc<Journal>,
     held: watch::Sender<HashSet<RunId>>,
+    panics: Mutex<HashSet<RunId>>,
     refusals: AtomicU32,
+    faults: Arc<Faults>,
+}
+
+/// What fails, and how often yet.
+#[derive(Default)]
+struct Faults {
+    topics: AtomicU32,
+    watermarks: AtomicU32,
+    polls: AtomicU32,
+    lost: AtomicBool,
+    /// Longest metadata of a commit, when that is limited.
+    metadata: Mutex<Option<usize>>,
+    /// Topic that takes nothing.
+    shut: Mutex<Option<String>>,
+}
+
+/// An error while there are some left.
+fn fail(left: &AtomicU32) -> Result<()> {
+    let taken = left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+    match taken {
+        Ok(_) => Err(LogError::Storage {
+            context: "a test",
+            source: "refused by the test".into(),
+        }),
+        Err(_) => Ok(()),
+    }
 }
 
 impl Spy {
@@ -41,7 +78,9 @@ impl Spy {
             inner,
             journal: Arc::new(watch::channel(Vec::new()).0),
             held: watch::channel(HashSet::new()).0,
+            panics: Mutex::default(),
             refusals: AtomicU32::new(0),
+            faults: Arc::default(),
         })
     }
 
@@ -58,9 +97,53 @@ impl Spy {
         });
     }
 
+    /// Reports of this run panic.
+    pub fn panic_at(&self, run: &RunId) {
+        self.panics.lock().unwrap().insert(run.clone());
+    }
+
     /// The next so many writes of reports fail.
     pub fn refuse(&self, times: u32) {
         self.refusals.store(times, Ordering::SeqCst);
+    }
+
+    /// The next so many checks of topics, counts of what topics hold, and looks for records fail.
+    pub fn fail(&self, topics: u32, watermarks: u32, polls: u32) {
+        self.faults.topics.store(topics, Ordering::SeqCst);
+        self.faults.watermarks.store(watermarks, Ordering::SeqCst);
+        self.faults.polls.store(polls, Ordering::SeqCst);
+    }
+
+    /// This topic takes nothing.
+    pub fn shut(&self, topic: Option<&str>) {
+        *self.faults.shut.lock().unwrap() = topic.map(str::to_owned);
+    }
+
+    /// Commits take no longer metadata.
+    pub fn limit_metadata(&self, bytes: usize) {
+        *self.faults.metadata.lock().unwrap() = Some(bytes);
+    }
+
+    /// Commits are refused, as when all partitions went to others.
+    pub fn lose(&self, lost: bool) {
+        self.faults.lost.store(lost, Ordering::SeqCst);
+    }
+
+    /// Waits until so many partitions of a topic were revoked.
+    pub async fn revoked(&self, topic: &str, count: usize) -> Vec<u32> {
+        self.until("partitions are revoked", |journal| {
+            let revoked = journal.iter().filter_map(|entry| match entry {
+                Entry::Revoked(revoked) => Some(revoked),
+                _ => None,
+            });
+            let revoked: Vec<u32> = revoked
+                .flatten()
+                .filter(|at| at.topic == topic)
+                .map(|at| at.partition)
+                .collect();
+            (revoked.len() >= count).then_some(revoked)
+        })
+        .await
     }
 
     pub fn journal(&self) -> Vec<Entry> {
@@ -138,6 +221,7 @@ pub fn commits(journal: &[Entry], topic: &str, partition: u32) -> Vec<OffsetComm
 #[async_trait]
 impl EventLog for Spy {
     async fn ensure_topics(&self, specs: &[TopicSpec]) -> Result<()> {
+        fail(&self.faults.topics)?;
         self.inner.ensure_topics(specs).await
     }
     async fn delete_topic(&self, name: &str) -> Result<()> {
@@ -147,12 +231,22 @@ impl EventLog for Spy {
         self.inner.topics().await
     }
     async fn produce(&self, records: Vec<NewRecord>) -> Result<Vec<Position>> {
+        let shut = self.faults.shut.lock().unwrap().clone();
+        if records.iter().any(|r| Some(&r.topic) == shut.as_ref()) {
+            self.journal.send_modify(|journal| journal.push(Entry::Shut));
+            fail(&AtomicU32::new(1))?;
+        }
         let events: Vec<RunEvent> = records
             .iter()
             .filter(|r| r.topic == topics::RUN_EVENTS)
             .filter_map(|r| serde_json::from_slice(r.value.as_ref()?).ok())
             .collect();
         for event in &events {
+            let panics = self.panics.lock().unwrap().contains(event.run());
+            if panics {
+                self.journal.send_modify(|journal| journal.push(Entry::Panicked));
+                panic!("the test has the report panic");
+            }
             let mut held = self.held.subscribe();
             if held.borrow_and_update().contains(event.run()) {
                 let holding = Entry::Holding(event.run().clone());
@@ -161,17 +255,8 @@ impl EventLog for Spy {
                 released.map_err(|_| LogError::Closed)?;
             }
         }
-        let refuse = |left: u32| left.checked_sub(1);
-        if !events.is_empty()
-            && self
-                .refusals
-                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, refuse)
-                .is_ok()
-        {
-            return Err(LogError::Storage {
-                context: "a test",
-                source: "refused by the test".into(),
-            });
+        if !events.is_empty() {
+            fail(&self.refusals)?;
         }
         let positions = self.inner.produce(records).await?;
         self.journal
@@ -180,8 +265,8 @@ impl EventLog for Spy {
     }
     async fn consumer(&self, config: ConsumerConfig) -> Result<Box<dyn Consumer>> {
         let inner = self.inner.consumer(config).await?;
-        let journal = self.journal.clone();
-        Ok(Box::new(SpyConsumer { inner, journal }))
+        let (journal, faults) = (self.journal.clone(), self.faults.clone());
+        Ok(Box::new(SpyConsumer { inner, journal, faults }))
     }
     async fn transactional(&self, id: &str) -> Result<Box<dyn TransactionalProducer>> {
         self.inner.transactional(id).await
@@ -190,6 +275,10 @@ impl EventLog for Spy {
         self.inner.committed(group, topic).await
     }
     async fn watermarks(&self, topic: &str) -> Result<Vec<Watermarks>> {
+        let counts = fail(&self.faults.watermarks);
+        self.journal
+            .send_modify(|journal| journal.push(Entry::Counted(counts.is_ok())));
+        counts?;
         self.inner.watermarks(topic).await
     }
     async fn lag(&self, group: &str, topic: &str) -> Result<u64> {
@@ -212,16 +301,39 @@ impl EventLog for Spy {
 struct SpyConsumer {
     inner: Box<dyn Consumer>,
     journal: Arc<Journal>,
+    faults: Arc<Faults>,
 }
 
 #[async_trait]
 impl Consumer for SpyConsumer {
     async fn poll(&mut self, max: usize) -> Result<Vec<ConsumerEvent>> {
-        self.inner.poll(max).await
+        fail(&self.faults.polls)?;
+        let events = self.inner.poll(max).await?;
+        for event in &events {
+            let entry = match event {
+                ConsumerEvent::Revoked(revoked) => Entry::Revoked(revoked.clone()),
+                ConsumerEvent::Records(records) if records[0].topic == topics::DELAY => Entry::Delays(records.len()),
+                _ => continue,
+            };
+            self.journal.send_modify(|journal| journal.push(entry));
+        }
+        Ok(events)
     }
     async fn commit(&mut self, offsets: Vec<OffsetCommit>) -> Result<()> {
         self.journal
             .send_modify(|journal| journal.push(Entry::Committing(offsets.clone())));
+        let limit = *self.faults.metadata.lock().unwrap();
+        let size = offsets.iter().map(|o| o.metadata.len()).max().unwrap_or_default();
+        if let Some(limit) = limit.filter(|limit| size > *limit) {
+            return Err(LogError::MetadataTooLarge { size, limit });
+        }
+        if self.faults.lost.load(Ordering::SeqCst) {
+            return Err(LogError::NotAssigned {
+                group: topics::GROUP_DISPATCHER.to_owned(),
+                topic: offsets[0].topic.clone(),
+                partition: offsets[0].partition,
+            });
+        }
         self.inner.commit(offsets.clone()).await?;
         self.journal
             .send_modify(|journal| journal.push(Entry::Committed(offsets)));

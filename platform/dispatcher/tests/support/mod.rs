@@ -18,7 +18,7 @@ use imageflow_pods::testing::FakeHost;
 use imageflow_resources::{Operations, ResourceStore, StoreConfig};
 use imageflow_types::manifest::Resource;
 use imageflow_types::names::{FunctionName, RevisionName, RunId, StepName};
-use imageflow_types::work::{Input, ObjectRef, OutputRef, StageStep, StepResult};
+use imageflow_types::work::{DeadLetter, Input, ObjectRef, OutputRef, StageStep, StepResult};
 use imageflow_types::{RunEvent, StepRequest, topics};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -42,7 +42,7 @@ pub async fn within<T>(what: &str, work: impl Future<Output = T>) -> T {
     }
 }
 
-fn now_ms() -> i64 {
+pub fn now_ms() -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     i64::try_from(now.as_millis()).unwrap()
 }
@@ -187,6 +187,22 @@ impl World {
         self.log.produce(vec![record]).await.unwrap();
     }
 
+    /// Makes the topic of dead letters, as the router does.
+    pub async fn make_dead_letters(&self) {
+        let topic = TopicSpec::new(topics::DEAD_LETTERS, topics::PARTITIONS);
+        self.log.ensure_topics(&[topic]).await.unwrap();
+    }
+
+    pub async fn dead_letters(&self) -> Vec<DeadLetter> {
+        let mut letters = Vec::new();
+        for partition in 0..topics::PARTITIONS {
+            for record in self.log.read(topics::DEAD_LETTERS, partition, 0, 100).await.unwrap() {
+                letters.push(serde_json::from_slice(&record.value.unwrap()).unwrap());
+            }
+        }
+        letters
+    }
+
     /// The result of a step that must have been completed.
     pub async fn completed(&self, step: &StepRequest) -> StepResult {
         match self.log.end(&step.run).await {
@@ -207,6 +223,15 @@ impl World {
     /// Starts a dispatcher.
     pub fn dispatch(&self) -> Running {
         self.dispatch_with(DispatcherConfig::default(), self.backlogs.clone())
+    }
+
+    /// Starts a dispatcher that waits for nothing when it is to end.
+    pub fn dispatch_hasty(&self) -> Running {
+        let config = DispatcherConfig {
+            drain: Duration::ZERO,
+            ..DispatcherConfig::default()
+        };
+        self.dispatch_with(config, self.backlogs.clone())
     }
 
     /// Starts a dispatcher of another name, with backlogs of its own.

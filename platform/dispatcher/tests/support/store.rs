@@ -1,5 +1,6 @@
 //! The embedded object store behind a switch.
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -26,6 +27,7 @@ pub struct Switch {
     inner: S3Store,
     down: watch::Sender<bool>,
     refused: watch::Sender<u32>,
+    panics: AtomicU32,
     _server: EmbeddedS3,
 }
 
@@ -47,6 +49,7 @@ impl Switch {
             inner,
             down: watch::channel(false).0,
             refused: watch::channel(0).0,
+            panics: AtomicU32::new(0),
             _server: server,
         }
     }
@@ -62,7 +65,15 @@ impl Switch {
         drop(seen.unwrap());
     }
 
+    /// The next so many calls panic.
+    pub fn panic(&self, times: u32) {
+        self.panics.store(times, Ordering::SeqCst);
+    }
+
     fn up(&self) -> Result<(), ObjectError> {
+        let panics = |left: u32| left.checked_sub(1);
+        let panics = self.panics.fetch_update(Ordering::SeqCst, Ordering::SeqCst, panics);
+        assert!(panics.is_err(), "the test has the store panic");
         if !*self.down.borrow() {
             return Ok(());
         }

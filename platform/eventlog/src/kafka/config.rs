@@ -30,6 +30,10 @@ const FIXED: &[(&str, &str)] = &[
     ("request.required.acks", "a record would be lost with its broker"),
     ("retries", "a record would be given up before its time"),
     ("message.send.max.retries", "a record would be given up before its time"),
+    (
+        "delivery.report.only.error",
+        "who writes waits for the word that it was written",
+    ),
     ("max.in.flight", "records of a key could be swapped"),
     (
         "max.in.flight.requests.per.connection",
@@ -428,6 +432,8 @@ mod tests {
         for (key, value) in [
             ("enable.idempotence", "false"),
             ("producer.acks", "1"),
+            ("delivery.report.only.error", "true"),
+            ("producer.delivery.report.only.error", "true"),
             ("consumer.isolation.level", "read_uncommitted"),
             ("partitioner", "random"),
             ("message.timeout.ms", "5000"),
