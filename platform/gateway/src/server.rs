@@ -216,10 +216,9 @@ async fn keep_reconciled(gateway: Arc<Gateway>) {
                 continue;
             }
         };
-        match open.run(&gateway).await {
-            Ok(0) => {}
-            Ok(raised) => tracing::info!(raised, "events of objects were missing and are raised"),
-            Err(problem) => tracing::warn!(%problem, "buckets and events were not reconciled, it is tried again"),
+        let raised = open.run(&gateway).await.raised;
+        if raised > 0 {
+            tracing::info!(raised, "events of objects were missing and are raised");
         }
     }
 }

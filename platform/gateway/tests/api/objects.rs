@@ -97,16 +97,16 @@ async fn a_reconcile_raises_what_no_run_knows_and_nothing_else() {
     let path = format!("/v1/runs/{run}?watch=true&wait=60");
     world.send(Method::GET, &path, &[], "").await;
     let mut reconciler = Reconciler::open(&world.log).await.unwrap();
-    assert_eq!(reconciler.run(&world.gateway).await.unwrap(), 1);
+    assert_eq!(reconciler.run(&world.gateway).await.raised, 1);
     assert_eq!(subjects(&world).await, ["raw-images/missed.png"]);
     assert_eq!(
-        reconciler.run(&world.gateway).await.unwrap(),
+        reconciler.run(&world.gateway).await.raised,
         0,
         "also when no run came of it"
     );
     // Told again, after a restart, it is the same event, so the same run.
     let mut reconciler = Reconciler::open(&world.log).await.unwrap();
-    assert_eq!(reconciler.run(&world.gateway).await.unwrap(), 1);
+    assert_eq!(reconciler.run(&world.gateway).await.raised, 1);
     let records = world.records(topics::EVENTS).await;
     let id = |at: usize| {
         record::read(
@@ -133,7 +133,7 @@ async fn what_is_older_than_the_mark_is_not_told_to_a_new_trigger() {
         .value(mark);
     world.log.produce(vec![record]).await.unwrap();
     let mut reconciler = Reconciler::open(&world.log).await.unwrap();
-    assert_eq!(reconciler.run(&world.gateway).await.unwrap(), 0);
+    assert_eq!(reconciler.run(&world.gateway).await.raised, 0);
 }
 
 #[tokio::test]

@@ -1,9 +1,10 @@
-//! A reconcile that somebody asks for.
+//! A reconcile that somebody asks for, and what is wrong with single objects and buckets.
 use bytes::Bytes;
 use imageflow_eventlog::{NewRecord, TopicSpec};
 use imageflow_events::AttributesReader;
-use imageflow_objects::{ObjectStore, PutOptions};
-use imageflow_types::topics;
+use imageflow_gateway::{Pass, Reconciler};
+use imageflow_objects::{ObjectError, ObjectStore, PutOptions};
+use imageflow_types::{Resource, topics};
 use serde_json::{Value, json};
 
 use crate::support::{PNG, World};
@@ -35,7 +36,7 @@ async fn ask(world: &World, query: &str) -> Value {
 }
 
 fn answer(looked_at: usize, raised: usize) -> Value {
-    json!({"bucket": "raw-images", "lookedAt": looked_at, "raised": raised})
+    json!({"bucket": "raw-images", "lookedAt": looked_at, "raised": raised, "skipped": 0})
 }
 
 async fn ids(world: &World) -> Vec<String> {
@@ -85,4 +86,113 @@ async fn only_buckets_of_triggers_are_looked_at() {
     let empty = World::start().await;
     let problem = empty.post(RECONCILE, &[], "").await.problem(404, "not-found");
     assert!(problem.contains("there is no trigger"), "{problem}");
+}
+
+fn unavailable() -> ObjectError {
+    ObjectError::Unavailable { source: "test".into() }
+}
+
+fn no_bucket() -> ObjectError {
+    ObjectError::NoSuchBucket {
+        bucket: "a-gone".to_owned(),
+    }
+}
+
+fn denied() -> ObjectError {
+    ObjectError::AccessDenied {
+        bucket: "b-denied".to_owned(),
+    }
+}
+
+/// A trigger for all objects of these buckets.
+async fn trigger(world: &World, buckets: &[&str]) {
+    let trigger = json!({
+        "apiVersion": "imageflow.dev/v1alpha1", "kind": "Trigger", "metadata": {"name": "all"},
+        "spec": {"filters": [{"exact": {"type": "dev.imageflow.object.created"}}], "flow": "thumbs", "buckets": buckets},
+    });
+    for resource in Resource::from_yaml(&trigger.to_string()).unwrap() {
+        world.resources.apply(resource).await.unwrap();
+    }
+}
+
+/// The buckets whose mark was written.
+async fn marked(world: &World) -> Vec<String> {
+    let records = world.log.read(topics::MARKS, 0, 0, 100).await.unwrap();
+    let keys = records
+        .iter()
+        .map(|r| String::from_utf8_lossy(r.key.as_ref().unwrap()).into_owned());
+    keys.collect()
+}
+
+#[tokio::test]
+async fn an_object_that_cannot_be_looked_at_hides_no_other() {
+    let world = World::sample().await;
+    for key in ["a/../b.png", "a\nb.png"] {
+        world.objects.others_put("raw-images", key);
+    }
+    put(&world, "z.png").await;
+    let mut reconciler = Reconciler::open(&world.log).await.unwrap();
+    let pass = reconciler.run(&world.gateway).await;
+    assert_eq!(pass, Pass { raised: 1, behind: 0 });
+    assert_eq!(marked(&world).await, ["raw-images"], "waiting would not help");
+    let answer = ask(&world, "?all=true").await;
+    assert_eq!((&answer["lookedAt"], &answer["skipped"]), (&json!(3), &json!(2)));
+}
+
+#[tokio::test]
+async fn a_bucket_that_is_not_there_or_denied_keeps_no_other_from_its_turn() {
+    let world = World::sample().await;
+    trigger(&world, &["a-gone", "b-denied", "c-fails", "raw-images"]).await;
+    world.objects.fail("a-gone", "", no_bucket);
+    world.objects.fail("b-denied", "", denied);
+    world.objects.fail("c-fails", "", unavailable);
+    put(&world, "z.png").await;
+    let mut reconciler = Reconciler::open(&world.log).await.unwrap();
+    let pass = reconciler.run(&world.gateway).await;
+    assert_eq!(pass, Pass { raised: 1, behind: 3 });
+    assert_eq!(marked(&world).await, ["raw-images"]);
+    world.objects.heal();
+    world.objects.others_put("a-gone", "x.png");
+    let pass = reconciler.run(&world.gateway).await;
+    assert_eq!(
+        pass,
+        Pass { raised: 1, behind: 0 },
+        "what came before the bucket was to be had is told"
+    );
+}
+
+#[tokio::test]
+async fn what_cannot_be_looked_at_now_is_looked_at_by_the_next_pass() {
+    let world = World::sample().await;
+    put(&world, "a.png").await;
+    put(&world, "b.png").await;
+    world.objects.fail("raw-images", "a.png", unavailable);
+    let mut reconciler = Reconciler::open(&world.log).await.unwrap();
+    let pass = reconciler.run(&world.gateway).await;
+    assert_eq!(pass, Pass { raised: 1, behind: 1 }, "it hides no other");
+    assert_eq!(marked(&world).await, [""; 0]);
+    world.post(RECONCILE, &[], "").await.problem(503, "unavailable");
+    world.objects.heal();
+    let pass = reconciler.run(&world.gateway).await;
+    assert_eq!(
+        pass,
+        Pass { raised: 1, behind: 0 },
+        "and what was told is not told again"
+    );
+    assert_eq!(marked(&world).await, ["raw-images"]);
+}
+
+#[tokio::test]
+async fn a_store_that_fails_is_not_asked_for_every_object() {
+    let world = World::sample().await;
+    for n in 0..30 {
+        let key = format!("{n:02}.png");
+        put(&world, &key).await;
+        if n < 29 {
+            world.objects.fail("raw-images", &key, unavailable);
+        }
+    }
+    let mut reconciler = Reconciler::open(&world.log).await.unwrap();
+    let pass = reconciler.run(&world.gateway).await;
+    assert_eq!(pass, Pass { raised: 0, behind: 1 });
 }
