@@ -1,5 +1,6 @@
 //! Objects whose event was never raised: the put was durable, and the platform died before its event was. Such a put was not
 //! acknowledged, and an external store may lose notifications. Run ids are derived, so telling an object twice makes no second run.
+use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
@@ -7,15 +8,15 @@ use axum::Json;
 use axum::extract::{Path, RawQuery, State};
 use axum::response::IntoResponse;
 use imageflow_eventlog::{EventLog, FollowEvent, LogError, NewRecord, Start, TopicSpec};
-use imageflow_events::object::object_event;
-use imageflow_events::{AttributesReader, Event, attributes};
+use imageflow_events::{AttributesReader, Event, attributes, ext};
+use imageflow_objects::{ChangeKind, ObjectInfo};
 use imageflow_resources::Catalog;
+use imageflow_types::trigger::TriggerSpec;
 use imageflow_types::{ErrorCode, ObjectRef, Problem, RunId, topics};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::events::to_record;
-use crate::listener::{INTERNAL, METADATA_RUN};
+use crate::listener::{INTERNAL, event_of, tell};
 use crate::problem::{Answer, object_problem};
 use crate::read::flag;
 use crate::state::{Gateway, log_problem};
@@ -166,14 +167,7 @@ impl Reconciler {
                     continue;
                 }
                 found.looked_at += 1;
-                let object = ObjectRef {
-                    bucket: info.bucket,
-                    key: info.key,
-                    etag: info.etag,
-                    size: info.size,
-                    content_type: None,
-                };
-                match look(gateway, catalog, told, &object).await {
+                match look(gateway, catalog, told, &info).await {
                     Ok(None) => {}
                     Ok(Some(Seen { event, raised })) => {
                         found.raised += usize::from(raised);
@@ -184,12 +178,12 @@ impl Reconciler {
                     }
                     // It stays as it is, whoever looks, and must not hide what comes after it.
                     Err(Fault::Never(why)) => {
-                        tracing::warn!(bucket, key = object.key, why, "the reconcile leaves out an object");
+                        tracing::warn!(bucket, key = info.key, why, "the reconcile leaves out an object");
                         metrics::counter!("imageflow_storage_reconcile_skipped_total").increment(1);
                         found.skipped += 1;
                     }
                     Err(Fault::Object(problem)) => {
-                        tracing::warn!(bucket, key = object.key, %problem, "an object cannot be looked at now");
+                        tracing::warn!(bucket, key = info.key, %problem, "an object cannot be looked at now");
                         found.fault = Some(problem);
                         faults += 1;
                         if faults == MOST_FAULTS {
@@ -271,16 +265,32 @@ pub async fn post(State(gateway): State<Arc<Gateway>>, Path(bucket): Path<String
     Ok(Json(answer).into_response())
 }
 
-fn event_of(object: &ObjectRef) -> Result<Event, Fault> {
-    object_event(object, true, None).map_err(|e| Fault::Never(e.to_string()))
+fn event(info: &ObjectInfo) -> Result<Option<(ObjectRef, Event)>, Fault> {
+    event_of(info.clone(), ChangeKind::Created).map_err(|e| Fault::Never(e.to_string()))
 }
 
-/// Whether a trigger matches the object's event and no run of it is known.
-fn wanted(gateway: &Gateway, catalog: &Catalog, object: &ObjectRef, event: &Event) -> bool {
+/// Whether a trigger takes the object's event and no run of it is known.
+fn wanted(gateway: &Gateway, catalog: &Catalog, object: &ObjectRef, takes: impl Fn(&TriggerSpec) -> bool) -> bool {
     catalog.triggers.iter().any(|(name, trigger)| {
         let run = RunId::derive(&["trigger", name.as_str(), &object.bucket, &object.key, &object.etag]);
-        trigger.spec.matches(|attribute| attributes::get(event, attribute)) && gateway.runs.get(&run).is_none()
+        takes(&trigger.spec) && gateway.runs.get(&run).is_none()
     })
+}
+
+/// Whether a trigger takes an event, by the rule of the router.
+fn takes(trigger: &TriggerSpec, event: &Event) -> bool {
+    let ours = event.extension(ext::WRITTEN_BY).is_some();
+    (!ours || trigger.platform_objects) && trigger.matches(|attribute| attributes::get(event, attribute))
+}
+
+/// The same of an event made from a listing, which does not tell who wrote the object.
+fn may_take(trigger: &TriggerSpec, event: &Event) -> bool {
+    let depends = Cell::new(false);
+    let matches = trigger.matches(|attribute| {
+        depends.set(depends.get() || attribute == ext::WRITTEN_BY);
+        attributes::get(event, attribute)
+    });
+    matches || (depends.get() && trigger.platform_objects)
 }
 
 /// Raises the object's event when it is wanted and not among those that were `told`.
@@ -288,21 +298,23 @@ async fn look(
     gateway: &Gateway,
     catalog: &Catalog,
     told: Option<&HashSet<String>>,
-    object: &ObjectRef,
+    listed: &ObjectInfo,
 ) -> Result<Option<Seen>, Fault> {
-    let event = event_of(object)?;
-    if !wanted(gateway, catalog, object, &event) {
+    let Some((object, event)) = event(listed)? else {
+        return Ok(None);
+    };
+    if !wanted(gateway, catalog, &object, |trigger| may_take(trigger, &event)) {
         return Ok(None);
     }
     let event = event.id().to_owned();
     if told.is_some_and(|told| told.contains(&event)) {
         return Ok(Some(Seen { event, raised: false }));
     }
-    let raised = raise(gateway, object.clone()).await?;
+    let raised = raise(gateway, catalog, &object).await?;
     Ok(raised.then_some(Seen { event, raised }))
 }
 
-async fn raise(gateway: &Gateway, object: ObjectRef) -> Result<bool, Fault> {
+async fn raise(gateway: &Gateway, catalog: &Catalog, object: &ObjectRef) -> Result<bool, Fault> {
     gateway.check_room().await.map_err(Fault::Platform)?;
     let info = match gateway.deps.objects.head(&object.bucket, &object.key).await {
         Ok(info) => info,
@@ -312,17 +324,16 @@ async fn raise(gateway: &Gateway, object: ObjectRef) -> Result<bool, Fault> {
     let Some(info) = info.filter(|i| i.etag == object.etag) else {
         return Ok(false);
     };
-    // What the platform wrote itself starts nothing, unless a trigger wants it: then its event was raised by the put.
-    if info.metadata.contains_key(METADATA_RUN) {
+    let Some((object, event)) = event(&info)? else {
+        return Ok(false);
+    };
+    // What the platform wrote itself starts nothing, unless a trigger wants it. Pods put by signed URL, past the platform: of
+    // that an external store's notification is the only word, and it may be lost like any other.
+    if !wanted(gateway, catalog, &object, |trigger| takes(trigger, &event)) {
         return Ok(false);
     }
-    let object = ObjectRef {
-        content_type: info.content_type,
-        ..object
-    };
-    let event = event_of(&object)?;
-    let produced = gateway.deps.log.produce(vec![to_record(&event)]).await;
-    produced.map_err(|e| Fault::Platform(log_problem(&e)))?;
+    let told = tell(gateway.deps.log.as_ref(), &object, event).await;
+    told.map_err(|e| Fault::Platform(log_problem(&e)))?;
     tracing::info!(
         bucket = object.bucket,
         key = object.key,

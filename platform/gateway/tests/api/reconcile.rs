@@ -1,9 +1,9 @@
 //! A reconcile that somebody asks for, and what is wrong with single objects and buckets.
 use bytes::Bytes;
 use imageflow_eventlog::{NewRecord, TopicSpec};
-use imageflow_events::AttributesReader;
-use imageflow_gateway::{Pass, Reconciler};
-use imageflow_objects::{ObjectError, ObjectStore, PutOptions};
+use imageflow_events::{AttributesReader, Event, ext};
+use imageflow_gateway::{ObjectEvents, Pass, Reconciler};
+use imageflow_objects::{ChangeKind, ObjectChange, ObjectError, ObjectInfo, ObjectListener, ObjectStore, PutOptions};
 use imageflow_types::{Resource, topics};
 use serde_json::{Value, json};
 
@@ -12,12 +12,19 @@ use crate::support::{PNG, World};
 const RECONCILE: &str = "/v1/buckets/raw-images/reconcile";
 
 async fn put(world: &World, key: &str) {
+    put_to(world, "raw-images", key, None).await;
+}
+
+/// Puts an object, as `run` did it.
+async fn put_to(world: &World, bucket: &str, key: &str, run: Option<&str>) -> ObjectInfo {
+    let written_by = run.map(|run| ("imageflow-run".to_owned(), run.to_owned()));
     let options = PutOptions {
         content_type: Some("image/png".into()),
+        metadata: written_by.into_iter().collect(),
         ..PutOptions::default()
     };
-    let put = world.objects.put("raw-images", key, Bytes::from_static(PNG), options);
-    put.await.unwrap();
+    let put = world.objects.put(bucket, key, Bytes::from_static(PNG), options);
+    put.await.unwrap()
 }
 
 /// Writes that everything up to far in the future is told.
@@ -39,13 +46,17 @@ fn answer(looked_at: usize, raised: usize) -> Value {
     json!({"bucket": "raw-images", "lookedAt": looked_at, "raised": raised, "skipped": 0})
 }
 
-async fn ids(world: &World) -> Vec<String> {
+async fn events(world: &World) -> Vec<Event> {
     let records = world.records(topics::EVENTS).await;
-    let read = records.iter().map(|r| {
-        let event = imageflow_events::record::read(r.key.as_deref(), &r.headers, r.value.as_ref()).unwrap();
-        event.id().to_owned()
-    });
+    let read = records
+        .iter()
+        .map(|r| imageflow_events::record::read(r.key.as_deref(), &r.headers, r.value.as_ref()).unwrap());
     read.collect()
+}
+
+async fn ids(world: &World) -> Vec<String> {
+    let events = events(world).await;
+    events.iter().map(|event| event.id().to_owned()).collect()
 }
 
 #[tokio::test]
@@ -106,10 +117,13 @@ fn denied() -> ObjectError {
 
 /// A trigger for all objects of these buckets.
 async fn trigger(world: &World, buckets: &[&str]) {
-    let trigger = json!({
-        "apiVersion": "imageflow.dev/v1alpha1", "kind": "Trigger", "metadata": {"name": "all"},
-        "spec": {"filters": [{"exact": {"type": "dev.imageflow.object.created"}}], "flow": "thumbs", "buckets": buckets},
-    });
+    let filters = json!([{"exact": {"type": "dev.imageflow.object.created"}}]);
+    apply(world, json!({"filters": filters, "flow": "thumbs", "buckets": buckets})).await;
+}
+
+async fn apply(world: &World, spec: Value) {
+    let trigger =
+        json!({"apiVersion": "imageflow.dev/v1alpha1", "kind": "Trigger", "metadata": {"name": "all"}, "spec": spec});
     for resource in Resource::from_yaml(&trigger.to_string()).unwrap() {
         world.resources.apply(resource).await.unwrap();
     }
@@ -195,4 +209,49 @@ async fn a_store_that_fails_is_not_asked_for_every_object() {
     let mut reconciler = Reconciler::open(&world.log).await.unwrap();
     let pass = reconciler.run(&world.gateway).await;
     assert_eq!(pass, Pass { raised: 0, behind: 1 });
+}
+
+#[tokio::test]
+async fn results_are_told_to_a_trigger_that_wants_them() {
+    let world = World::sample().await;
+    let created = json!({"exact": {"type": "dev.imageflow.object.created"}});
+    let result = put_to(&world, "processed-images", "thumbs/small/a.png", Some("run-1")).await;
+    put_to(&world, "processed-images", "thumbs/small/a.png.json", Some("run-1")).await;
+    put_to(&world, "processed-images", "thumbs/small/b.png", Some("run-2")).await;
+    let mut reconciler = Reconciler::open(&world.log).await.unwrap();
+    let buckets = ["processed-images"];
+    apply(
+        &world,
+        json!({"filters": [created], "flow": "thumbs", "buckets": buckets}),
+    )
+    .await;
+    let pass = reconciler.run(&world.gateway).await;
+    assert_eq!(pass, Pass { raised: 0, behind: 0 }, "unasked they start nothing");
+    for run in ["run-1", "run-"] {
+        let by = json!({"prefix": {"imageflowwrittenby": run}});
+        let spec = json!({"filters": [by, created], "flow": "thumbs", "buckets": buckets, "platformObjects": true});
+        apply(&world, spec).await;
+        let pass = reconciler.run(&world.gateway).await;
+        assert_eq!(pass, Pass { raised: 1, behind: 0 }, "each once");
+    }
+    let raised = events(&world).await.remove(0);
+    let change = ObjectChange {
+        kind: ChangeKind::Created,
+        info: result,
+        sequence: 1,
+    };
+    ObjectEvents::new(world.log.clone()).on_durable(change).await.unwrap();
+    let by_the_put = events(&world)
+        .await
+        .into_iter()
+        .filter(|e| e.subject() == raised.subject());
+    for event in by_the_put {
+        let facts = |e: &Event| (e.id().to_owned(), ext::text(e, ext::WRITTEN_BY), e.data().cloned());
+        assert_eq!(
+            facts(&event),
+            facts(&raised),
+            "as the put of an embedded store tells it"
+        );
+        assert!(event.extension(ext::TRACEPARENT).is_some());
+    }
 }
