@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use imageflow_eventlog::{EventLog, LogError};
-use imageflow_events::object::object_event;
+use imageflow_events::object::{object_event, removal_event};
 use imageflow_events::{Event, EventError, ext};
 use imageflow_objects::{ChangeKind, ListenerError, ObjectChange, ObjectInfo, ObjectListener};
 use imageflow_process::trace::onward;
@@ -33,7 +33,11 @@ impl ObjectEvents {
 #[async_trait]
 impl ObjectListener for ObjectEvents {
     async fn on_durable(&self, change: ObjectChange) -> Result<(), ListenerError> {
-        if let Some((object, event)) = event_of(change.info, change.kind)? {
+        self.on_told(change, None).await
+    }
+
+    async fn on_told(&self, change: ObjectChange, occurrence: Option<&str>) -> Result<(), ListenerError> {
+        if let Some((object, event)) = event_of(change.info, change.kind, occurrence)? {
             tell(self.log.as_ref(), &object, event).await?;
         }
         Ok(())
@@ -41,8 +45,12 @@ impl ObjectListener for ObjectEvents {
 }
 
 /// The event of an object; none where it is the platform's own business.
-pub(crate) fn event_of(info: ObjectInfo, kind: ChangeKind) -> Result<Option<(ObjectRef, Event)>, EventError> {
-    let run = info.metadata.get(METADATA_RUN);
+pub(crate) fn event_of(
+    info: ObjectInfo,
+    kind: ChangeKind,
+    occurrence: Option<&str>,
+) -> Result<Option<(ObjectRef, Event)>, EventError> {
+    let run = info.metadata.get(METADATA_RUN).cloned();
     let sidecar = run.is_some() && info.key.ends_with(".json");
     if sidecar || INTERNAL.iter().any(|prefix| info.key.starts_with(prefix)) {
         return Ok(None);
@@ -54,7 +62,10 @@ pub(crate) fn event_of(info: ObjectInfo, kind: ChangeKind) -> Result<Option<(Obj
         size: info.size,
         content_type: info.content_type,
     };
-    let event = object_event(&object, kind == ChangeKind::Created, run.map(String::as_str))?;
+    let event = match (kind, occurrence) {
+        (ChangeKind::Removed, Some(occurrence)) => removal_event(&object, occurrence, run.as_deref())?,
+        _ => object_event(&object, kind == ChangeKind::Created, run.as_deref())?,
+    };
     Ok(Some((object, event)))
 }
 

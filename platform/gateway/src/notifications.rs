@@ -128,7 +128,10 @@ impl Notifications {
             return Ok(());
         };
         let sequence = u64::try_from(offset).unwrap_or_default();
-        self.events.on_durable(change.into_change(sequence)).await
+        let occurrence = change.occurrence();
+        self.events
+            .on_told(change.into_change(sequence), occurrence.as_deref())
+            .await
     }
 
     /// With what the store knows of the object: few servers tell the metadata, by which our own objects are known from others'.

@@ -266,7 +266,7 @@ pub async fn post(State(gateway): State<Arc<Gateway>>, Path(bucket): Path<String
 }
 
 fn event(info: &ObjectInfo) -> Result<Option<(ObjectRef, Event)>, Fault> {
-    event_of(info.clone(), ChangeKind::Created).map_err(|e| Fault::Never(e.to_string()))
+    event_of(info.clone(), ChangeKind::Created, None).map_err(|e| Fault::Never(e.to_string()))
 }
 
 /// Whether a trigger takes the object's event and no run of it is known.

@@ -72,6 +72,17 @@ impl Notification {
         }
     }
 
+    /// What tells this change from others of the key, however often it is told. The time is part of it because versitygw counts
+    /// from 1 again when it is started, and tells seconds only, in which there is room for several.
+    #[must_use]
+    pub fn occurrence(&self) -> Option<String> {
+        let at_ms = self.info.last_modified_ms;
+        match &self.sequencer {
+            None if at_ms == 0 => None,
+            sequencer => Some(format!("{at_ms}.{}", sequencer.as_deref().unwrap_or_default())),
+        }
+    }
+
     /// As a change, with a number of the caller's.
     #[must_use]
     pub fn into_change(self, sequence: u64) -> ObjectChange {

@@ -111,6 +111,21 @@ fn removals_need_no_etag() {
 }
 
 #[test]
+fn what_tells_a_change_from_others_is_in_every_format() {
+    assert_eq!(one(VERSITYGW_REMOVED).occurrence().as_deref(), Some("1795526114000.A"));
+    assert_eq!(
+        all(AWS)[1].occurrence().as_deref(),
+        Some("1795526116000.0055AED6DCD90281E6")
+    );
+    let later = VERSITYGW_REMOVED.replace("13:15:14Z", "13:15:15Z");
+    assert_ne!(one(&later).occurrence(), one(VERSITYGW_REMOVED).occurrence());
+    let bare = VERSITYGW_REMOVED.replace("\"A\"", "null");
+    assert_eq!(one(&bare).occurrence().as_deref(), Some("1795526114000."));
+    let nothing = bare.replace("2026-11-24T13:15:14Z", "");
+    assert_eq!(one(&nothing).occurrence(), None);
+}
+
+#[test]
 fn aws_encodes_keys_and_sends_several_records() {
     let told = all(AWS);
     assert_eq!(told.len(), 2, "a tag is no change of an object");
