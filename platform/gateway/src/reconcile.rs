@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Path, RawQuery, State};
@@ -28,6 +29,15 @@ const PAGE: usize = 1000;
 const MOST_FAULTS: usize = 10;
 /// The clocks of store and platform may differ so much, and an event may take so long after its object.
 const SLACK_MS: i64 = 5 * 60 * 1000;
+
+/// So many times what a pass took is the rest after it, at least.
+const REST: u32 = 9;
+
+/// How long to wait after a pass. S3 can list a bucket only from its first object on, whatever the mark: so a pass over large
+/// buckets takes its time and costs the store's, and all passes together a tenth of the time at most.
+pub(crate) fn rest(period: Duration, took: Duration) -> Duration {
+    period.max(took.saturating_mul(REST))
+}
 
 /// Up to when the objects of a bucket are told: older ones are not looked at again. Without it a new trigger would be told every
 /// object that was ever put, and a run forgotten long ago would be made anew.
@@ -340,4 +350,19 @@ async fn raise(gateway: &Gateway, catalog: &Catalog, object: &ObjectRef) -> Resu
         "the event of an object was raised by the reconcile"
     );
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passes_take_a_tenth_of_the_time_at_most() {
+        let minute = Duration::from_secs(60);
+        for (took_s, rest_s) in [(0, 60), (1, 60), (6, 60), (7, 63), (600, 5400)] {
+            let rest = rest(minute, Duration::from_secs(took_s));
+            assert_eq!(rest, Duration::from_secs(rest_s), "{took_s}");
+        }
+        assert_eq!(rest(minute, Duration::MAX), Duration::MAX);
+    }
 }
