@@ -16,8 +16,21 @@ pub fn object_event(object: &ObjectRef, created: bool, written_by: Option<&str>)
     } else {
         ext::TYPE_OBJECT_REMOVED
     };
+    event(object, ty, &object.etag, written_by)
+}
+
+/// The event of an object whose removal another server told. Servers tell no ETag of what is gone, or for every removal the
+/// same one, so the id is derived from what tells this removal of the key from its others.
+///
+/// # Errors
+/// As [`object_event`].
+pub fn removal_event(object: &ObjectRef, occurrence: &str, written_by: Option<&str>) -> Result<Event, EventError> {
+    event(object, ext::TYPE_OBJECT_REMOVED, occurrence, written_by)
+}
+
+fn event(object: &ObjectRef, ty: &str, which: &str, written_by: Option<&str>) -> Result<Event, EventError> {
     let mut builder = EventBuilderV10::new()
-        .id(&digest(&["object-event", ty, &object.bucket, &object.key, &object.etag])[..32])
+        .id(&digest(&["object-event", ty, &object.bucket, &object.key, which])[..32])
         .source(format!("/imageflow/buckets/{}", object.bucket))
         .ty(ty)
         .subject(format!("{}/{}", object.bucket, object.key))
@@ -56,15 +69,32 @@ pub fn own_object(event: &Event) -> Option<ObjectRef> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_same_object_makes_the_same_event() {
-        let object = ObjectRef {
+    fn object() -> ObjectRef {
+        ObjectRef {
             bucket: "raw-images".into(),
             key: "a b.jpg".into(),
             etag: "e1".into(),
             size: 3,
             content_type: None,
+        }
+    }
+
+    #[test]
+    fn a_removal_is_the_same_event_whenever_it_is_told_and_no_other() {
+        let gone = ObjectRef {
+            etag: String::new(),
+            ..object()
         };
+        let first = removal_event(&gone, "1", None).unwrap();
+        assert_eq!(first.ty(), ext::TYPE_OBJECT_REMOVED);
+        assert_eq!(first.id(), removal_event(&gone, "1", None).unwrap().id());
+        assert_ne!(first.id(), removal_event(&gone, "2", None).unwrap().id());
+        assert_eq!(first.subject(), Some("raw-images/a b.jpg"));
+    }
+
+    #[test]
+    fn the_same_object_makes_the_same_event() {
+        let object = object();
         let event = object_event(&object, true, None).unwrap();
         assert_eq!(event.id(), object_event(&object, true, Some("run-1")).unwrap().id());
         assert_eq!(own_object(&event).unwrap(), object);

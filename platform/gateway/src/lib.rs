@@ -32,7 +32,7 @@ mod stream;
 pub use connections::HttpLimits;
 pub use listener::ObjectEvents;
 pub use notifications::Notifications;
-pub use reconcile::Reconciler;
+pub use reconcile::{Pass, Reconciler};
 pub use runs_view::RunsView;
 pub use server::{GatewayError, serve};
 pub use state::{BacklogView, Gateway, GatewayConfig, GatewayDeps, Scaling, ScalingView};

@@ -2,10 +2,10 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use imageflow_eventlog::EventLog;
-use imageflow_events::ext;
-use imageflow_events::object::object_event;
-use imageflow_objects::{ChangeKind, ListenerError, ObjectChange, ObjectListener};
+use imageflow_eventlog::{EventLog, LogError};
+use imageflow_events::object::{object_event, removal_event};
+use imageflow_events::{Event, EventError, ext};
+use imageflow_objects::{ChangeKind, ListenerError, ObjectChange, ObjectInfo, ObjectListener};
 use imageflow_process::trace::onward;
 use imageflow_types::ObjectRef;
 use tracing::Instrument;
@@ -33,29 +33,51 @@ impl ObjectEvents {
 #[async_trait]
 impl ObjectListener for ObjectEvents {
     async fn on_durable(&self, change: ObjectChange) -> Result<(), ListenerError> {
-        let info = change.info;
-        let run = info.metadata.get(METADATA_RUN);
-        let sidecar = run.is_some() && info.key.ends_with(".json");
-        if sidecar || INTERNAL.iter().any(|prefix| info.key.starts_with(prefix)) {
-            return Ok(());
+        self.on_told(change, None).await
+    }
+
+    async fn on_told(&self, change: ObjectChange, occurrence: Option<&str>) -> Result<(), ListenerError> {
+        if let Some((object, event)) = event_of(change.info, change.kind, occurrence)? {
+            tell(self.log.as_ref(), &object, event).await?;
         }
-        let object = ObjectRef {
-            bucket: info.bucket,
-            key: info.key,
-            etag: info.etag,
-            size: info.size,
-            content_type: info.content_type,
-        };
-        let mut event = object_event(&object, change.kind == ChangeKind::Created, run.map(String::as_str))?;
-        // Here a trace begins: whoever put the object had no way to name one.
-        let span = tracing::info_span!(
-            "object",
-            otel.kind = "producer",
-            bucket = object.bucket,
-            key = object.key
-        );
-        event.set_extension(ext::TRACEPARENT, onward(&span, None).to_string());
-        self.log.produce(vec![to_record(&event)]).instrument(span).await?;
         Ok(())
     }
+}
+
+/// The event of an object; none where it is the platform's own business.
+pub(crate) fn event_of(
+    info: ObjectInfo,
+    kind: ChangeKind,
+    occurrence: Option<&str>,
+) -> Result<Option<(ObjectRef, Event)>, EventError> {
+    let run = info.metadata.get(METADATA_RUN).cloned();
+    let sidecar = run.is_some() && info.key.ends_with(".json");
+    if sidecar || INTERNAL.iter().any(|prefix| info.key.starts_with(prefix)) {
+        return Ok(None);
+    }
+    let object = ObjectRef {
+        bucket: info.bucket,
+        key: info.key,
+        etag: info.etag,
+        size: info.size,
+        content_type: info.content_type,
+    };
+    let event = match (kind, occurrence) {
+        (ChangeKind::Removed, Some(occurrence)) => removal_event(&object, occurrence, run.as_deref())?,
+        _ => object_event(&object, kind == ChangeKind::Created, run.as_deref())?,
+    };
+    Ok(Some((object, event)))
+}
+
+/// Makes an event durable. Here a trace begins: whoever put the object had no way to name one.
+pub(crate) async fn tell(log: &dyn EventLog, object: &ObjectRef, mut event: Event) -> Result<(), LogError> {
+    let span = tracing::info_span!(
+        "object",
+        otel.kind = "producer",
+        bucket = object.bucket,
+        key = object.key
+    );
+    event.set_extension(ext::TRACEPARENT, onward(&span, None).to_string());
+    log.produce(vec![to_record(&event)]).instrument(span).await?;
+    Ok(())
 }

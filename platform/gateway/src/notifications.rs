@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use imageflow_eventlog::{
     Consumer, ConsumerConfig, ConsumerEvent, EventLog, LogError, OffsetCommit, Record, Rejoin, TopicSpec, Topics,
 };
-use imageflow_objects::notifications::{Notification, parse};
-use imageflow_objects::{ChangeKind, ObjectListener, ObjectStore};
+use imageflow_objects::notifications::{Notification, NotificationError, parse};
+use imageflow_objects::{ChangeKind, ObjectError, ObjectListener, ObjectStore};
 use imageflow_process::overdue;
 use imageflow_types::topics;
 use tokio_util::sync::CancellationToken;
@@ -87,16 +87,26 @@ impl Notifications {
 
     /// Raises the events of one message. False when it was stopped before they were durable.
     async fn take(&self, record: &Record, stop: &CancellationToken) -> bool {
+        // What cannot be read stays in the topic, and what it told of is found by the reconcile.
+        let unreadable = |error: NotificationError| {
+            tracing::error!(partition = record.partition, offset = record.offset, %error, "a notification cannot be read");
+            metrics::counter!("imageflow_storage_notifications_unreadable_total").increment(1);
+        };
         let changes = match parse(record.value.as_deref().unwrap_or_default()) {
             Ok(changes) => changes,
             Err(error) => {
-                // It stays in the topic, and what it told of is found by the reconcile.
-                tracing::error!(partition = record.partition, offset = record.offset, %error, "a notification cannot be read");
-                metrics::counter!("imageflow_storage_notifications_unreadable_total").increment(1);
+                unreadable(error);
                 return true;
             }
         };
         for change in changes {
+            let change = match change {
+                Ok(change) => change,
+                Err(error) => {
+                    unreadable(error);
+                    continue;
+                }
+            };
             loop {
                 let raised = tokio::select! {
                     raised = self.raise(change.clone(), record.offset) => raised,
@@ -113,26 +123,42 @@ impl Notifications {
         true
     }
 
-    async fn raise(
-        &self,
-        mut change: Notification,
-        offset: i64,
-    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        // Few servers tell the metadata, by which our own objects are known from others'.
-        if change.kind == ChangeKind::Created {
-            match self.objects.head(&change.info.bucket, &change.info.key).await {
-                Ok(Some(info)) => change.info = info,
-                // Removed meanwhile: there is nothing to work on.
-                Ok(None) => return Ok(()),
-                Err(error) if error.is_retryable() => return Err(error.into()),
-                Err(error) => {
-                    tracing::warn!(bucket = change.info.bucket, key = change.info.key, %error, "a new object cannot be looked at");
-                    return Ok(());
-                }
-            }
-        }
+    async fn raise(&self, change: Notification, offset: i64) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let Some(change) = self.completed(change).await? else {
+            return Ok(());
+        };
         let sequence = u64::try_from(offset).unwrap_or_default();
-        self.events.on_durable(change.into_change(sequence)).await
+        let occurrence = change.occurrence();
+        self.events
+            .on_told(change.into_change(sequence), occurrence.as_deref())
+            .await
+    }
+
+    /// With what the store knows of the object: few servers tell the metadata, by which our own objects are known from others'.
+    /// None when there is nothing to raise.
+    async fn completed(&self, mut change: Notification) -> Result<Option<Notification>, ObjectError> {
+        if change.kind == ChangeKind::Removed {
+            return Ok(Some(change));
+        }
+        let info = match self.objects.head(&change.info.bucket, &change.info.key).await {
+            Ok(info) => info,
+            Err(error) if error.is_retryable() => return Err(error),
+            // Its run ends with an error that somebody sees.
+            Err(error) => {
+                tracing::warn!(bucket = change.info.bucket, key = change.info.key, %error, "a new object cannot be looked at, its event is raised as it was told");
+                return Ok(Some(change));
+            }
+        };
+        let told = change.info.etag.as_str();
+        match info {
+            Some(info) if told.is_empty() || told == info.etag => change.info = info,
+            // What it was cannot be known any more, nor can anything be done with it.
+            None if told.is_empty() => return Ok(None),
+            // Overwritten or removed since, as can happen behind any event: a run of it ends as `input-changed`, and what
+            // is there now has an event of its own.
+            _ => {}
+        }
+        Ok(Some(change))
     }
 
     async fn commit(&self, consumer: &mut dyn Consumer, records: &[Record]) -> Result<(), LogError> {

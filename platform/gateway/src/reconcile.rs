@@ -1,29 +1,43 @@
 //! Objects whose event was never raised: the put was durable, and the platform died before its event was. Such a put was not
 //! acknowledged, and an external store may lose notifications. Run ids are derived, so telling an object twice makes no second run.
+use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Path, RawQuery, State};
 use axum::response::IntoResponse;
 use imageflow_eventlog::{EventLog, FollowEvent, LogError, NewRecord, Start, TopicSpec};
-use imageflow_events::object::object_event;
-use imageflow_events::{AttributesReader, Event, attributes};
+use imageflow_events::{AttributesReader, Event, attributes, ext};
+use imageflow_objects::{ChangeKind, ObjectInfo};
 use imageflow_resources::Catalog;
+use imageflow_types::trigger::TriggerSpec;
 use imageflow_types::{ErrorCode, ObjectRef, Problem, RunId, topics};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::events::to_record;
-use crate::listener::{INTERNAL, METADATA_RUN};
+use crate::listener::{INTERNAL, event_of, tell};
 use crate::problem::{Answer, object_problem};
 use crate::read::flag;
 use crate::state::{Gateway, log_problem};
 
 /// Objects of one page.
 const PAGE: usize = 1000;
+/// Objects that could not be looked at now, after which the rest of a bucket waits for the next pass: then it is the store that
+/// fails, and asking it for thousands more takes long and finds nothing.
+const MOST_FAULTS: usize = 10;
 /// The clocks of store and platform may differ so much, and an event may take so long after its object.
 const SLACK_MS: i64 = 5 * 60 * 1000;
+
+/// So many times what a pass took is the rest after it, at least.
+const REST: u32 = 9;
+
+/// How long to wait after a pass. S3 can list a bucket only from its first object on, whatever the mark: so a pass over large
+/// buckets takes its time and costs the store's, and all passes together a tenth of the time at most.
+pub(crate) fn rest(period: Duration, took: Duration) -> Duration {
+    period.max(took.saturating_mul(REST))
+}
 
 /// Up to when the objects of a bucket are told: older ones are not looked at again. Without it a new trigger would be told every
 /// object that was ever put, and a run forgotten long ago would be made anew.
@@ -37,8 +51,17 @@ struct Mark {
 /// Finds what was not told, bucket by bucket.
 pub struct Reconciler {
     marks: HashMap<String, i64>,
-    /// Events raised since the mark: one whose run was refused would be raised, and refused, at every pass.
-    told: HashSet<String>,
+    /// Events of each bucket raised since its mark: one whose run was refused would be raised, and refused, at every pass.
+    told: HashMap<String, HashSet<String>>,
+}
+
+/// What a pass over all buckets came to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pass {
+    /// Events raised.
+    pub raised: usize,
+    /// Buckets that could not be looked at to their end: their marks stay, and the next pass looks again.
+    pub behind: usize,
 }
 
 impl Reconciler {
@@ -61,7 +84,7 @@ impl Reconciler {
         }
         Ok(Self {
             marks,
-            told: HashSet::new(),
+            told: HashMap::new(),
         })
     }
 
@@ -79,55 +102,72 @@ impl Reconciler {
         }
     }
 
-    /// Raises the events of the objects that a trigger wants and no run knows. Returns how many.
-    ///
-    /// # Errors
-    /// When the object store or the log fails; the next pass goes on.
-    pub async fn run(&mut self, gateway: &Gateway) -> Result<usize, Problem> {
+    /// Raises the events of the objects that a trigger wants and no run knows. What is wrong with one bucket keeps it from no other.
+    pub async fn run(&mut self, gateway: &Gateway) -> Pass {
         let catalog = gateway.deps.resources.snapshot();
-        let (mut raised, mut told) = (0, HashSet::new());
-        for bucket in watched(&catalog) {
+        let buckets = watched(&catalog);
+        self.told.retain(|bucket, _| buckets.contains(bucket));
+        let mut pass = Pass::default();
+        for bucket in buckets {
             let begun_ms = gateway.now_ms();
-            let found = self.bucket(gateway, &catalog, bucket, false).await?;
-            raised += found.raised;
-            told.extend(found.told);
-            let value = json!(Mark {
-                schema: 1,
-                told_ms: begun_ms
-            })
-            .to_string();
-            let record = NewRecord::new(topics::MARKS).key(bucket.clone()).value(value);
-            gateway
-                .deps
-                .log
-                .produce(vec![record])
-                .await
-                .map_err(|e| log_problem(&e))?;
-            self.marks.insert(bucket.clone(), begun_ms);
+            let found = self.bucket(gateway, &catalog, bucket, false).await;
+            pass.raised += found.raised;
+            let told = self.told.entry(bucket.clone()).or_default();
+            let moved = match found.fault {
+                // As far as it came; the rest is told by another pass.
+                Some(problem) => {
+                    told.extend(found.told);
+                    Err(problem)
+                }
+                None => {
+                    *told = found.told;
+                    self.move_mark(gateway, bucket, begun_ms).await
+                }
+            };
+            if let Err(problem) = moved {
+                tracing::warn!(bucket, %problem, "a bucket was not reconciled to its end, the next pass looks again");
+                metrics::counter!("imageflow_storage_reconciles_failed_total").increment(1);
+                pass.behind += 1;
+            }
         }
-        self.told = told;
-        Ok(raised)
+        pass
+    }
+
+    async fn move_mark(&mut self, gateway: &Gateway, bucket: &str, told_ms: i64) -> Result<(), Problem> {
+        let value = json!(Mark { schema: 1, told_ms }).to_string();
+        let record = NewRecord::new(topics::MARKS).key(bucket.to_owned()).value(value);
+        let written = gateway.deps.log.produce(vec![record]).await;
+        written.map_err(|e| log_problem(&e))?;
+        self.marks.insert(bucket.to_owned(), told_ms);
+        Ok(())
     }
 
     /// One bucket, when somebody asks for it. The mark stays where it is: it is for the passes over all buckets to move.
     async fn asked(&mut self, gateway: &Gateway, bucket: &str, all: bool) -> Result<Found, Problem> {
         let catalog = gateway.deps.resources.snapshot();
-        let found = self.bucket(gateway, &catalog, bucket, all).await?;
-        self.told.extend(found.told.iter().cloned());
-        Ok(found)
+        let mut found = self.bucket(gateway, &catalog, bucket, all).await;
+        let told = self.told.entry(bucket.to_owned()).or_default();
+        told.extend(found.told.iter().cloned());
+        found.fault.take().map_or(Ok(found), Err)
     }
 
     /// With `all`, objects older than the mark, too, and those whose event was raised without a run.
-    async fn bucket(&self, gateway: &Gateway, catalog: &Catalog, bucket: &str, all: bool) -> Result<Found, Problem> {
+    async fn bucket(&self, gateway: &Gateway, catalog: &Catalog, bucket: &str, all: bool) -> Found {
         let mark = self.marks.get(bucket).copied().unwrap_or(gateway.config.started_ms);
         let since_ms = mark - SLACK_MS;
-        let mut found = Found::default();
+        let told = self.told.get(bucket).filter(|_| !all);
+        let (mut found, mut faults) = (Found::default(), 0);
         let mut after: Option<String> = None;
         loop {
-            let page = gateway.deps.objects.list(bucket, "", after.as_deref(), PAGE).await;
-            let page = page.map_err(|e| object_problem(&e))?;
+            let page = match gateway.deps.objects.list(bucket, "", after.as_deref(), PAGE).await {
+                Ok(page) => page,
+                Err(error) => {
+                    found.fault = Some(object_problem(&error));
+                    return found;
+                }
+            };
             let Some(last) = page.last() else {
-                return Ok(found);
+                return found;
             };
             after = Some(last.key.clone());
             for info in page {
@@ -137,23 +177,33 @@ impl Reconciler {
                     continue;
                 }
                 found.looked_at += 1;
-                let object = ObjectRef {
-                    bucket: info.bucket,
-                    key: info.key,
-                    etag: info.etag,
-                    size: info.size,
-                    content_type: None,
-                };
-                let event = event_of(&object)?;
-                if !wanted(gateway, catalog, &object, &event) {
-                    continue;
-                }
-                let known = !all && self.told.contains(event.id());
-                let raised = !known && raise(gateway, object).await?;
-                found.raised += usize::from(raised);
-                // Of older ones the next pass over all buckets does not ask again.
-                if recent && (known || raised) {
-                    found.told.insert(event.id().to_owned());
+                match look(gateway, catalog, told, &info).await {
+                    Ok(None) => {}
+                    Ok(Some(Seen { event, raised })) => {
+                        found.raised += usize::from(raised);
+                        // Of older ones the next pass over all buckets does not ask again.
+                        if recent {
+                            found.told.insert(event);
+                        }
+                    }
+                    // It stays as it is, whoever looks, and must not hide what comes after it.
+                    Err(Fault::Never(why)) => {
+                        tracing::warn!(bucket, key = info.key, why, "the reconcile leaves out an object");
+                        metrics::counter!("imageflow_storage_reconcile_skipped_total").increment(1);
+                        found.skipped += 1;
+                    }
+                    Err(Fault::Object(problem)) => {
+                        tracing::warn!(bucket, key = info.key, %problem, "an object cannot be looked at now");
+                        found.fault = Some(problem);
+                        faults += 1;
+                        if faults == MOST_FAULTS {
+                            return found;
+                        }
+                    }
+                    Err(Fault::Platform(problem)) => {
+                        found.fault = Some(problem);
+                        return found;
+                    }
                 }
             }
         }
@@ -165,7 +215,27 @@ impl Reconciler {
 struct Found {
     looked_at: usize,
     raised: usize,
+    /// Objects that cannot be looked at, ever.
+    skipped: usize,
     told: HashSet<String>,
+    /// Why the bucket is to be looked at again: some of it was not.
+    fault: Option<Problem>,
+}
+
+/// Why an object was not looked at.
+enum Fault {
+    /// It cannot be.
+    Never(String),
+    /// The object store cannot tell of it now.
+    Object(Problem),
+    /// Nothing can be told now, of no object.
+    Platform(Problem),
+}
+
+/// An event that was raised, now or before.
+struct Seen {
+    event: String,
+    raised: bool,
 }
 
 /// The buckets from which triggers may read.
@@ -195,52 +265,104 @@ pub async fn post(State(gateway): State<Arc<Gateway>>, Path(bucket): Path<String
         .map_err(|e| log_problem(&e))?
         .asked(&gateway, &bucket, all)
         .await?;
-    let answer = json!({"bucket": bucket, "lookedAt": found.looked_at, "raised": found.raised});
+    let Found {
+        looked_at,
+        raised,
+        skipped,
+        ..
+    } = found;
+    let answer = json!({"bucket": bucket, "lookedAt": looked_at, "raised": raised, "skipped": skipped});
     Ok(Json(answer).into_response())
 }
 
-fn event_of(object: &ObjectRef) -> Result<Event, Problem> {
-    object_event(object, true, None).map_err(|e| Problem::new(ErrorCode::Internal, e.to_string()))
+fn event(info: &ObjectInfo) -> Result<Option<(ObjectRef, Event)>, Fault> {
+    event_of(info.clone(), ChangeKind::Created, None).map_err(|e| Fault::Never(e.to_string()))
 }
 
-/// Whether a trigger matches the object's event and no run of it is known.
-fn wanted(gateway: &Gateway, catalog: &Catalog, object: &ObjectRef, event: &Event) -> bool {
+/// Whether a trigger takes the object's event and no run of it is known.
+fn wanted(gateway: &Gateway, catalog: &Catalog, object: &ObjectRef, takes: impl Fn(&TriggerSpec) -> bool) -> bool {
     catalog.triggers.iter().any(|(name, trigger)| {
         let run = RunId::derive(&["trigger", name.as_str(), &object.bucket, &object.key, &object.etag]);
-        trigger.spec.matches(|attribute| attributes::get(event, attribute)) && gateway.runs.get(&run).is_none()
+        takes(&trigger.spec) && gateway.runs.get(&run).is_none()
     })
 }
 
-async fn raise(gateway: &Gateway, object: ObjectRef) -> Result<bool, Problem> {
-    gateway.check_room().await?;
-    let info = gateway
-        .deps
-        .objects
-        .head(&object.bucket, &object.key)
-        .await
-        .map_err(|e| object_problem(&e))?;
+/// Whether a trigger takes an event, by the rule of the router.
+fn takes(trigger: &TriggerSpec, event: &Event) -> bool {
+    let ours = event.extension(ext::WRITTEN_BY).is_some();
+    (!ours || trigger.platform_objects) && trigger.matches(|attribute| attributes::get(event, attribute))
+}
+
+/// The same of an event made from a listing, which does not tell who wrote the object.
+fn may_take(trigger: &TriggerSpec, event: &Event) -> bool {
+    let depends = Cell::new(false);
+    let matches = trigger.matches(|attribute| {
+        depends.set(depends.get() || attribute == ext::WRITTEN_BY);
+        attributes::get(event, attribute)
+    });
+    matches || (depends.get() && trigger.platform_objects)
+}
+
+/// Raises the object's event when it is wanted and not among those that were `told`.
+async fn look(
+    gateway: &Gateway,
+    catalog: &Catalog,
+    told: Option<&HashSet<String>>,
+    listed: &ObjectInfo,
+) -> Result<Option<Seen>, Fault> {
+    let Some((object, event)) = event(listed)? else {
+        return Ok(None);
+    };
+    if !wanted(gateway, catalog, &object, |trigger| may_take(trigger, &event)) {
+        return Ok(None);
+    }
+    let event = event.id().to_owned();
+    if told.is_some_and(|told| told.contains(&event)) {
+        return Ok(Some(Seen { event, raised: false }));
+    }
+    let raised = raise(gateway, catalog, &object).await?;
+    Ok(raised.then_some(Seen { event, raised }))
+}
+
+async fn raise(gateway: &Gateway, catalog: &Catalog, object: &ObjectRef) -> Result<bool, Fault> {
+    gateway.check_room().await.map_err(Fault::Platform)?;
+    let info = match gateway.deps.objects.head(&object.bucket, &object.key).await {
+        Ok(info) => info,
+        Err(error) if error.is_retryable() => return Err(Fault::Object(object_problem(&error))),
+        Err(error) => return Err(Fault::Never(error.to_string())),
+    };
     let Some(info) = info.filter(|i| i.etag == object.etag) else {
         return Ok(false);
     };
-    // What the platform wrote itself starts nothing, unless a trigger wants it: then its event was raised by the put.
-    if info.metadata.contains_key(METADATA_RUN) {
+    let Some((object, event)) = event(&info)? else {
+        return Ok(false);
+    };
+    // What the platform wrote itself starts nothing, unless a trigger wants it. Pods put by signed URL, past the platform: of
+    // that an external store's notification is the only word, and it may be lost like any other.
+    if !wanted(gateway, catalog, &object, |trigger| takes(trigger, &event)) {
         return Ok(false);
     }
-    let object = ObjectRef {
-        content_type: info.content_type,
-        ..object
-    };
-    let event = event_of(&object)?;
-    gateway
-        .deps
-        .log
-        .produce(vec![to_record(&event)])
-        .await
-        .map_err(|e| log_problem(&e))?;
+    let told = tell(gateway.deps.log.as_ref(), &object, event).await;
+    told.map_err(|e| Fault::Platform(log_problem(&e)))?;
     tracing::info!(
         bucket = object.bucket,
         key = object.key,
         "the event of an object was raised by the reconcile"
     );
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passes_take_a_tenth_of_the_time_at_most() {
+        let minute = Duration::from_secs(60);
+        for (took_s, rest_s) in [(0, 60), (1, 60), (6, 60), (7, 63), (600, 5400)] {
+            let rest = rest(minute, Duration::from_secs(took_s));
+            assert_eq!(rest, Duration::from_secs(rest_s), "{took_s}");
+        }
+        assert_eq!(rest(minute, Duration::MAX), Duration::MAX);
+    }
 }

@@ -1,6 +1,6 @@
 //! Routes, what stands before every one of them, and the server.
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
@@ -198,28 +198,29 @@ pub async fn serve(listener: TcpListener, gateway: Arc<Gateway>, limits: HttpLim
 }
 
 async fn keep_reconciled(gateway: Arc<Gateway>) {
-    if gateway.config.reconcile_every.is_zero() {
+    let period = gateway.config.reconcile_every;
+    if period.is_zero() {
         return;
     }
-    let mut every = tokio::time::interval(gateway.config.reconcile_every);
-    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut rest = Duration::ZERO;
     loop {
         tokio::select! {
             () = gateway.stop.cancelled() => return,
-            _ = every.tick() => {}
+            () = tokio::time::sleep(rest) => {}
         }
         let mut reconciler = gateway.reconciler.lock().await;
-        let open = match Reconciler::opened(&mut reconciler, &gateway.deps.log).await {
-            Ok(open) => open,
-            Err(error) => {
-                tracing::warn!(%error, "buckets and events were not reconciled, it is tried again");
-                continue;
+        let begun = Instant::now();
+        match Reconciler::opened(&mut reconciler, &gateway.deps.log).await {
+            Ok(open) => {
+                let raised = open.run(&gateway).await.raised;
+                if raised > 0 {
+                    tracing::info!(raised, "events of objects were missing and are raised");
+                }
             }
-        };
-        match open.run(&gateway).await {
-            Ok(0) => {}
-            Ok(raised) => tracing::info!(raised, "events of objects were missing and are raised"),
-            Err(problem) => tracing::warn!(%problem, "buckets and events were not reconciled, it is tried again"),
+            Err(error) => tracing::warn!(%error, "buckets and events were not reconciled, it is tried again"),
         }
+        let took = begun.elapsed();
+        metrics::histogram!("imageflow_storage_reconcile_seconds").record(took.as_secs_f64());
+        rest = reconcile::rest(period, took);
     }
 }

@@ -63,6 +63,15 @@ pub trait ObjectListener: Send + Sync + 'static {
     /// # Errors
     /// Anything: then the client gets 503 and the object stays as it is. When the client repeats a put it is told again.
     async fn on_durable(&self, change: ObjectChange) -> Result<(), ListenerError>;
+
+    /// Takes a change of which another server's notification tells. `occurrence` is the same whenever that change is told, and
+    /// another for each other change of the key: of a removal often nothing else is known. By default it says nothing.
+    ///
+    /// # Errors
+    /// Anything: then it is told again.
+    async fn on_told(&self, change: ObjectChange, _occurrence: Option<&str>) -> Result<(), ListenerError> {
+        self.on_durable(change).await
+    }
 }
 
 /// Settings of the embedded server.

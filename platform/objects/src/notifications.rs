@@ -6,6 +6,7 @@ use aws_sdk_s3::primitives::{DateTime, DateTimeFormat};
 use percent_encoding::percent_decode_str;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 
 use crate::embedded::{ChangeKind, ObjectChange};
 use crate::store::ObjectInfo;
@@ -34,6 +35,15 @@ pub enum NotificationError {
         "not an S3 event notification (an object with \"Records\" is expected, as S3 sends to Kafka or a queue): {0}"
     )]
     Format(#[from] serde_json::Error),
+    /// One of its records is not what it should be.
+    #[error("record {record} is none of an S3 event notification: {source}")]
+    Record {
+        /// Which record, from 0.
+        record: usize,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
     /// It follows rules that were not known when this was written.
     #[error("record {record} has the event version \"{version}\", only 2.x is known: update ImageFlow")]
     Version {
@@ -62,6 +72,17 @@ impl Notification {
         }
     }
 
+    /// What tells this change from others of the key, however often it is told. The time is part of it because versitygw counts
+    /// from 1 again when it is started, and tells seconds only, in which there is room for several.
+    #[must_use]
+    pub fn occurrence(&self) -> Option<String> {
+        let at_ms = self.info.last_modified_ms;
+        match &self.sequencer {
+            None if at_ms == 0 => None,
+            sequencer => Some(format!("{at_ms}.{}", sequencer.as_deref().unwrap_or_default())),
+        }
+    }
+
     /// As a change, with a number of the caller's.
     #[must_use]
     pub fn into_change(self, sequence: u64) -> ObjectChange {
@@ -73,12 +94,12 @@ impl Notification {
     }
 }
 
-/// Reads a message: the changes of objects in it, without its other events. The message that servers send to try a target
-/// (`s3:TestEvent`) has none.
+/// Reads a message: the changes of objects in it, without its other events, and why some of its records cannot be read. The
+/// message that servers send to try a target (`s3:TestEvent`) has none.
 ///
 /// # Errors
-/// When it is none, or one of its records cannot be read.
-pub fn parse(message: &[u8]) -> Result<Vec<Notification>, NotificationError> {
+/// When it is none.
+pub fn parse(message: &[u8]) -> Result<Vec<Result<Notification, NotificationError>>, NotificationError> {
     let Message { records, event } = serde_json::from_slice(message)?;
     let records = match (records, event.as_deref()) {
         (Some(records), _) => records,
@@ -86,10 +107,12 @@ pub fn parse(message: &[u8]) -> Result<Vec<Notification>, NotificationError> {
         (None, _) => return Err(serde_json::Error::missing_field("Records").into()),
     };
     let changes = records.into_iter().enumerate().map(|(at, record)| change(at, record));
-    changes.filter_map(Result::transpose).collect()
+    Ok(changes.filter_map(Result::transpose).collect())
 }
 
-fn change(at: usize, record: Record) -> Result<Option<Notification>, NotificationError> {
+fn change(at: usize, record: Value) -> Result<Option<Notification>, NotificationError> {
+    let record: Record =
+        serde_json::from_value(record).map_err(|source| NotificationError::Record { record: at, source })?;
     if record.event_version.split('.').next() != Some("2") {
         return Err(NotificationError::Version {
             record: at,
@@ -171,7 +194,7 @@ mod tests;
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Message {
-    records: Option<Vec<Record>>,
+    records: Option<Vec<Value>>,
     event: Option<String>,
 }
 

@@ -202,7 +202,7 @@ pub struct ObjectsArgs {
 pub enum ObjectsCommand {
     /// Find objects whose event is missing, and raise it now
     #[command(
-        after_help = "Examples:\n  imageflow objects reconcile raw-images\n  imageflow objects reconcile raw-images --all -o json\n\nThe platform does this by itself each minute, for what is newer than its last look. An object has one run a trigger, whatever is raised twice.\n\n--all costs a listing of the whole bucket, and a request, an event and a run for each object that a trigger wants and of which no run is known: those from before the trigger, those whose notification was lost long ago, and those whose run ended so long ago that it was forgotten (results that are still there are found, not made again)."
+        after_help = "Examples:\n  imageflow objects reconcile raw-images\n  imageflow objects reconcile raw-images --all -o json\n\nThe platform does this by itself each minute (every ten minutes with the embedded store), or more seldom where a look takes long: at most a tenth of the time goes into it. Each look lists the whole bucket (S3 cannot list by time), but asks only for what is newer than the one before. An object has one run a trigger, whatever is raised twice.\n\n--all costs, beside that listing, a request, an event and a run for each object that a trigger wants and of which no run is known: those from before the trigger, those whose notification was lost long ago, and those whose run ended so long ago that it was forgotten (results that are still there are found, not made again)."
     )]
     Reconcile {
         /// A bucket from which a trigger may read

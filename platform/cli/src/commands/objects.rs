@@ -23,7 +23,14 @@ pub async fn objects(cx: &mut Context, args: ObjectsArgs) -> Result<(), CliError
     cx.list(
         &[found],
         |f| at(f, "/bucket"),
-        &["bucket", "looked at", "raised"],
-        |f| vec![at(f, "/bucket"), at(f, "/lookedAt"), at(f, "/raised")],
+        &["bucket", "looked at", "raised", "skipped"],
+        |f| {
+            vec![
+                at(f, "/bucket"),
+                at(f, "/lookedAt"),
+                at(f, "/raised"),
+                at(f, "/skipped"),
+            ]
+        },
     )
 }

@@ -7,6 +7,7 @@ mod connections;
 mod dead_letters;
 mod events;
 mod invoke;
+mod notifications;
 mod objects;
 mod reconcile;
 mod resources;

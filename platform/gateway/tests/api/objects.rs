@@ -5,12 +5,11 @@ use bytes::Bytes;
 use http::Method;
 use imageflow_events::object::own_object;
 use imageflow_events::{AttributesReader, ext, record};
-use imageflow_gateway::{Notifications, ObjectEvents, Reconciler};
+use imageflow_gateway::{ObjectEvents, Reconciler};
 use imageflow_objects::{ChangeKind, ObjectChange, ObjectInfo, ObjectListener, ObjectStore, PutOptions};
 use imageflow_types::work::RunRequest;
 use imageflow_types::{RunId, topics};
 use serde_json::json;
-use tokio_util::sync::CancellationToken;
 
 use crate::support::{PNG, World, state};
 
@@ -97,16 +96,16 @@ async fn a_reconcile_raises_what_no_run_knows_and_nothing_else() {
     let path = format!("/v1/runs/{run}?watch=true&wait=60");
     world.send(Method::GET, &path, &[], "").await;
     let mut reconciler = Reconciler::open(&world.log).await.unwrap();
-    assert_eq!(reconciler.run(&world.gateway).await.unwrap(), 1);
+    assert_eq!(reconciler.run(&world.gateway).await.raised, 1);
     assert_eq!(subjects(&world).await, ["raw-images/missed.png"]);
     assert_eq!(
-        reconciler.run(&world.gateway).await.unwrap(),
+        reconciler.run(&world.gateway).await.raised,
         0,
         "also when no run came of it"
     );
     // Told again, after a restart, it is the same event, so the same run.
     let mut reconciler = Reconciler::open(&world.log).await.unwrap();
-    assert_eq!(reconciler.run(&world.gateway).await.unwrap(), 1);
+    assert_eq!(reconciler.run(&world.gateway).await.raised, 1);
     let records = world.records(topics::EVENTS).await;
     let id = |at: usize| {
         record::read(
@@ -133,7 +132,7 @@ async fn what_is_older_than_the_mark_is_not_told_to_a_new_trigger() {
         .value(mark);
     world.log.produce(vec![record]).await.unwrap();
     let mut reconciler = Reconciler::open(&world.log).await.unwrap();
-    assert_eq!(reconciler.run(&world.gateway).await.unwrap(), 0);
+    assert_eq!(reconciler.run(&world.gateway).await.raised, 0);
 }
 
 #[tokio::test]
@@ -174,76 +173,4 @@ async fn images_are_put_listed_read_and_deleted() {
         .post("/v1/images?key=a/../b.png", &[], PNG)
         .await
         .problem(400, "invalid-argument");
-}
-
-#[tokio::test]
-async fn notifications_of_an_external_server_become_the_same_events() {
-    let world = World::start().await;
-    let info = put(&world, "a b.png", None).await;
-    put(&world, "out.png", Some("run-1")).await;
-    world.log.ensure_topics(&[Notifications::topic()]).await.unwrap();
-    let message = |name: &str, key: &str| {
-        json!({"Records": [{"eventVersion": "2.1", "eventSource": "aws:s3", "eventTime": "2026-11-24T12:00:00.000Z",
-            "eventName": name, "userIdentity": {"principalId": "x"},
-            "s3": {"bucket": {"name": "raw-images"}, "object": {"key": key, "size": 4, "eTag": "other", "sequencer": "01"}}}]})
-        .to_string()
-    };
-    let messages = [
-        message("ObjectCreated:Put", "a+b.png"),
-        "no notification".to_owned(),
-        message("ObjectCreated:Put", "gone.png"),
-        message("ObjectCreated:Put", "out.png"),
-        message("ObjectCreated:Put", "a+b.png"),
-        message("ObjectRemoved:Delete", "a+b.png"),
-    ];
-    let records = messages.map(|text| {
-        imageflow_eventlog::NewRecord::new(topics::OBJECT_NOTIFICATIONS)
-            .partition(0)
-            .value(text)
-    });
-    world.log.produce(records.into()).await.unwrap();
-    let stop = CancellationToken::new();
-    let notifications = Notifications {
-        log: world.log.clone(),
-        objects: world.objects.clone(),
-        events: Arc::new(ObjectEvents::new(world.log.clone())),
-        member: "gateway-0".into(),
-    };
-    let running = tokio::spawn(notifications.run(stop.clone()));
-    let mut follower = world
-        .log
-        .follow(topics::EVENTS, imageflow_eventlog::Start::Earliest)
-        .await
-        .unwrap();
-    let mut events = Vec::new();
-    while events.len() < 4 {
-        let next = tokio::time::timeout(std::time::Duration::from_secs(20), follower.next()).await;
-        if let imageflow_eventlog::FollowEvent::Records(records) = next.expect("an event").unwrap() {
-            events.extend(
-                records
-                    .iter()
-                    .map(|r| record::read(r.key.as_deref(), &r.headers, r.value.as_ref()).unwrap()),
-            );
-        }
-    }
-    let of = |key: &str, ty: &str| {
-        let subject = format!("raw-images/{key}");
-        let found = events
-            .iter()
-            .filter(move |e| e.subject() == Some(&subject) && e.ty() == ty);
-        found.cloned().collect::<Vec<_>>()
-    };
-    let created = of("a b.png", ext::TYPE_OBJECT_CREATED);
-    assert_eq!(created.len(), 2);
-    assert_eq!(created[0].id(), created[1].id(), "told twice it is the same event");
-    assert_eq!(
-        own_object(&created[0]).unwrap().etag,
-        info.etag,
-        "the store knows better"
-    );
-    assert_eq!(of("a b.png", ext::TYPE_OBJECT_REMOVED).len(), 1);
-    let ours = of("out.png", ext::TYPE_OBJECT_CREATED);
-    assert!(ours.len() == 1 && ours[0].extension(ext::WRITTEN_BY).is_some());
-    stop.cancel();
-    running.await.unwrap().unwrap();
 }

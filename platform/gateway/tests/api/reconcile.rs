@@ -1,9 +1,10 @@
-//! A reconcile that somebody asks for.
+//! A reconcile that somebody asks for, and what is wrong with single objects and buckets.
 use bytes::Bytes;
 use imageflow_eventlog::{NewRecord, TopicSpec};
-use imageflow_events::AttributesReader;
-use imageflow_objects::{ObjectStore, PutOptions};
-use imageflow_types::topics;
+use imageflow_events::{AttributesReader, Event, ext};
+use imageflow_gateway::{ObjectEvents, Pass, Reconciler};
+use imageflow_objects::{ChangeKind, ObjectChange, ObjectError, ObjectInfo, ObjectListener, ObjectStore, PutOptions};
+use imageflow_types::{Resource, topics};
 use serde_json::{Value, json};
 
 use crate::support::{PNG, World};
@@ -11,12 +12,19 @@ use crate::support::{PNG, World};
 const RECONCILE: &str = "/v1/buckets/raw-images/reconcile";
 
 async fn put(world: &World, key: &str) {
+    put_to(world, "raw-images", key, None).await;
+}
+
+/// Puts an object, as `run` did it.
+async fn put_to(world: &World, bucket: &str, key: &str, run: Option<&str>) -> ObjectInfo {
+    let written_by = run.map(|run| ("imageflow-run".to_owned(), run.to_owned()));
     let options = PutOptions {
         content_type: Some("image/png".into()),
+        metadata: written_by.into_iter().collect(),
         ..PutOptions::default()
     };
-    let put = world.objects.put("raw-images", key, Bytes::from_static(PNG), options);
-    put.await.unwrap();
+    let put = world.objects.put(bucket, key, Bytes::from_static(PNG), options);
+    put.await.unwrap()
 }
 
 /// Writes that everything up to far in the future is told.
@@ -35,16 +43,20 @@ async fn ask(world: &World, query: &str) -> Value {
 }
 
 fn answer(looked_at: usize, raised: usize) -> Value {
-    json!({"bucket": "raw-images", "lookedAt": looked_at, "raised": raised})
+    json!({"bucket": "raw-images", "lookedAt": looked_at, "raised": raised, "skipped": 0})
+}
+
+async fn events(world: &World) -> Vec<Event> {
+    let records = world.records(topics::EVENTS).await;
+    let read = records
+        .iter()
+        .map(|r| imageflow_events::record::read(r.key.as_deref(), &r.headers, r.value.as_ref()).unwrap());
+    read.collect()
 }
 
 async fn ids(world: &World) -> Vec<String> {
-    let records = world.records(topics::EVENTS).await;
-    let read = records.iter().map(|r| {
-        let event = imageflow_events::record::read(r.key.as_deref(), &r.headers, r.value.as_ref()).unwrap();
-        event.id().to_owned()
-    });
-    read.collect()
+    let events = events(world).await;
+    events.iter().map(|event| event.id().to_owned()).collect()
 }
 
 #[tokio::test]
@@ -85,4 +97,161 @@ async fn only_buckets_of_triggers_are_looked_at() {
     let empty = World::start().await;
     let problem = empty.post(RECONCILE, &[], "").await.problem(404, "not-found");
     assert!(problem.contains("there is no trigger"), "{problem}");
+}
+
+fn unavailable() -> ObjectError {
+    ObjectError::Unavailable { source: "test".into() }
+}
+
+fn no_bucket() -> ObjectError {
+    ObjectError::NoSuchBucket {
+        bucket: "a-gone".to_owned(),
+    }
+}
+
+fn denied() -> ObjectError {
+    ObjectError::AccessDenied {
+        bucket: "b-denied".to_owned(),
+    }
+}
+
+/// A trigger for all objects of these buckets.
+async fn trigger(world: &World, buckets: &[&str]) {
+    let filters = json!([{"exact": {"type": "dev.imageflow.object.created"}}]);
+    apply(world, json!({"filters": filters, "flow": "thumbs", "buckets": buckets})).await;
+}
+
+async fn apply(world: &World, spec: Value) {
+    let trigger =
+        json!({"apiVersion": "imageflow.dev/v1alpha1", "kind": "Trigger", "metadata": {"name": "all"}, "spec": spec});
+    for resource in Resource::from_yaml(&trigger.to_string()).unwrap() {
+        world.resources.apply(resource).await.unwrap();
+    }
+}
+
+/// The buckets whose mark was written.
+async fn marked(world: &World) -> Vec<String> {
+    let records = world.log.read(topics::MARKS, 0, 0, 100).await.unwrap();
+    let keys = records
+        .iter()
+        .map(|r| String::from_utf8_lossy(r.key.as_ref().unwrap()).into_owned());
+    keys.collect()
+}
+
+#[tokio::test]
+async fn an_object_that_cannot_be_looked_at_hides_no_other() {
+    let world = World::sample().await;
+    for key in ["a/../b.png", "a\nb.png"] {
+        world.objects.others_put("raw-images", key);
+    }
+    put(&world, "z.png").await;
+    let mut reconciler = Reconciler::open(&world.log).await.unwrap();
+    let pass = reconciler.run(&world.gateway).await;
+    assert_eq!(pass, Pass { raised: 1, behind: 0 });
+    assert_eq!(marked(&world).await, ["raw-images"], "waiting would not help");
+    let answer = ask(&world, "?all=true").await;
+    assert_eq!((&answer["lookedAt"], &answer["skipped"]), (&json!(3), &json!(2)));
+}
+
+#[tokio::test]
+async fn a_bucket_that_is_not_there_or_denied_keeps_no_other_from_its_turn() {
+    let world = World::sample().await;
+    trigger(&world, &["a-gone", "b-denied", "c-fails", "raw-images"]).await;
+    world.objects.fail("a-gone", "", no_bucket);
+    world.objects.fail("b-denied", "", denied);
+    world.objects.fail("c-fails", "", unavailable);
+    put(&world, "z.png").await;
+    let mut reconciler = Reconciler::open(&world.log).await.unwrap();
+    let pass = reconciler.run(&world.gateway).await;
+    assert_eq!(pass, Pass { raised: 1, behind: 3 });
+    assert_eq!(marked(&world).await, ["raw-images"]);
+    world.objects.heal();
+    world.objects.others_put("a-gone", "x.png");
+    let pass = reconciler.run(&world.gateway).await;
+    assert_eq!(
+        pass,
+        Pass { raised: 1, behind: 0 },
+        "what came before the bucket was to be had is told"
+    );
+}
+
+#[tokio::test]
+async fn what_cannot_be_looked_at_now_is_looked_at_by_the_next_pass() {
+    let world = World::sample().await;
+    put(&world, "a.png").await;
+    put(&world, "b.png").await;
+    world.objects.fail("raw-images", "a.png", unavailable);
+    let mut reconciler = Reconciler::open(&world.log).await.unwrap();
+    let pass = reconciler.run(&world.gateway).await;
+    assert_eq!(pass, Pass { raised: 1, behind: 1 }, "it hides no other");
+    assert_eq!(marked(&world).await, [""; 0]);
+    world.post(RECONCILE, &[], "").await.problem(503, "unavailable");
+    world.objects.heal();
+    let pass = reconciler.run(&world.gateway).await;
+    assert_eq!(
+        pass,
+        Pass { raised: 1, behind: 0 },
+        "and what was told is not told again"
+    );
+    assert_eq!(marked(&world).await, ["raw-images"]);
+}
+
+#[tokio::test]
+async fn a_store_that_fails_is_not_asked_for_every_object() {
+    let world = World::sample().await;
+    for n in 0..30 {
+        let key = format!("{n:02}.png");
+        put(&world, &key).await;
+        if n < 29 {
+            world.objects.fail("raw-images", &key, unavailable);
+        }
+    }
+    let mut reconciler = Reconciler::open(&world.log).await.unwrap();
+    let pass = reconciler.run(&world.gateway).await;
+    assert_eq!(pass, Pass { raised: 0, behind: 1 });
+}
+
+#[tokio::test]
+async fn results_are_told_to_a_trigger_that_wants_them() {
+    let world = World::sample().await;
+    let created = json!({"exact": {"type": "dev.imageflow.object.created"}});
+    let result = put_to(&world, "processed-images", "thumbs/small/a.png", Some("run-1")).await;
+    put_to(&world, "processed-images", "thumbs/small/a.png.json", Some("run-1")).await;
+    put_to(&world, "processed-images", "thumbs/small/b.png", Some("run-2")).await;
+    let mut reconciler = Reconciler::open(&world.log).await.unwrap();
+    let buckets = ["processed-images"];
+    apply(
+        &world,
+        json!({"filters": [created], "flow": "thumbs", "buckets": buckets}),
+    )
+    .await;
+    let pass = reconciler.run(&world.gateway).await;
+    assert_eq!(pass, Pass { raised: 0, behind: 0 }, "unasked they start nothing");
+    for run in ["run-1", "run-"] {
+        let by = json!({"prefix": {"imageflowwrittenby": run}});
+        let spec = json!({"filters": [by, created], "flow": "thumbs", "buckets": buckets, "platformObjects": true});
+        apply(&world, spec).await;
+        let pass = reconciler.run(&world.gateway).await;
+        assert_eq!(pass, Pass { raised: 1, behind: 0 }, "each once");
+    }
+    let raised = events(&world).await.remove(0);
+    let change = ObjectChange {
+        kind: ChangeKind::Created,
+        info: result,
+        sequence: 1,
+    };
+    ObjectEvents::new(world.log.clone()).on_durable(change).await.unwrap();
+    let by_the_put = events(&world)
+        .await
+        .into_iter()
+        .filter(|e| e.subject() == raised.subject());
+    for event in by_the_put {
+        let facts = |e: &Event| (e.id().to_owned(), ext::text(e, ext::WRITTEN_BY), e.data().cloned());
+        assert_eq!(
+            facts(&event),
+            facts(&raised),
+            "as the put of an embedded store tells it"
+        );
+        assert!(event.extension(ext::TRACEPARENT).is_some());
+    }
 }

@@ -7,12 +7,54 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use imageflow_objects::{ObjectError, ObjectInfo, ObjectStore, PutOptions, SignedUrl, check_key};
 
+/// Makes the error with which a call fails.
+type Fault = fn() -> ObjectError;
+
 #[derive(Default)]
 pub struct MemoryStore {
     objects: Mutex<BTreeMap<(String, String), (ObjectInfo, Bytes)>>,
+    faults: Mutex<BTreeMap<(String, String), Fault>>,
 }
 
 impl MemoryStore {
+    /// From now on looking at that object fails so, and with an empty key listing that bucket.
+    pub fn fail(&self, bucket: &str, key: &str, fault: Fault) {
+        let at = (bucket.to_owned(), key.to_owned());
+        self.faults.lock().unwrap().insert(at, fault);
+    }
+
+    /// Nothing fails any more.
+    pub fn heal(&self) {
+        self.faults.lock().unwrap().clear();
+    }
+
+    fn check(&self, bucket: &str, key: &str) -> Result<(), ObjectError> {
+        let at = (bucket.to_owned(), key.to_owned());
+        match self.faults.lock().unwrap().get(&at) {
+            Some(fault) => Err(fault()),
+            None => Ok(()),
+        }
+    }
+
+    /// An object as others put it: S3 takes keys that we do not.
+    pub fn others_put(&self, bucket: &str, key: &str) {
+        let info = ObjectInfo {
+            bucket: bucket.to_owned(),
+            key: key.to_owned(),
+            etag: "e".to_owned(),
+            size: 1,
+            content_type: None,
+            version: None,
+            metadata: BTreeMap::new(),
+            last_modified_ms: 1,
+        };
+        let at = (bucket.to_owned(), key.to_owned());
+        self.objects
+            .lock()
+            .unwrap()
+            .insert(at, (info, Bytes::from_static(b"x")));
+    }
+
     pub fn all(&self) -> Vec<ObjectInfo> {
         self.objects
             .lock()
@@ -76,6 +118,8 @@ impl ObjectStore for MemoryStore {
     }
 
     async fn head(&self, bucket: &str, key: &str) -> Result<Option<ObjectInfo>, ObjectError> {
+        check_key(key)?;
+        self.check(bucket, key)?;
         let at = (bucket.to_owned(), key.to_owned());
         Ok(self.objects.lock().unwrap().get(&at).map(|(info, _)| info.clone()))
     }
@@ -95,6 +139,7 @@ impl ObjectStore for MemoryStore {
         start_after: Option<&str>,
         max: usize,
     ) -> Result<Vec<ObjectInfo>, ObjectError> {
+        self.check(bucket, "")?;
         let objects = self.objects.lock().unwrap();
         let found = objects.values().map(|(info, _)| info).filter(|i| {
             i.bucket == bucket && i.key.starts_with(prefix) && start_after.is_none_or(|after| i.key.as_str() > after)

@@ -58,8 +58,13 @@ const MINIO: &str = r#"{"EventName":"s3:ObjectCreated:Put","Key":"raw-images/out
 "versionId":"83921fbb-7c48-4ab3-8d53-6c9c1d3a2b10","sequencer":"169ADCD68CA7F8B6"}},
 "source":{"host":"192.0.2.189","port":"","userAgent":"MinIO (linux; amd64) minio-go/v7.0.11"}}]}"#;
 
+fn all(message: &str) -> Vec<Notification> {
+    let told = parse(message.as_bytes()).unwrap();
+    told.into_iter().map(Result::unwrap).collect()
+}
+
 fn one(message: &str) -> Notification {
-    let mut told = parse(message.as_bytes()).unwrap();
+    let mut told = all(message);
     assert_eq!(told.len(), 1, "{told:?}");
     told.remove(0)
 }
@@ -106,8 +111,23 @@ fn removals_need_no_etag() {
 }
 
 #[test]
+fn what_tells_a_change_from_others_is_in_every_format() {
+    assert_eq!(one(VERSITYGW_REMOVED).occurrence().as_deref(), Some("1795526114000.A"));
+    assert_eq!(
+        all(AWS)[1].occurrence().as_deref(),
+        Some("1795526116000.0055AED6DCD90281E6")
+    );
+    let later = VERSITYGW_REMOVED.replace("13:15:14Z", "13:15:15Z");
+    assert_ne!(one(&later).occurrence(), one(VERSITYGW_REMOVED).occurrence());
+    let bare = VERSITYGW_REMOVED.replace("\"A\"", "null");
+    assert_eq!(one(&bare).occurrence().as_deref(), Some("1795526114000."));
+    let nothing = bare.replace("2026-11-24T13:15:14Z", "");
+    assert_eq!(one(&nothing).occurrence(), None);
+}
+
+#[test]
 fn aws_encodes_keys_and_sends_several_records() {
-    let told = parse(AWS.as_bytes()).unwrap();
+    let told = all(AWS);
     assert_eq!(told.len(), 2, "a tag is no change of an object");
     assert_eq!(told[0].info.key, "in/red flower + 100% ü.jpg");
     assert!(told[0].is_complete());
@@ -154,12 +174,29 @@ fn what_is_no_notification_is_told_with_its_reason() {
         ("[]", "expected"),
         ("{}", "Records"),
         (r#"{"Event":"s3:Other"}"#, "Records"),
-        (r#"{"Records":[{}]}"#, "eventVersion"),
-        (&AWS.replace("\"2.3\"", "\"3.0\""), "record 1"),
-        (&MINIO.replace("%2F", "%FF"), "out%FFnew+document.png"),
-        (&MINIO.replace("\"raw-images\"", "null"), "null"),
     ] {
         let error = parse(message.as_bytes()).unwrap_err().to_string();
+        assert!(error.contains(reason), "{message}: {error}");
+    }
+}
+
+#[test]
+fn a_record_that_cannot_be_read_takes_no_other_with_it() {
+    for (message, others, reason) in [
+        (r#"{"Records":[{}]}"#, 0, "eventVersion"),
+        (
+            &AWS.replacen("\"2.1\"", "\"3.0\"", 1),
+            1,
+            "record 0 has the event version",
+        ),
+        (&AWS.replacen("+%C3%BC", "+%FF", 1), 1, "record 0 has a key"),
+        (&AWS.replace("\"old\"", "null"), 1, "record 2 is none of"),
+        (&MINIO.replace("%2F", "%FF"), 0, "out%FFnew+document.png"),
+        (&MINIO.replace("\"raw-images\"", "null"), 0, "null"),
+    ] {
+        let (good, bad): (Vec<_>, Vec<_>) = parse(message.as_bytes()).unwrap().into_iter().partition(Result::is_ok);
+        assert_eq!((good.len(), bad.len()), (others, 1), "{message}");
+        let error = bad[0].as_ref().unwrap_err().to_string();
         assert!(error.contains(reason), "{message}: {error}");
     }
 }

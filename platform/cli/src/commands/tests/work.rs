@@ -178,11 +178,14 @@ async fn a_program_that_is_not_there_is_told_before_it_is_deployed() {
 
 #[tokio::test]
 async fn a_reconcile_says_what_it_came_to() {
-    let found = || json!({"bucket": "raw-images", "lookedAt": 12, "raised": 3});
+    let found = || json!({"bucket": "raw-images", "lookedAt": 12, "raised": 3, "skipped": 1});
     let fake = Fake::json([found(), found(), found()]).await;
     let (result, out, _) = imageflow(&fake.base, &["objects", "reconcile", "raw-images"]).await;
     result.unwrap();
-    assert_eq!(out, " BUCKET      LOOKED AT  RAISED\n raw-images  12         3\n");
+    assert_eq!(
+        out,
+        " BUCKET      LOOKED AT  RAISED  SKIPPED\n raw-images  12         3       1\n"
+    );
     let args = ["object", "reconcile", "raw-images", "--all", "-o", "json"];
     let (result, out, _) = imageflow(&fake.base, &args).await;
     result.unwrap();
