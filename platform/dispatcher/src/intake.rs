@@ -9,7 +9,7 @@ use imageflow_eventlog::{
 };
 use imageflow_objects::ObjectStore;
 use imageflow_process::overdue;
-use imageflow_resources::ResourceStore;
+use imageflow_resources::{ResourceStore, Seen};
 use imageflow_types::function::Ordering;
 use imageflow_types::work::DeadLetter;
 use imageflow_types::{FunctionName, StepRequest, topics};
@@ -514,6 +514,11 @@ fn start(
 ) {
     let (context, stop) = (context.clone(), partition.stop.clone());
     let function = partition.function.clone();
+    // Who made the work had seen the function, this view has not: it is behind.
+    let unseen = match &job {
+        Job::Do(step) if !work::is_known(&context, step) => Seen::by_writer(&record.headers),
+        _ => None,
+    };
     // What the step was read from is not kept beside it.
     let Record { offset, key, .. } = record;
     partition.running += 1;
@@ -525,7 +530,15 @@ fn start(
                     requested_ms: step.requested_ms,
                     next: step.next.clone(),
                 };
-                (key, Some(id), work::perform(&context, step, &stop).await)
+                let seen = match unseen {
+                    Some(seen) => stop.before(context.resources.catch_up(&seen)).await,
+                    None => Ok(()),
+                };
+                let ended = match seen {
+                    Ok(()) => work::perform(&context, step, &stop).await,
+                    Err(given_up) => Err(given_up),
+                };
+                (key, Some(id), ended)
             }
             Job::Keep(letter) => (None, None, work::keep(&context, *letter, &stop).await),
         };

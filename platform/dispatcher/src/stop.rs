@@ -24,8 +24,13 @@ impl Stop {
 
     /// Waits, unless nothing is to be begun any more.
     pub(crate) async fn pause(&self, time: Duration) -> Result<(), GivenUp> {
+        self.before(tokio::time::sleep(time)).await
+    }
+
+    /// Waits for something, unless nothing is to be begun any more.
+    pub(crate) async fn before(&self, what: impl Future<Output = ()>) -> Result<(), GivenUp> {
         tokio::select! {
-            () = tokio::time::sleep(time) => Ok(()),
+            () = what => Ok(()),
             () = self.gentle.cancelled() => Err(GivenUp),
         }
     }

@@ -211,6 +211,11 @@ fn function_of(context: &Context, step: &StepRequest) -> Option<(Arc<FunctionEnt
     Some((entry, timeout))
 }
 
+/// Whether the resources that this process sees have the function and the revision of a step.
+pub(crate) fn is_known(context: &Context, step: &StepRequest) -> bool {
+    function_of(context, step).is_some()
+}
+
 pub(crate) enum Tried {
     Done(StepResult),
     Failed {

@@ -4,6 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::str::FromStr;
 
+use bytes::Bytes;
+use imageflow_types::topics;
+
 /// Next offsets of `imageflow.resources` by partition. As text `0:12 2:7`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Seen(BTreeMap<u32, i64>);
@@ -13,6 +16,13 @@ impl Seen {
     #[must_use]
     pub fn of(progress: &HashMap<u32, i64>) -> Self {
         Self(progress.iter().map(|(partition, next)| (*partition, *next)).collect())
+    }
+
+    /// What the writer of a record said of it. A program that is not ours says nothing, and means what is there.
+    #[must_use]
+    pub fn by_writer(headers: &[(String, Bytes)]) -> Option<Self> {
+        let (_, said) = headers.iter().find(|(name, _)| name == topics::SEEN)?;
+        std::str::from_utf8(said).ok()?.parse().ok()
     }
 
     /// As much as both.

@@ -384,15 +384,11 @@ impl Router {
     }
 }
 
-/// What the writers of the records had seen of the resources. A program that is not ours says nothing, and means what is there.
+/// What the writers of the records had seen of the resources.
 fn seen_by_writers(records: &[Record]) -> Seen {
     let mut all = Seen::default();
-    for record in records {
-        let said = record.headers.iter().find(|(name, _)| name == topics::SEEN);
-        let said = said.and_then(|(_, value)| std::str::from_utf8(value).ok()?.parse().ok());
-        if let Some(seen) = said {
-            all.merge(&seen);
-        }
+    for seen in records.iter().filter_map(|record| Seen::by_writer(&record.headers)) {
+        all.merge(&seen);
     }
     all
 }

@@ -3,11 +3,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{HeaderValue, RETRY_AFTER};
+use imageflow_eventlog::{EventLog, NewRecord, partition_for_key};
 use imageflow_events::invocation::StepReply;
 use imageflow_pods::{PodState, PodTable};
-use imageflow_types::manifest::Kind;
+use imageflow_types::manifest::{Kind, Resource};
 use imageflow_types::work::Input;
-use imageflow_types::{ErrorCode, RunEvent, StepRequest};
+use imageflow_types::{ErrorCode, RunEvent, StepRequest, topics};
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -177,6 +178,34 @@ async fn that_a_pod_does_not_get_at_the_store_is_no_attempt() {
     assert_eq!(world.log.reports(&step.run).len(), 1);
     running.stop().await;
     world.assert_idle();
+}
+
+/// Its view of the resources may be behind that of the router, which has seen the function.
+#[tokio::test]
+async fn a_step_waits_for_the_function_that_its_writer_had_seen() {
+    let world = World::new().await;
+    let kept = world.resources.snapshot().functions[FUNCTION].document.clone();
+    world.resources.delete(Kind::Function, FUNCTION).await.unwrap();
+    let at = partition_for_key(format!("Function/{FUNCTION}").as_bytes(), topics::FEW_PARTITIONS);
+    let seen = world.resources.seen().to_string();
+    let next: i64 = seen
+        .split(' ')
+        .find_map(|p| p.strip_prefix(&format!("{at}:")))
+        .unwrap()
+        .parse()
+        .unwrap();
+    let step = step("a");
+    let record = NewRecord::new(work())
+        .key(step.run.as_str().to_owned())
+        .value(serde_json::to_vec(&step).unwrap())
+        .header(topics::SEEN, format!("{at}:{}", next + 1))
+        .partition(0);
+    world.log.produce(vec![record]).await.unwrap();
+    let running = world.dispatch();
+    world.resources.apply(Resource::Function(kept)).await.unwrap();
+    world.pod.call().await.answer(status(202, ""));
+    world.completed(&step).await;
+    running.stop().await;
 }
 
 #[tokio::test]
