@@ -8,15 +8,15 @@ use axum::response::IntoResponse;
 use http::StatusCode;
 use imageflow_eventlog::{LogError, NewRecord};
 use imageflow_events::work::replayed_headers;
-use imageflow_types::names::RunId;
+use imageflow_types::names::{RunId, nearest};
 use imageflow_types::work::DeadLetter;
 use imageflow_types::{ErrorCode, Problem, topics};
 use serde_json::{Map, Value, json};
 
 use crate::events::to_record;
-use crate::letters_view::{Cursor, Place, REPLAYED};
+use crate::letters_view::{Cursor, Place, REPLAYED, Which};
 use crate::problem::Answer;
-use crate::read::{number, query};
+use crate::read::{number, only, query, time};
 use crate::start_run::wish;
 use crate::state::{Gateway, log_problem};
 
@@ -28,6 +28,36 @@ const REPLAYED_AT_ONCE: usize = 10_000;
 const BATCH: usize = 100;
 /// Newest letters among which the one that was meant is looked for.
 const NEAR: usize = 1000;
+
+/// Query parameters that say which letters are meant.
+const FILTERS: [&str; 4] = ["function", "code", "since", "until"];
+
+/// Which letters a query means.
+fn which(gateway: &Gateway, raw: Option<&str>) -> Result<Which, Problem> {
+    let invalid = |detail: String| Problem::new(ErrorCode::InvalidArgument, detail);
+    let code = query(raw, "code").map(|text| {
+        let slugs = || ErrorCode::ALL.iter().map(|code| code.slug());
+        let known = ErrorCode::ALL.iter().find(|code| code.slug() == text).copied();
+        known.ok_or_else(|| {
+            let hint = nearest(&text, slugs()).map_or_else(
+                || format!("write one of {}", slugs().collect::<Vec<_>>().join(", ")),
+                |near| format!("did you mean \"{near}\"?"),
+            );
+            invalid(format!("code: \"{text}\" is no error code: {hint}"))
+        })
+    });
+    let now_ms = gateway.now_ms();
+    let which = Which {
+        function: query(raw, "function"),
+        code: code.transpose()?,
+        since_ms: time(raw, "since", now_ms)?,
+        until_ms: time(raw, "until", now_ms)?,
+    };
+    match (which.since_ms, which.until_ms) {
+        (Some(since), Some(until)) if since >= until => Err(invalid("since is not before until".to_owned())),
+        _ => Ok(which),
+    }
+}
 
 /// A letter and its size in the log; none when retention has taken it.
 async fn read(gateway: &Gateway, place: &Place) -> Result<Option<(DeadLetter, usize)>, Problem> {
@@ -53,16 +83,15 @@ async fn read(gateway: &Gateway, place: &Place) -> Result<Option<(DeadLetter, us
 /// `GET /v1/dead-letters`, newest first; `next` of the answer, given as `after`, is the next page.
 pub async fn list(State(gateway): State<Arc<Gateway>>, RawQuery(raw): RawQuery) -> Answer {
     let raw = raw.as_deref();
+    only(raw, &[&FILTERS[..], &["limit", "after"]].concat())?;
+    let which = which(&gateway, raw)?;
     let limit = number(raw, "limit", 100, 1..=1000)?;
-    let function = query(raw, "function");
     let after = query(raw, "after").map(|text| {
         let detail = format!("after: \"{text}\" is no place in the list; write what \"next\" of the page before says");
         Cursor::parse(&text).ok_or_else(|| Problem::new(ErrorCode::InvalidArgument, detail))
     });
     // One more than the page holds tells whether there is another page.
-    let places = gateway
-        .letters
-        .newest(function.as_deref(), after.transpose()?.as_ref(), limit + 1);
+    let places = gateway.letters.newest(&which, after.transpose()?.as_ref(), limit + 1);
     let (mut items, mut bytes, mut next) = (Vec::new(), 0, None);
     for (n, place) in places.iter().enumerate() {
         if n == limit || bytes >= PAGE_BYTES {
@@ -85,7 +114,7 @@ async fn find(gateway: &Gateway, id: &str) -> Result<DeadLetter, Problem> {
     {
         return Ok(letter);
     }
-    let known = gateway.letters.newest(None, None, NEAR);
+    let known = gateway.letters.newest(&Which::default(), None, NEAR);
     Err(Problem::not_found(
         "dead letter",
         id,
@@ -109,8 +138,10 @@ pub async fn replay(State(gateway): State<Arc<Gateway>>, Path(id): Path<String>)
 
 /// `POST /v1/dead-letters/replay`: oldest first. Letters that hold nothing to send stay, and are named in `refused`.
 pub async fn replay_all(State(gateway): State<Arc<Gateway>>, RawQuery(raw): RawQuery) -> Answer {
-    let function = query(raw.as_deref(), "function");
-    let mut places = gateway.letters.oldest(function.as_deref(), REPLAYED_AT_ONCE + 1);
+    let raw = raw.as_deref();
+    only(raw, &FILTERS)?;
+    let which = which(&gateway, raw)?;
+    let mut places = gateway.letters.oldest(&which, REPLAYED_AT_ONCE + 1);
     let more = places.len() > REPLAYED_AT_ONCE;
     places.truncate(REPLAYED_AT_ONCE);
     let (mut items, mut refused) = (Vec::new(), Vec::new());

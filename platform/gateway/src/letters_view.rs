@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use imageflow_eventlog::{EventLog, Position, Record};
 use imageflow_resources::{Table, TableView, ViewError};
-use imageflow_types::topics;
+use imageflow_types::{ErrorCode, topics};
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -55,10 +55,51 @@ pub struct Place {
     pub offset: i64,
 }
 
+/// Which letters are meant: all of them, unless it says more.
+#[derive(Debug, Clone, Default)]
+pub struct Which {
+    /// Of this function.
+    pub function: Option<String>,
+    /// With this error.
+    pub code: Option<ErrorCode>,
+    /// From then on, ms since 1970.
+    pub since_ms: Option<i64>,
+    /// Before then.
+    pub until_ms: Option<i64>,
+}
+
+impl Which {
+    /// Where they can be in the order of all letters, and before `before`.
+    fn range(&self, before: Option<&Cursor>) -> (Bound<Cursor>, Bound<Cursor>) {
+        // No id comes before the empty one.
+        let at = |at_ms: i64| Cursor {
+            at_ms,
+            id: String::new(),
+        };
+        let until = self.until_ms.map(at);
+        let end = [before, until.as_ref()].into_iter().flatten().min();
+        let start = self.since_ms.map(at);
+        // A range that ends before it starts is a panic, not an empty one.
+        let start = match (start, end) {
+            (Some(start), Some(end)) => Some(start.min(end.clone())),
+            (start, _) => start,
+        };
+        (
+            start.map_or(Bound::Unbounded, Bound::Included),
+            end.cloned().map_or(Bound::Unbounded, Bound::Excluded),
+        )
+    }
+
+    fn is(&self, held: &Held) -> bool {
+        self.function.as_ref().is_none_or(|f| *f == held.function) && self.code.is_none_or(|code| code == held.code)
+    }
+}
+
 struct Held {
     partition: u32,
     offset: i64,
     function: String,
+    code: ErrorCode,
     /// It is kept nevertheless: told again, it must not come back.
     replayed: bool,
 }
@@ -69,7 +110,13 @@ struct Held {
 struct Head {
     id: String,
     function: String,
+    error: HeadError,
     at_ms: i64,
+}
+
+#[derive(Deserialize)]
+struct HeadError {
+    code: ErrorCode,
 }
 
 #[derive(Default)]
@@ -105,6 +152,7 @@ impl Letters {
             partition: record.partition,
             offset: record.offset,
             function: head.function,
+            code: head.error.code,
             replayed: false,
         };
         self.at_ms.insert(head.id.clone(), head.at_ms);
@@ -120,15 +168,10 @@ impl Letters {
         }
     }
 
-    fn there<'a>(
-        &'a self,
-        function: Option<&'a str>,
-        before: Option<&Cursor>,
-    ) -> impl DoubleEndedIterator<Item = Place> + 'a {
-        let end = before.map_or(Bound::Unbounded, |c| Bound::Excluded(c.clone()));
+    fn there<'a>(&'a self, which: &'a Which, before: Option<&Cursor>) -> impl DoubleEndedIterator<Item = Place> + 'a {
         self.order
-            .range((Bound::Unbounded, end))
-            .filter(move |(_, held)| !held.replayed && function.is_none_or(|f| f == held.function))
+            .range(which.range(before))
+            .filter(|(_, held)| !held.replayed && which.is(held))
             .map(|(cursor, held)| place(cursor, held))
     }
 }
@@ -161,15 +204,15 @@ impl LettersView {
     }
 
     /// At most so many letters, newest first, older than `after`.
-    pub fn newest(&self, function: Option<&str>, after: Option<&Cursor>, limit: usize) -> Vec<Place> {
+    pub fn newest(&self, which: &Which, after: Option<&Cursor>, limit: usize) -> Vec<Place> {
         self.view
-            .read(|letters| letters.there(function, after).rev().take(limit).collect())
+            .read(|letters| letters.there(which, after).rev().take(limit).collect())
     }
 
     /// At most so many letters, oldest first.
-    pub fn oldest(&self, function: Option<&str>, limit: usize) -> Vec<Place> {
+    pub fn oldest(&self, which: &Which, limit: usize) -> Vec<Place> {
         self.view
-            .read(|letters| letters.there(function, None).take(limit).collect())
+            .read(|letters| letters.there(which, None).take(limit).collect())
     }
 
     /// One letter.
@@ -227,12 +270,64 @@ mod tests {
             let head = Head {
                 id: format!("l-{at_ms}"),
                 function: "f".to_owned(),
+                error: HeadError {
+                    code: ErrorCode::Timeout,
+                },
                 at_ms,
             };
             letters.insert(head, &record(offset), 2);
         }
-        let ids: Vec<String> = letters.there(None, None).map(|p| p.cursor.id).collect();
-        assert_eq!(ids, ["l-20", "l-30"]);
+        assert_eq!(ids(&letters, &Which::default(), None), ["l-20", "l-30"]);
         assert_eq!(letters.at_ms.len(), 2);
+    }
+
+    fn ids(letters: &Letters, which: &Which, before: Option<&Cursor>) -> Vec<String> {
+        letters.there(which, before).map(|p| p.cursor.id).collect()
+    }
+
+    #[test]
+    fn letters_are_found_by_error_and_time() {
+        let mut letters = Letters::default();
+        for (offset, code) in [
+            (1, ErrorCode::Timeout),
+            (2, ErrorCode::Internal),
+            (3, ErrorCode::Timeout),
+        ] {
+            let head = Head {
+                id: format!("l-{offset}"),
+                function: "f".to_owned(),
+                error: HeadError { code },
+                at_ms: offset * 10,
+            };
+            letters.insert(head, &record(offset), MOST);
+        }
+        let code = |code| Which {
+            code: Some(code),
+            ..Which::default()
+        };
+        assert_eq!(ids(&letters, &code(ErrorCode::Timeout), None), ["l-1", "l-3"]);
+        let between = |since_ms, until_ms| Which {
+            since_ms,
+            until_ms,
+            ..Which::default()
+        };
+        for (since, until, expected) in [
+            (Some(20), None, &["l-2", "l-3"][..]),
+            (None, Some(20), &["l-1"]),
+            (Some(10), Some(30), &["l-1", "l-2"]),
+            (Some(20), Some(20), &[]),
+            (Some(30), Some(10), &[]),
+            (Some(31), None, &[]),
+        ] {
+            assert_eq!(
+                ids(&letters, &between(since, until), None),
+                expected,
+                "{since:?} {until:?}"
+            );
+        }
+        let third = Cursor::parse("30.l-3");
+        assert_eq!(ids(&letters, &between(Some(20), Some(90)), third.as_ref()), ["l-2"]);
+        let before_all = Cursor::parse("5.l-0");
+        assert_eq!(ids(&letters, &between(Some(20), None), before_all.as_ref()), [""; 0]);
     }
 }

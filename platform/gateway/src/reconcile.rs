@@ -117,7 +117,7 @@ impl Reconciler {
                 // As far as it came; the rest is told by another pass.
                 Some(problem) => {
                     told.extend(found.told);
-                    Err(problem)
+                    self.keep_mark(gateway, bucket).await.and(Err(problem))
                 }
                 None => {
                     *told = found.told;
@@ -131,6 +131,15 @@ impl Reconciler {
             }
         }
         pass
+    }
+
+    /// A bucket without a mark is looked at from the platform's start on: after a restart that would be too late for what was
+    /// put before it.
+    async fn keep_mark(&mut self, gateway: &Gateway, bucket: &str) -> Result<(), Problem> {
+        if self.marks.contains_key(bucket) {
+            return Ok(());
+        }
+        self.move_mark(gateway, bucket, gateway.config.started_ms).await
     }
 
     async fn move_mark(&mut self, gateway: &Gateway, bucket: &str, told_ms: i64) -> Result<(), Problem> {

@@ -1,8 +1,9 @@
 //! Arguments of the commands about work: runs, calls, images, events, logs.
 use std::path::PathBuf;
 
+use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand};
-use imageflow_types::HumanDuration;
+use imageflow_types::{ErrorCode, HumanDuration};
 
 use super::{Format, OutputArgs, key_value};
 
@@ -259,7 +260,9 @@ pub struct SendArgs {
 
 /// `imageflow dead-letters`
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  imageflow dead-letters\n  imageflow dead-letters replay --all --function thumb")]
+#[command(
+    after_help = "Examples:\n  imageflow dead-letters\n  imageflow dead-letters list --code timeout --since 2h\n  imageflow dead-letters replay --function thumb --code timeout --since 2026-11-29T20:00:00Z"
+)]
 pub struct DeadLettersArgs {
     /// What to do; list without.
     #[command(subcommand)]
@@ -275,9 +278,9 @@ pub enum DeadLettersCommand {
     /// Those that were not replayed, newest first
     #[command(alias = "ls")]
     List {
-        /// Of this function only
-        #[arg(long)]
-        function: Option<String>,
+        /// Which ones
+        #[command(flatten)]
+        filter: LettersFilter,
         /// At most this many
         #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
         limit: u32,
@@ -291,15 +294,51 @@ pub enum DeadLettersCommand {
     /// Try again
     Replay {
         /// Its id
-        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        #[arg(
+            required_unless_present_any = ["all", "function", "code", "since", "until"],
+            conflicts_with_all = ["all", "function", "code", "since", "until"]
+        )]
         id: Option<String>,
-        /// All of them
+        /// All of them; of those that a filter names it needs no mention
         #[arg(long)]
         all: bool,
-        /// With --all: of this function only
-        #[arg(long, requires = "all")]
-        function: Option<String>,
+        /// Which ones
+        #[command(flatten)]
+        filter: LettersFilter,
     },
+}
+
+/// Which dead letters are meant.
+#[derive(Debug, Clone, Default, Args)]
+pub struct LettersFilter {
+    /// Of this function only
+    #[arg(long)]
+    pub function: Option<String>,
+    /// With this error only, such as timeout
+    #[arg(long, hide_possible_values = true, value_parser = error_codes())]
+    pub code: Option<String>,
+    /// From then on: 2026-11-29T20:00:00Z, or 2h for two hours ago
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
+    /// Before then: a time, or how long ago it is
+    #[arg(long, value_name = "TIME")]
+    pub until: Option<String>,
+}
+
+impl LettersFilter {
+    /// As pairs of a query.
+    pub fn query(&self) -> [(&'static str, Option<&str>); 4] {
+        [
+            ("function", self.function.as_deref()),
+            ("code", self.code.as_deref()),
+            ("since", self.since.as_deref()),
+            ("until", self.until.as_deref()),
+        ]
+    }
+}
+
+fn error_codes() -> PossibleValuesParser {
+    ErrorCode::ALL.iter().map(|code| code.slug()).into()
 }
 
 /// `imageflow logs`

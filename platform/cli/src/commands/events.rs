@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::files;
 use crate::args::Format;
-use crate::args::work::{DeadLettersArgs, DeadLettersCommand, EventsArgs, EventsCommand, SendArgs};
+use crate::args::work::{DeadLettersArgs, DeadLettersCommand, EventsArgs, EventsCommand, LettersFilter, SendArgs};
 use crate::client::{Call, Client, encode, query};
 use crate::error::CliError;
 use crate::output::{Context, age, at};
@@ -70,11 +70,11 @@ pub async fn events(cx: &mut Context, args: EventsArgs) -> Result<(), CliError> 
 /// What the platform says.
 pub async fn dead_letters(cx: &mut Context, args: DeadLettersArgs) -> Result<(), CliError> {
     match args.command.unwrap_or(DeadLettersCommand::List {
-        function: None,
+        filter: LettersFilter::default(),
         limit: 50,
     }) {
-        DeadLettersCommand::List { function, limit } => {
-            let items = letters(&cx.client, function.as_deref(), limit as usize).await?;
+        DeadLettersCommand::List { filter, limit } => {
+            let items = letters(&cx.client, &filter, limit as usize).await?;
             let now = cx.now_ms;
             cx.list(
                 &items,
@@ -114,20 +114,17 @@ pub async fn dead_letters(cx: &mut Context, args: DeadLettersArgs) -> Result<(),
             let text = replayed(&answer, cx.format);
             cx.line(text)
         }
-        DeadLettersCommand::Replay { function, .. } => replay_all(cx, function.as_deref()).await,
+        DeadLettersCommand::Replay { filter, .. } => replay_all(cx, &filter).await,
     }
 }
 
 /// Dead letters, newest first, from as many pages as it takes.
-async fn letters(client: &Client, function: Option<&str>, limit: usize) -> Result<Vec<Value>, CliError> {
+async fn letters(client: &Client, filter: &LettersFilter, limit: usize) -> Result<Vec<Value>, CliError> {
     let (mut items, mut after) = (Vec::new(), None::<String>);
     loop {
         let page = (limit - items.len()).min(PAGE).to_string();
-        let pairs = [
-            ("function", function),
-            ("limit", Some(page.as_str())),
-            ("after", after.as_deref()),
-        ];
+        let place = [("limit", Some(page.as_str())), ("after", after.as_deref())];
+        let pairs = [&filter.query()[..], &place].concat();
         let mut answer: Value = client.get_json(format!("/v1/dead-letters{}", query(&pairs))).await?;
         items.extend(taken(&mut answer, "items"));
         after = answer.get("next").and_then(Value::as_str).map(str::to_owned);
@@ -156,8 +153,8 @@ fn replayed(answer: &Value, format: Format) -> String {
 }
 
 /// The platform takes so many at a time; it is asked again until none is left that can be replayed.
-async fn replay_all(cx: &mut Context, function: Option<&str>) -> Result<(), CliError> {
-    let path = format!("/v1/dead-letters/replay{}", query(&[("function", function)]));
+async fn replay_all(cx: &mut Context, filter: &LettersFilter) -> Result<(), CliError> {
+    let path = format!("/v1/dead-letters/replay{}", query(&filter.query()));
     let (mut items, mut refused) = (Vec::new(), Vec::<Value>::new());
     loop {
         let call = Call::new(Method::POST, path.as_str()).timeout(REPLAY);

@@ -63,6 +63,69 @@ async fn letters_are_listed_newest_first_and_by_function() {
     assert!(problem.contains("did you mean"), "{problem}");
 }
 
+fn failed(code: &str) -> Value {
+    let mut content = request();
+    content["error"] = json!({"code": code, "message": "m"});
+    content
+}
+
+/// The gateway's clock stands at 1 s after 1970.
+#[tokio::test]
+async fn letters_are_listed_and_replayed_by_error_and_time() {
+    let world = World::start().await;
+    for (id, at_ms, code) in [
+        ("l-1", 100, "timeout"),
+        ("l-2", 200, "unprocessable"),
+        ("l-3", 300, "timeout"),
+        ("l-4", 900, "timeout"),
+    ] {
+        letter(&world, id, at_ms, failed(code)).await;
+    }
+    assert_eq!(ids(&world, "?code=unprocessable").await, ["l-2"]);
+    assert_eq!(
+        ids(&world, "?code=timeout&function=resize").await,
+        ["l-4", "l-3", "l-1"]
+    );
+    assert_eq!(ids(&world, "?since=700ms").await, ["l-4", "l-3"], "from then on");
+    assert_eq!(ids(&world, "?until=700ms").await, ["l-2", "l-1"], "before then");
+    let path = "?code=timeout&since=1970-01-01T00:00:00.100Z&until=1970-01-01T00:00:00.900Z";
+    assert_eq!(ids(&world, path).await, ["l-3", "l-1"]);
+    let first = world.get("/v1/dead-letters?code=timeout&limit=1").await.json();
+    let next = first["next"].as_str().unwrap();
+    assert_eq!(
+        ids(&world, &format!("?code=timeout&after={next}")).await,
+        ["l-3", "l-1"]
+    );
+    let replay = world
+        .post(&format!("/v1/dead-letters/replay{path}"), &[], "")
+        .await
+        .json();
+    assert_eq!(replay["replayed"], 2, "{replay}");
+    assert_eq!(ids(&world, "").await, ["l-4", "l-2"]);
+}
+
+#[tokio::test]
+async fn a_filter_that_is_wrong_selects_nothing() {
+    let world = World::start().await;
+    letter(&world, "l-1", 1, request()).await;
+    for (query, reason) in [
+        ("code=time-out", "did you mean \\\"timeout\\\"?"),
+        ("code=42", "write one of invalid-argument, "),
+        ("since=yesterday", "since: \\\"yesterday\\\" is no time"),
+        ("until=2", "until: "),
+        ("since=1h&until=2h", "since is not before until"),
+        ("cod=timeout", "did you mean \\\"code\\\"?"),
+        ("code=timeout&code=internal", "twice"),
+    ] {
+        let replay = world.post(&format!("/v1/dead-letters/replay?{query}"), &[], "").await;
+        let problem = replay.problem(400, "invalid-argument");
+        assert!(problem.contains(reason), "{query}: {problem}");
+        let list = world.get(&format!("/v1/dead-letters?{query}")).await;
+        list.problem(400, "invalid-argument");
+    }
+    assert_eq!(ids(&world, "").await, ["l-1"]);
+}
+
 #[tokio::test]
 async fn pages_go_on_where_the_one_before_ended() {
     let world = World::start().await;

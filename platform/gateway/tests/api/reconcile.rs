@@ -129,13 +129,15 @@ async fn apply(world: &World, spec: Value) {
     }
 }
 
-/// The buckets whose mark was written.
+/// The marks that were written, as bucket and time: 0 is the platform's start, 1000 what its clock shows.
 async fn marked(world: &World) -> Vec<String> {
     let records = world.log.read(topics::MARKS, 0, 0, 100).await.unwrap();
-    let keys = records
-        .iter()
-        .map(|r| String::from_utf8_lossy(r.key.as_ref().unwrap()).into_owned());
-    keys.collect()
+    let marks = records.iter().map(|r| {
+        let mark: Value = serde_json::from_slice(r.value.as_ref().unwrap()).unwrap();
+        let bucket = String::from_utf8_lossy(r.key.as_ref().unwrap()).into_owned();
+        format!("{bucket} {}", mark["toldMs"])
+    });
+    marks.collect()
 }
 
 #[tokio::test]
@@ -148,7 +150,7 @@ async fn an_object_that_cannot_be_looked_at_hides_no_other() {
     let mut reconciler = Reconciler::open(&world.log).await.unwrap();
     let pass = reconciler.run(&world.gateway).await;
     assert_eq!(pass, Pass { raised: 1, behind: 0 });
-    assert_eq!(marked(&world).await, ["raw-images"], "waiting would not help");
+    assert_eq!(marked(&world).await, ["raw-images 1000"], "waiting would not help");
     let answer = ask(&world, "?all=true").await;
     assert_eq!((&answer["lookedAt"], &answer["skipped"]), (&json!(3), &json!(2)));
 }
@@ -164,7 +166,8 @@ async fn a_bucket_that_is_not_there_or_denied_keeps_no_other_from_its_turn() {
     let mut reconciler = Reconciler::open(&world.log).await.unwrap();
     let pass = reconciler.run(&world.gateway).await;
     assert_eq!(pass, Pass { raised: 1, behind: 3 });
-    assert_eq!(marked(&world).await, ["raw-images"]);
+    let marks = ["a-gone 0", "b-denied 0", "c-fails 0", "raw-images 1000"];
+    assert_eq!(marked(&world).await, marks, "from where a restart goes on");
     world.objects.heal();
     world.objects.others_put("a-gone", "x.png");
     let pass = reconciler.run(&world.gateway).await;
@@ -184,7 +187,7 @@ async fn what_cannot_be_looked_at_now_is_looked_at_by_the_next_pass() {
     let mut reconciler = Reconciler::open(&world.log).await.unwrap();
     let pass = reconciler.run(&world.gateway).await;
     assert_eq!(pass, Pass { raised: 1, behind: 1 }, "it hides no other");
-    assert_eq!(marked(&world).await, [""; 0]);
+    assert_eq!(marked(&world).await, ["raw-images 0"]);
     world.post(RECONCILE, &[], "").await.problem(503, "unavailable");
     world.objects.heal();
     let pass = reconciler.run(&world.gateway).await;
@@ -193,7 +196,7 @@ async fn what_cannot_be_looked_at_now_is_looked_at_by_the_next_pass() {
         Pass { raised: 1, behind: 0 },
         "and what was told is not told again"
     );
-    assert_eq!(marked(&world).await, ["raw-images"]);
+    assert_eq!(marked(&world).await, ["raw-images 1000"]);
 }
 
 #[tokio::test]

@@ -129,6 +129,42 @@ async fn a_replay_of_all_goes_on_until_nothing_is_left_and_tells_what_was_refuse
 }
 
 #[tokio::test]
+async fn dead_letters_are_chosen_by_function_error_and_time() {
+    let none = || json!({"items": [], "replayed": 0, "refused": [], "more": false});
+    let fake = Fake::json([none(), none()]).await;
+    let filter = [
+        "--code",
+        "timeout",
+        "--since",
+        "2h",
+        "--until",
+        "2026-11-29T20:00:00+01:00",
+    ];
+    for command in ["list", "replay"] {
+        let args = [&["dead-letters", command][..], &filter].concat();
+        imageflow(&fake.base, &args).await.0.unwrap();
+    }
+    let query = "code=timeout&since=2h&until=2026-11-29T20%3A00%3A00%2B01%3A00";
+    let expected = [
+        format!("GET /v1/dead-letters?{query}&limit=50"),
+        format!("POST /v1/dead-letters/replay?{query}"),
+    ];
+    assert_eq!(fake.requests(), expected);
+}
+
+#[test]
+fn a_replay_says_which_letters_and_of_an_error_that_there_is() {
+    let refused = |args: &[&str]| {
+        let args = [&["imageflow", "dead-letters", "replay"][..], args].concat();
+        Cli::try_parse_from(args).unwrap_err().to_string()
+    };
+    assert!(refused(&[]).contains("required"));
+    assert!(refused(&["l-1", "--code", "timeout"]).contains("cannot be used with"));
+    let unknown = refused(&["--code", "timeot"]);
+    assert!(unknown.contains("'timeout'"), "{unknown}");
+}
+
+#[tokio::test]
 async fn who_deletes_a_function_is_told_what_waited_for_it() {
     let function = |backlog: u64| json!({"metadata": {"name": "f"}, "status": {"backlog": backlog}});
     let fake = Fake::json([function(3), Value::Null, function(0), Value::Null, Value::Null]).await;
