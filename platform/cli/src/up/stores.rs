@@ -211,9 +211,9 @@ struct Told {
 }
 
 impl Told {
-    async fn tell(&self, kind: ChangeKind, info: ObjectInfo) -> Result<(), ObjectError> {
+    async fn tell(&self, info: ObjectInfo) -> Result<(), ObjectError> {
         let change = ObjectChange {
-            kind,
+            kind: ChangeKind::Created,
             info,
             sequence: 0,
         };
@@ -226,7 +226,7 @@ impl Told {
 impl ObjectStore for Told {
     async fn put(&self, bucket: &str, key: &str, body: Bytes, options: PutOptions) -> Result<ObjectInfo, ObjectError> {
         let info = self.inner.put(bucket, key, body, options).await?;
-        self.tell(ChangeKind::Created, info.clone()).await?;
+        self.tell(info.clone()).await?;
         Ok(info)
     }
 
@@ -242,7 +242,7 @@ impl ObjectStore for Told {
         options: PutOptions,
     ) -> Result<ObjectInfo, ObjectError> {
         let info = self.inner.put_stream(bucket, key, body, options).await?;
-        self.tell(ChangeKind::Created, info.clone()).await?;
+        self.tell(info.clone()).await?;
         Ok(info)
     }
 
@@ -260,12 +260,8 @@ impl ObjectStore for Told {
     }
 
     async fn delete(&self, bucket: &str, key: &str) -> Result<(), ObjectError> {
-        let was = self.inner.head(bucket, key).await?;
-        self.inner.delete(bucket, key).await?;
-        match was {
-            Some(info) => self.tell(ChangeKind::Removed, info).await,
-            None => Ok(()),
-        }
+        // The server tells of it, with no ETag by which its event and one of ours could be known for the same.
+        self.inner.delete(bucket, key).await
     }
 
     async fn list(
