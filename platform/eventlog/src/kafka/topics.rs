@@ -121,6 +121,40 @@ fn cleanup(resource: &ConfigResource) -> Cleanup {
     }
 }
 
+/// A topic that is there: its specification, the fewest copies of a partition, its settings.
+type Existing = (TopicSpec, usize, ConfigResource);
+
+struct Shape {
+    partitions: usize,
+    /// The fewest that a partition has.
+    copies: usize,
+}
+
+impl Shape {
+    fn of(topic: &MetadataTopic) -> Self {
+        let copies = topic.partitions().iter().map(|p| p.replicas().len());
+        Self {
+            partitions: topic.partitions().len(),
+            copies: copies.min().unwrap_or(0),
+        }
+    }
+}
+
+/// In what a topic that others made is less safe than one of ours.
+fn less_safe(config: &KafkaConfig, copies: usize, in_sync: Option<&str>) -> Vec<String> {
+    let mut less = Vec::new();
+    if copies < usize::from(config.replication) {
+        less.push(format!("{copies} copies in place of {}", config.replication));
+    }
+    if let Some(is) = in_sync
+        .and_then(|n| n.parse::<u16>().ok())
+        .filter(|n| *n < config.min_in_sync)
+    {
+        less.push(format!("min.insync.replicas {is} in place of {}", config.min_in_sync));
+    }
+    less
+}
+
 fn is_there(topic: &MetadataTopic) -> bool {
     topic.error().is_none() && !topic.partitions().is_empty()
 }
@@ -207,8 +241,8 @@ impl Handle {
     }
 
     /// All topics but Kafka's own, with their settings, or those of the wanted that are there.
-    async fn existing(&self, wanted: Option<&[TopicSpec]>) -> Result<Vec<(TopicSpec, ConfigResource)>> {
-        let (counts, described) = match wanted {
+    async fn existing(&self, wanted: Option<&[TopicSpec]>) -> Result<Vec<Existing>> {
+        let (shapes, described) = match wanted {
             Some(specs) if specs.len() <= FEW => self.each(specs).await?,
             _ => self.all(wanted).await?,
         };
@@ -216,51 +250,52 @@ impl Handle {
             let OwnedResourceSpecifier::Topic(name) = &resource.specifier else {
                 return None;
             };
+            let shape = shapes.get(name.as_str())?;
             let spec = TopicSpec {
                 name: name.clone(),
-                partitions: u32::try_from(*counts.get(name.as_str())?).unwrap_or(u32::MAX),
+                partitions: u32::try_from(shape.partitions).unwrap_or(u32::MAX),
                 cleanup: cleanup(&resource),
             };
-            Some((spec, resource))
+            Some((spec, shape.copies, resource))
         });
         Ok(specs.collect())
     }
 
     /// By one look at all topics of the cluster.
-    async fn all(&self, wanted: Option<&[TopicSpec]>) -> Result<(HashMap<String, usize>, Vec<ConfigResource>)> {
+    async fn all(&self, wanted: Option<&[TopicSpec]>) -> Result<(HashMap<String, Shape>, Vec<ConfigResource>)> {
         let metadata = self.metadata(None).await?;
-        let counts: HashMap<String, usize> = metadata
+        let shapes: HashMap<String, Shape> = metadata
             .topics()
             .iter()
             .filter(|t| is_there(t) && !t.name().starts_with("__"))
             .filter(|t| wanted.is_none_or(|specs| specs.iter().any(|s| s.name == t.name())))
-            .map(|t| (t.name().to_owned(), t.partitions().len()))
+            .map(|t| (t.name().to_owned(), Shape::of(t)))
             .collect();
-        let names: Vec<&str> = counts.keys().map(String::as_str).collect();
+        let names: Vec<&str> = shapes.keys().map(String::as_str).collect();
         let described = self.describe(&names).await?;
-        Ok((counts, described))
+        Ok((shapes, described))
     }
 
     /// One by one, since with thousands of topics each look at all of them costs the brokers a second. What is not there is not
     /// asked for by name: a broker may be set to make what it is asked for.
-    async fn each(&self, specs: &[TopicSpec]) -> Result<(HashMap<String, usize>, Vec<ConfigResource>)> {
+    async fn each(&self, specs: &[TopicSpec]) -> Result<(HashMap<String, Shape>, Vec<ConfigResource>)> {
         let names: Vec<&str> = specs.iter().map(|spec| spec.name.as_str()).collect();
         let described = self.describe(&names).await?;
-        let mut counts = HashMap::new();
+        let mut shapes = HashMap::new();
         for resource in &described {
             let OwnedResourceSpecifier::Topic(name) = &resource.specifier else {
                 continue;
             };
             let metadata = self.metadata(Some(name)).await?;
             if let Some(topic) = metadata.topics().first().filter(|topic| is_there(topic)) {
-                counts.insert(name.clone(), topic.partitions().len());
+                shapes.insert(name.clone(), Shape::of(topic));
             }
         }
-        Ok((counts, described))
+        Ok((shapes, described))
     }
 
     pub async fn list(&self) -> Result<Vec<TopicSpec>> {
-        let mut specs: Vec<_> = self.existing(None).await?.into_iter().map(|(spec, _)| spec).collect();
+        let mut specs: Vec<_> = self.existing(None).await?.into_iter().map(|(spec, ..)| spec).collect();
         specs.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(specs)
     }
@@ -276,10 +311,12 @@ impl Handle {
             }
         }
         let existing = self.existing(Some(specs)).await?;
-        let find = |spec: &TopicSpec| existing.iter().find(|(e, _)| e.name == spec.name);
+        let find = |spec: &TopicSpec| existing.iter().find(|(e, ..)| e.name == spec.name);
         let mut changed = Vec::new();
         for spec in specs {
-            let Some((found, resource)) = find(spec) else { continue };
+            let Some((found, copies, resource)) = find(spec) else {
+                continue;
+            };
             if found.partitions != spec.partitions {
                 return Err(LogError::PartitionCountDiffers {
                     topic: spec.name.clone(),
@@ -299,7 +336,10 @@ impl Handle {
             {
                 changed.push((spec, resource));
             }
-            self.compare_copies(&spec.name, resource);
+            for less in less_safe(&self.config, *copies, value("min.insync.replicas")) {
+                // It is theirs to decide who made it, but not unseen.
+                tracing::warn!(topic = spec.name, "the topic is less safe than is configured: {less}");
+            }
         }
         let missing: Vec<&TopicSpec> = specs.iter().filter(|spec| find(spec).is_none()).collect();
         self.create(&missing).await?;
@@ -316,23 +356,6 @@ impl Handle {
         lock(&self.ensured)
             .get(name)
             .is_some_and(|since| since.elapsed() < NEW_FOR)
-    }
-
-    /// A topic that others made may be less safe than we would have made it. It is theirs to decide, but not unseen.
-    fn compare_copies(&self, topic: &str, resource: &ConfigResource) {
-        let value = resource.get("min.insync.replicas").and_then(|e| e.value.as_deref());
-        if value
-            .and_then(|v| v.parse::<u16>().ok())
-            .is_some_and(|n| n < self.config.min_in_sync)
-        {
-            let (is, wanted) = (value, self.config.min_in_sync);
-            tracing::warn!(
-                topic,
-                ?is,
-                wanted,
-                "topic has a lower min.insync.replicas than is configured"
-            );
-        }
     }
 
     async fn create(&self, specs: &[&TopicSpec]) -> Result<()> {
@@ -456,5 +479,22 @@ impl Handle {
                 self.told.last_error(),
             )),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_less_safe_than_is_configured_is_named() {
+        let config = KafkaConfig::new("broker:9092");
+        assert_eq!((config.replication, config.min_in_sync), (3, 2));
+        assert!(less_safe(&config, 3, Some("2")).is_empty());
+        assert!(less_safe(&config, 5, None).is_empty());
+        assert_eq!(
+            less_safe(&config, 1, Some("1")),
+            ["1 copies in place of 3", "min.insync.replicas 1 in place of 2"]
+        );
     }
 }
