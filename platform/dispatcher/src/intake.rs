@@ -223,21 +223,20 @@ impl Dispatcher {
         let takes = async {
             let result = intake.run(consumer.as_mut(), &stop).await;
             stop.cancel();
-            result
+            // Who is no member any more has nothing to finish: others do the same steps by now.
+            let lost = result.is_err();
+            let all: Vec<TopicPartition> = intake.partitions.keys().cloned().collect();
+            intake.drain(&all, std::future::ready(lost)).await;
+            let committed = tokio::select! {
+                committed = intake.commit(consumer.as_mut()) => committed,
+                () = overdue(&stop) => Ok(()),
+            };
+            let closed = consumer.close().await;
+            result.and(committed)?;
+            Ok(closed?)
         };
         let (result, delayed) = tokio::join!(takes, delays);
-        let result = result.and(delayed);
-        // Who is no member any more has nothing to finish: others do the same steps by now.
-        let lost = result.is_err();
-        let all: Vec<TopicPartition> = intake.partitions.keys().cloned().collect();
-        intake.drain(&all, std::future::ready(lost)).await;
-        let committed = tokio::select! {
-            committed = intake.commit(consumer.as_mut()) => committed,
-            () = overdue(&stop) => Ok(()),
-        };
-        let closed = consumer.close().await;
-        result.and(committed)?;
-        Ok(closed?)
+        result.and(delayed)
     }
 }
 

@@ -172,14 +172,16 @@ async fn reading_gets_only_so_far_ahead_of_a_slow_step() {
         most_ahead: 4,
         ..DispatcherConfig::default()
     };
-    let running = world.dispatch_with(config, world.backlogs.clone());
     let slow = step("slow");
     world.give(&slow, 0).await;
-    let slow_call = world.pod.call().await;
-    for n in 0..10 {
-        world.give(&step(&format!("s{n}")), 0).await;
+    let steps: Vec<StepRequest> = (0..10).map(|n| step(&format!("s{n}"))).collect();
+    for step in &steps {
+        world.give(step, 0).await;
     }
-    for _ in 0..3 {
+    let running = world.dispatch_with(config, world.backlogs.clone());
+    let (slow_call, call) = world.pod.two(&slow.run, &steps[0].run).await;
+    call.answer(status(202, ""));
+    for _ in 1..3 {
         world.pod.call().await.answer(status(202, ""));
     }
     // What is not read is counted because the partition is paused, though the window is not full.
