@@ -198,7 +198,12 @@ impl Dispatcher {
         config: &DispatcherConfig,
         stop: &CancellationToken,
     ) -> Result<(), DispatcherError> {
-        context.log.ensure_topics_of_any_count(&[delay::topic()]).await?;
+        let own = [delay::topic()];
+        tokio::select! {
+            ensured = context.log.ensure_topics_of_any_count(&own) => ensured?,
+            // Without brokers it takes half a minute.
+            () = stop.cancelled() => return Ok(()),
+        }
         let topics = Topics::Pattern(topics::WORK_PREFIX.to_owned());
         let group = ConsumerConfig::new(topics::GROUP_DISPATCHER, config.member.clone(), topics);
         let mut consumer = context.log.consumer(group).await?;

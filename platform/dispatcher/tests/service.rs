@@ -234,6 +234,7 @@ async fn a_work_record_that_cannot_be_read_is_kept_as_a_dead_letter_before_it_is
     let running = world.dispatch();
     world.give_raw("x", b"no step".to_vec(), 0).await;
     world.give_raw("y", vec![0xff, 0], 0).await;
+    world.give_raw("z", vec![0xff; 900_000], 0).await;
     world.give(&step, 0).await;
     // It holds up nothing while it cannot be kept, but is not passed by: there is no topic for it yet.
     world.pod.call().await.answer(status(202, ""));
@@ -245,10 +246,10 @@ async fn a_work_record_that_cannot_be_read_is_kept_as_a_dead_letter_before_it_is
         })
         .await;
     world.make_dead_letters().await;
-    world.log.committed(&work(), 0, 3).await;
+    world.log.committed(&work(), 0, 4).await;
     let mut letters = world.dead_letters().await;
     letters.sort_by(|one, other| one.id.cmp(&other.id));
-    let [text, bytes] = &letters[..] else {
+    let [text, bytes, large] = &letters[..] else {
         panic!("{letters:?}")
     };
     assert_eq!(text.id, format!("record-{}-0-0", work()));
@@ -260,6 +261,7 @@ async fn a_work_record_that_cannot_be_read_is_kept_as_a_dead_letter_before_it_is
     let kept = |value: Value, key: &str| Some(json!({"key": key, "headers": [], "value": value}));
     assert_eq!(text.event, kept(json!("no step"), "x"));
     assert_eq!(bytes.event, kept(json!({"base64": "/wA="}), "y"));
+    assert_eq!(large.event, None, "as base64 it does not fit into a record");
     running.stop().await;
     world.assert_idle();
 }
