@@ -198,7 +198,12 @@ impl Dispatcher {
         config: &DispatcherConfig,
         stop: &CancellationToken,
     ) -> Result<(), DispatcherError> {
-        context.log.ensure_topics_of_any_count(&[delay::topic()]).await?;
+        let own = [delay::topic()];
+        tokio::select! {
+            ensured = context.log.ensure_topics_of_any_count(&own) => ensured?,
+            // Without brokers it takes half a minute.
+            () = stop.cancelled() => return Ok(()),
+        }
         let topics = Topics::Pattern(topics::WORK_PREFIX.to_owned());
         let group = ConsumerConfig::new(topics::GROUP_DISPATCHER, config.member.clone(), topics);
         let mut consumer = context.log.consumer(group).await?;
@@ -223,21 +228,20 @@ impl Dispatcher {
         let takes = async {
             let result = intake.run(consumer.as_mut(), &stop).await;
             stop.cancel();
-            result
+            // Who is no member any more has nothing to finish: others do the same steps by now.
+            let lost = result.is_err();
+            let all: Vec<TopicPartition> = intake.partitions.keys().cloned().collect();
+            intake.drain(&all, std::future::ready(lost)).await;
+            let committed = tokio::select! {
+                committed = intake.commit(consumer.as_mut()) => committed,
+                () = overdue(&stop) => Ok(()),
+            };
+            let closed = consumer.close().await;
+            result.and(committed)?;
+            Ok(closed?)
         };
         let (result, delayed) = tokio::join!(takes, delays);
-        let result = result.and(delayed);
-        // Who is no member any more has nothing to finish: others do the same steps by now.
-        let lost = result.is_err();
-        let all: Vec<TopicPartition> = intake.partitions.keys().cloned().collect();
-        intake.drain(&all, std::future::ready(lost)).await;
-        let committed = tokio::select! {
-            committed = intake.commit(consumer.as_mut()) => committed,
-            () = overdue(&stop) => Ok(()),
-        };
-        let closed = consumer.close().await;
-        result.and(committed)?;
-        Ok(closed?)
+        result.and(delayed)
     }
 }
 

@@ -172,14 +172,16 @@ async fn reading_gets_only_so_far_ahead_of_a_slow_step() {
         most_ahead: 4,
         ..DispatcherConfig::default()
     };
-    let running = world.dispatch_with(config, world.backlogs.clone());
     let slow = step("slow");
     world.give(&slow, 0).await;
-    let slow_call = world.pod.call().await;
-    for n in 0..10 {
-        world.give(&step(&format!("s{n}")), 0).await;
+    let steps: Vec<StepRequest> = (0..10).map(|n| step(&format!("s{n}"))).collect();
+    for step in &steps {
+        world.give(step, 0).await;
     }
-    for _ in 0..3 {
+    let running = world.dispatch_with(config, world.backlogs.clone());
+    let (slow_call, call) = world.pod.two(&slow.run, &steps[0].run).await;
+    call.answer(status(202, ""));
+    for _ in 1..3 {
         world.pod.call().await.answer(status(202, ""));
     }
     // What is not read is counted because the partition is paused, though the window is not full.
@@ -232,6 +234,7 @@ async fn a_work_record_that_cannot_be_read_is_kept_as_a_dead_letter_before_it_is
     let running = world.dispatch();
     world.give_raw("x", b"no step".to_vec(), 0).await;
     world.give_raw("y", vec![0xff, 0], 0).await;
+    world.give_raw("z", vec![0xff; 900_000], 0).await;
     world.give(&step, 0).await;
     // It holds up nothing while it cannot be kept, but is not passed by: there is no topic for it yet.
     world.pod.call().await.answer(status(202, ""));
@@ -243,10 +246,10 @@ async fn a_work_record_that_cannot_be_read_is_kept_as_a_dead_letter_before_it_is
         })
         .await;
     world.make_dead_letters().await;
-    world.log.committed(&work(), 0, 3).await;
+    world.log.committed(&work(), 0, 4).await;
     let mut letters = world.dead_letters().await;
     letters.sort_by(|one, other| one.id.cmp(&other.id));
-    let [text, bytes] = &letters[..] else {
+    let [text, bytes, large] = &letters[..] else {
         panic!("{letters:?}")
     };
     assert_eq!(text.id, format!("record-{}-0-0", work()));
@@ -258,6 +261,7 @@ async fn a_work_record_that_cannot_be_read_is_kept_as_a_dead_letter_before_it_is
     let kept = |value: Value, key: &str| Some(json!({"key": key, "headers": [], "value": value}));
     assert_eq!(text.event, kept(json!("no step"), "x"));
     assert_eq!(bytes.event, kept(json!({"base64": "/wA="}), "y"));
+    assert_eq!(large.event, None, "as base64 it does not fit into a record");
     running.stop().await;
     world.assert_idle();
 }

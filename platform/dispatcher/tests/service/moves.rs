@@ -2,7 +2,7 @@
 use std::time::Duration;
 
 use imageflow_pods::PodState;
-use imageflow_types::{StepRequest, topics};
+use imageflow_types::{RunEvent, StepRequest, topics};
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -102,7 +102,10 @@ async fn fill(world: &World) {
 async fn assert_all_done(world: &World) {
     for partition in 0..topics::WORK_PARTITIONS {
         world.log.committed(&work(), partition, 2).await;
-        assert_eq!(world.log.reports(&first(partition).run).len(), 2);
+        // A machine that is busy may have one take so long that its start is reported, too.
+        let reports = world.log.reports(&first(partition).run).into_iter();
+        let ended = reports.filter(|event| matches!(event, RunEvent::StageCompleted { .. }));
+        assert_eq!(ended.count(), 2);
     }
 }
 

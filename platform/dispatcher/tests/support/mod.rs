@@ -234,10 +234,11 @@ impl World {
         self.dispatch_with(config, self.backlogs.clone())
     }
 
-    /// Starts a dispatcher of another name, with backlogs of its own.
+    /// Starts a dispatcher of another name, with backlogs of its own, that waits for nothing when it is to end.
     pub fn dispatch_as(&self, member: &str) -> Running {
         let config = DispatcherConfig {
             member: member.to_owned(),
+            drain: Duration::ZERO,
             ..DispatcherConfig::default()
         };
         self.dispatch_with(config, Arc::default())
