@@ -17,7 +17,6 @@ use tokio_util::task::TaskTracker;
 use changes::{Change, Changer, MOST_WAITING, ask};
 
 use crate::catalog::{Catalog, FunctionEntry, Operations};
-use crate::seen::Seen;
 use crate::view::{Table, TableView, ViewError};
 use crate::writer::Writer;
 
@@ -26,8 +25,6 @@ const SCHEMA: u32 = 1;
 /// Revisions kept of a function beside those that have traffic: enough to roll back, small enough for one record.
 const KEPT_REVISIONS: usize = 20;
 
-/// How far behind a view may be before it is told, and asked whether it can ever be there.
-const LATE: Duration = Duration::from_secs(2);
 /// How long done work is kept. The embedded log keeps what is not done at any age; a full one drops what is done at once.
 const WORK_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -226,36 +223,6 @@ impl ResourceStore {
     #[must_use]
     pub fn snapshot(&self) -> Arc<Catalog> {
         self.catalog.borrow().clone()
-    }
-
-    /// How much of the resources [`snapshot`](Self::snapshot) shows. Written beside a record that depends on them, under
-    /// [`topics::SEEN`].
-    #[must_use]
-    pub fn seen(&self) -> Seen {
-        Seen::of(&self.progress.borrow())
-    }
-
-    /// Waits until [`snapshot`](Self::snapshot) shows as much as somebody else has seen. Not for what a topic that was made anew
-    /// does not hold any more.
-    pub async fn catch_up(&self, with: &Seen) {
-        let mut progress = self.progress.clone();
-        loop {
-            let there = progress.wait_for(|done| with.is_in(done));
-            // It has ended with the platform, or it is there.
-            let Err(_late) = tokio::time::timeout(LATE, there).await else {
-                return;
-            };
-            match self.log.watermarks(topics::RESOURCES).await {
-                Ok(ends) if !with.is_in(&ends.iter().map(|w| (w.partition, w.high)).collect()) => {
-                    tracing::warn!(%with, "somebody has seen resources that are not there: the topic was made anew");
-                    return;
-                }
-                Ok(_) => tracing::warn!(%with, "the view of the resources is behind, and work waits for it"),
-                Err(error) => {
-                    tracing::warn!(%with, %error, "the view of the resources is behind, and work waits for it")
-                }
-            }
-        }
     }
 
     /// The resources now and after each change.
@@ -617,6 +584,7 @@ fn merge_function(
 
 mod changes;
 mod mirror;
+mod sight;
 #[cfg(test)]
 mod tests;
 

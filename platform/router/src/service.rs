@@ -1,5 +1,6 @@
 //! The loop: poll, work out, one transaction, go on.
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -76,6 +77,9 @@ pub enum RouterError {
 
 /// Pause before a batch that could not be written is written again.
 const PAUSE: Duration = Duration::from_millis(500);
+
+/// How often it is told how long a batch waits already.
+const TELL_EVERY: Duration = Duration::from_secs(5);
 
 /// Why a session in the group ended.
 enum SessionError {
@@ -278,10 +282,16 @@ impl Router {
         let begun = Instant::now();
         let waits = metrics::gauge!("imageflow_flow_batch_waits_seconds");
         loop {
-            let worked_out = tokio::select! {
-                worked_out = self.work_out(runs, records) => worked_out,
-                // It may wait for resources, or for the object store.
-                () = overdue(stop) => return Ok(false),
+            let worked_out = {
+                let mut working_out = pin!(self.work_out(runs, records));
+                loop {
+                    // It may wait for resources, or for the object store.
+                    tokio::select! {
+                        worked_out = &mut working_out => break worked_out,
+                        () = tokio::time::sleep(TELL_EVERY) => waits.set(begun.elapsed().as_secs_f64()),
+                        () = overdue(stop) => return Ok(false),
+                    }
+                }
             };
             match worked_out {
                 Ok((mut batch, surplus)) => {

@@ -1,0 +1,88 @@
+//! What the router waits for, and what it goes on without.
+use imageflow_eventlog::{EventLog, NewRecord, partition_for_key};
+use imageflow_types::topics;
+use serde_json::json;
+
+use crate::support::{World, uploaded};
+
+#[tokio::test]
+async fn a_work_topic_that_somebody_took_away_is_made_anew_and_no_router_ends() {
+    let world = World::new().await;
+    world.objects.add("cat.png", "e1");
+    world
+        .log
+        .delete_topic(&format!("{}outline", topics::WORK_PREFIX))
+        .await
+        .unwrap();
+    let mut running = world.route();
+    world.events(&[&uploaded("1", "cat.png")]).await;
+    running.during(world.log.settled()).await;
+    assert_eq!(world.log.work("outline").await.len(), 1);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_batch_that_was_written_unheard_is_not_written_again() {
+    let world = World::new().await;
+    world.objects.add("cat.png", "e1");
+    world.objects.add("dog.png", "e1");
+    world.log.keep_from(1);
+    let mut running = world.route();
+    world.events(&[&uploaded("1", "cat.png")]).await;
+    running.during(world.log.settled()).await;
+    world.events(&[&uploaded("2", "dog.png")]).await;
+    running.during(world.log.settled()).await;
+    assert_eq!(world.log.work("outline").await.len(), 2, "one of each");
+    assert_eq!(world.log.runs().await.len(), 2);
+    running.stop().await;
+}
+
+/// Its view of the resources may be behind that of the gateway, which told somebody that the trigger is there.
+#[tokio::test]
+async fn an_event_waits_for_the_resources_that_its_writer_had_seen() {
+    let world = World::new().await;
+    let mut running = world.route();
+    let partition = partition_for_key(b"Trigger/late", topics::FEW_PARTITIONS);
+    let seen = world.resources.seen().to_string();
+    let next = |text: &str| text.strip_prefix(&format!("{partition}:")).and_then(|n| n.parse().ok());
+    let next: i64 = seen.split(' ').find_map(next).unwrap_or(0);
+    let late = NewRecord::new(topics::EVENTS)
+        .partition(0)
+        .header("content-type", "application/cloudevents+json")
+        .header(topics::SEEN, format!("{partition}:{}", next + 1))
+        .value(r#"{"specversion":"1.0","id":"1","source":"urn:test","type":"test.late"}"#);
+    world.log.produce(vec![late]).await.unwrap();
+    let filters = json!([{"exact": {"type": "test.late"}}]);
+    let applied = world.apply("Trigger", "late", json!({"filters": filters, "function": "outline"}));
+    running.during(applied).await;
+    assert!(world.resources.seen().to_string() != seen, "it is in that partition");
+    running.during(world.log.settled()).await;
+    assert_eq!(world.log.work("outline").await.len(), 1);
+    let written = world.log.all(&format!("{}outline", topics::WORK_PREFIX)).await;
+    let stamped = written[0].headers.iter().any(|(name, _)| name == topics::SEEN);
+    assert!(stamped, "{:?}", written[0].headers);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn while_the_object_store_is_down_an_event_waits_and_is_not_lost() {
+    let world = World::new().await;
+    world.objects.add("cat.png", "e1");
+    world.objects.down(true);
+    let running = world.route();
+    world.events(&[&uploaded("1", "cat.png")]).await;
+    world.objects.refused(2).await;
+    assert_eq!(
+        world.log.inner.lag(topics::GROUP_ROUTER, topics::EVENTS).await.unwrap(),
+        1
+    );
+    // Stopped while it waits, it leaves the event to the next one.
+    running.stop().await;
+    let world = world.reopen().await;
+    world.objects.down(false);
+    let running = world.route();
+    world.log.settled().await;
+    assert_eq!(world.log.work("outline").await.len(), 1);
+    assert!(world.log.dead_letters().await.is_empty());
+    running.stop().await;
+}
