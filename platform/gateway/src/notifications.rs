@@ -134,31 +134,33 @@ impl Notifications {
             .await
     }
 
-    /// With what the store knows of the object: few servers tell the metadata, by which our own objects are known from others'.
-    /// None when there is nothing to raise.
+    /// As the store knows the object: few servers tell the metadata, by which our own objects are known from others', and names
+    /// that are told are not always right (seen: versitygw 1.8.0 under load, with a part of another request where the bucket
+    /// belongs). None when there is nothing to work on.
     async fn completed(&self, mut change: Notification) -> Result<Option<Notification>, ObjectError> {
         if change.kind == ChangeKind::Removed {
             return Ok(Some(change));
         }
-        let info = match self.objects.head(&change.info.bucket, &change.info.key).await {
-            Ok(info) => info,
-            Err(error) if error.is_retryable() => return Err(error),
-            // Its run ends with an error that somebody sees.
-            Err(error) => {
-                tracing::warn!(bucket = change.info.bucket, key = change.info.key, %error, "a new object cannot be looked at, its event is raised as it was told");
-                return Ok(Some(change));
+        let (bucket, key) = (&change.info.bucket, &change.info.key);
+        match self.objects.head(bucket, key).await {
+            // Overwritten since, maybe: then it is the event that its own notification raises, and what it was before could
+            // not be read any more.
+            Ok(Some(info)) => {
+                change.info = info;
+                Ok(Some(change))
             }
-        };
-        let told = change.info.etag.as_str();
-        match info {
-            Some(info) if told.is_empty() || told == info.etag => change.info = info,
-            // What it was cannot be known any more, nor can anything be done with it.
-            None if told.is_empty() => return Ok(None),
-            // Overwritten or removed since, as can happen behind any event: a run of it ends as `input-changed`, and what
-            // is there now has an event of its own.
-            _ => {}
+            Ok(None) => {
+                tracing::debug!(bucket, key, "a new object is gone");
+                Ok(None)
+            }
+            Err(error) if error.is_retryable() => Err(error),
+            // If it is there, the reconcile finds it.
+            Err(error) => {
+                tracing::error!(bucket, key, %error, "a new object cannot be looked at");
+                metrics::counter!("imageflow_storage_notifications_unreadable_total").increment(1);
+                Ok(None)
+            }
         }
-        Ok(Some(change))
     }
 
     async fn commit(&self, consumer: &mut dyn Consumer, records: &[Record]) -> Result<(), LogError> {
