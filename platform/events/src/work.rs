@@ -2,11 +2,14 @@
 //! the rest in binary mode, so that any SDK reads it.
 use std::time::{Duration, UNIX_EPOCH};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use cloudevents::event::ExtensionValue;
 use cloudevents::{AttributesWriter, Event};
-use imageflow_types::work::{DeadLetter, Input, StepRequest, Target};
-use serde_json::Value;
+use imageflow_types::work::{DeadLetter, Input, StepError, StepRequest, Target};
+use imageflow_types::{ErrorCode, topics};
+use serde_json::{Value, json};
 
 use crate::{ext, record};
 
@@ -33,6 +36,65 @@ pub fn step_headers(step: &StepRequest) -> Headers {
         ],
         step.traceparent.as_deref(),
     )
+}
+
+/// A record as it stands in the log.
+#[derive(Debug, Clone, Copy)]
+pub struct Raw<'a> {
+    /// Its topic.
+    pub topic: &'a str,
+    /// Its partition.
+    pub partition: u32,
+    /// Its offset.
+    pub offset: i64,
+    /// Its key.
+    pub key: Option<&'a [u8]>,
+    /// Its headers.
+    pub headers: &'a [(String, Bytes)],
+    /// Its value.
+    pub value: Option<&'a [u8]>,
+}
+
+/// The dead letter of a record that cannot be read. It keeps all bytes: as text, and as `{"base64": ...}` where they are none.
+/// `function` is `-` where it is not known; `why` goes on after the name of the topic.
+#[must_use]
+pub fn unreadable(raw: Raw<'_>, function: &str, why: &str, now_ms: i64) -> DeadLetter {
+    let Raw {
+        topic,
+        partition,
+        offset,
+        ..
+    } = raw;
+    let headers = raw.headers.iter().map(|(name, value)| json!([name, exact(value)]));
+    DeadLetter {
+        id: match topic == topics::EVENTS {
+            true => format!("record-{partition}-{offset}"),
+            false => format!("record-{topic}-{partition}-{offset}"),
+        },
+        run: None,
+        function: function.to_owned(),
+        error: StepError {
+            code: ErrorCode::MalformedEvent,
+            message: format!("partition {partition}, offset {offset} of {topic} {why}"),
+            status: None,
+            step: None,
+        },
+        attempts: Vec::new(),
+        request: None,
+        event: Some(json!({
+            "key": raw.key.map(exact),
+            "headers": headers.collect::<Vec<_>>(),
+            "value": raw.value.map(exact),
+        })),
+        at_ms: now_ms,
+    }
+}
+
+fn exact(bytes: &[u8]) -> Value {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text.into(),
+        Err(_) => json!({"base64": STANDARD.encode(bytes)}),
+    }
 }
 
 /// Headers of a record in `imageflow.dead-letters`, whose value is the [`DeadLetter`]. Who knows Knative's dead letters finds

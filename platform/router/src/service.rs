@@ -4,19 +4,17 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use imageflow_eventlog::{
     Consumer, ConsumerConfig, ConsumerEvent, EventLog, LogError, OffsetCommit, Record, Rejoin, TopicPartition,
     TopicSpec, Topics, Transaction, TransactionalProducer,
 };
+use imageflow_events::work::{Raw, unreadable};
 use imageflow_objects::ObjectStore;
 use imageflow_process::overdue;
 use imageflow_resources::{ResourceStore, Seen};
-use imageflow_types::work::{DeadLetter, RunEvent, StepError};
-use imageflow_types::{ErrorCode, FunctionName, topics};
-use serde_json::{Value, json};
+use imageflow_types::work::RunEvent;
+use imageflow_types::{FunctionName, topics};
 use tokio_util::sync::CancellationToken;
 
 use crate::batch::{Batch, read_run_event};
@@ -419,50 +417,16 @@ fn cannot_be_read(batch: &mut Batch, record: &Record, error: &dyn std::error::Er
     let (topic, partition, offset) = (&record.topic, record.partition, record.offset);
     tracing::error!(topic, partition, offset, %error, "a record cannot be read");
     metrics::counter!("imageflow_flow_unreadable_total").increment(1);
-    batch.dead_letter(&unreadable(record, error, now_ms));
-}
-
-/// What somebody wrote into a topic that cannot be read. Its bytes are kept, so that nothing is lost.
-fn unreadable(record: &Record, error: &dyn std::error::Error, now_ms: i64) -> DeadLetter {
-    let (partition, offset) = (record.partition, record.offset);
-    let headers: Vec<Value> = record
-        .headers
-        .iter()
-        .map(|(name, value)| json!([name, exact(value)]))
-        .collect();
-    DeadLetter {
-        id: match record.topic == topics::EVENTS {
-            true => format!("record-{partition}-{offset}"),
-            false => format!("record-{}-{partition}-{offset}", record.topic),
-        },
-        run: None,
-        function: "-".to_owned(),
-        error: StepError {
-            code: ErrorCode::MalformedEvent,
-            message: format!(
-                "partition {partition}, offset {offset} of {} cannot be read: {error}",
-                record.topic
-            ),
-            status: None,
-            step: None,
-        },
-        attempts: Vec::new(),
-        request: None,
-        event: Some(json!({
-            "key": record.key.as_deref().map(exact),
-            "headers": headers,
-            "value": record.value.as_deref().map(exact),
-        })),
-        at_ms: now_ms,
-    }
-}
-
-/// Bytes as text, and as `{"base64": ...}` where they are none.
-fn exact(bytes: &[u8]) -> Value {
-    match std::str::from_utf8(bytes) {
-        Ok(text) => text.into(),
-        Err(_) => json!({"base64": STANDARD.encode(bytes)}),
-    }
+    let raw = Raw {
+        topic,
+        partition,
+        offset,
+        key: record.key.as_deref(),
+        headers: &record.headers,
+        value: record.value.as_deref(),
+    };
+    // What somebody wrote is kept to the byte, so that nothing is lost.
+    batch.dead_letter(&unreadable(raw, "-", &format!("cannot be read: {error}"), now_ms));
 }
 
 /// The next offset of each partition of a batch; the last records of what was polled commit past trailing markers.
