@@ -1,4 +1,6 @@
 //! What a fresh machine needs: packages through apt when we are root, else a message that names them.
+mod room;
+
 use std::process::{Command, Stdio};
 
 use crate::tool::{self, Outcome};
@@ -27,8 +29,9 @@ fn root_user() -> bool {
     tool::output(Command::new("id").arg("-u")).is_ok_and(|id| id.trim() == "0")
 }
 
-/// Installs what is missing.
+/// Installs what is missing, and sees to it that there is room to build.
 pub fn packages() -> Outcome {
+    room::make()?;
     install(&PROGRAMS)
 }
 
