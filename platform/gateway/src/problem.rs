@@ -41,7 +41,7 @@ pub fn object_problem(error: &ObjectError) -> Problem {
         ObjectError::AccessDenied { .. } => ErrorCode::Forbidden,
         ObjectError::Full => ErrorCode::StorageFull,
         ObjectError::TooLarge => ErrorCode::TooLarge,
-        ObjectError::InvalidName { .. } => ErrorCode::InvalidArgument,
+        ObjectError::InvalidName { .. } | ObjectError::Refused { .. } => ErrorCode::InvalidArgument,
         ObjectError::Unavailable { .. } => ErrorCode::Unavailable,
     };
     Problem::new(code, error.to_string())

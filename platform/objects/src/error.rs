@@ -57,6 +57,17 @@ pub enum ObjectError {
         /// The rule.
         why: &'static str,
     },
+    /// The store will not do it for this object, however often it is asked: to read one needs a key that we do not have,
+    /// say, or the server does not know the operation.
+    #[error("the object store refuses {bucket}/{key} with status {status}")]
+    Refused {
+        /// Bucket.
+        bucket: String,
+        /// Key; empty when it is about the bucket.
+        key: String,
+        /// The HTTP status of the answer.
+        status: u16,
+    },
     /// The store could not be reached, or failed.
     #[error("the object store is not available: {source}")]
     Unavailable {

@@ -86,8 +86,17 @@ where
             name: key,
             why: "is longer than this server takes",
         },
+        (
+            Some("InvalidRequest" | "InvalidArgument" | "MethodNotAllowed" | "InvalidObjectState" | "NotImplemented"),
+            Some(status),
+        ) => ObjectError::Refused { bucket, key, status },
         (Some("AccessDenied" | "SignatureDoesNotMatch" | "InvalidAccessKeyId"), _) | (_, Some(401 | 403)) => {
             ObjectError::AccessDenied { bucket }
+        }
+        // Answers to HEAD have no body and so no code: of an object that is encrypted with its owner's key this is all that
+        // there is to see. Those left out pass by themselves.
+        (None, Some(status @ 400..500)) if !matches!(status, 408 | 409 | 425 | 429) => {
+            ObjectError::Refused { bucket, key, status }
         }
         _ => ObjectError::unavailable(sdk::error::DisplayErrorContext(error).to_string()),
     }
