@@ -525,7 +525,6 @@ fn standing(table: &PodTable, revision: &RevisionName, start_failures: u32) -> (
         match &pod.state {
             PodState::Starting => coming += 1,
             PodState::Ready => (coming, ready) = (coming + 1, true),
-            PodState::Failed { reason } => failure = Some(reason),
             PodState::BackOff {
                 reason, failed_starts, ..
             } => {
@@ -534,7 +533,8 @@ fn standing(table: &PodTable, revision: &RevisionName, start_failures: u32) -> (
                     failure = Some(reason);
                 }
             }
-            PodState::Draining => {}
+            // A cluster keeps an evicted pod for hours. Why that one ended says nothing about how the next will start.
+            PodState::Draining | PodState::Failed { .. } => {}
         }
     }
     (coming, failure.filter(|_| !ready).cloned())

@@ -6,6 +6,7 @@ use http::{Request, Response};
 use hyper::service::service_fn;
 use imageflow_pods::Pod;
 use imageflow_pods::testing::FakeHost;
+use tokio::task::JoinHandle;
 
 use super::*;
 use crate::Target;
@@ -27,6 +28,15 @@ fn own<'a>(function: &'a FunctionName, revision: &'a RevisionName) -> Target<'a>
 fn pod(id: &str, addr: std::net::SocketAddr, limit: u32, state: PodState) -> Pod {
     let (function, revision) = names();
     Pod::new(PodId::new(id), function, revision, addr, limit, state)
+}
+
+/// As many failed starts as end the patience of those who wait.
+fn never_started() -> PodState {
+    PodState::BackOff {
+        until_ms: 0,
+        failed_starts: DeliveryConfig::default().start_failures,
+        reason: "no such program".into(),
+    }
 }
 
 struct World {
@@ -58,7 +68,28 @@ impl World {
             .acquire(&function, &revision, class, demand, deadline)
             .await
     }
+
+    /// Somebody who waits in a task of his own.
+    fn spawn(&self, class: Class, demand: Demand, patience: Duration) -> JoinHandle<Result<Slot, DeliveryError>> {
+        let delivery = self.delivery.clone();
+        tokio::spawn(async move {
+            let (function, revision) = names();
+            let deadline = Instant::now() + patience;
+            delivery.acquire(&function, &revision, class, demand, deadline).await
+        })
+    }
+
+    /// Lets all others get as far as they can, and says how many calls and how many events are held then.
+    async fn held(&self) -> (u32, u32) {
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        let all = self.delivery.collect();
+        all.first().map_or((0, 0), |stats| (stats.held, stats.held_batch))
+    }
 }
+
+const PATIENT: Duration = Duration::from_secs(50);
 
 const NOWHERE: std::net::SocketAddr = std::net::SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 1);
 
@@ -66,16 +97,7 @@ const NOWHERE: std::net::SocketAddr = std::net::SocketAddr::new(std::net::IpAddr
 async fn a_request_is_held_until_a_pod_is_ready_and_pokes_once_there_is_none() {
     let world = World::new(DeliveryConfig::default());
     let mut pokes = world.delivery.pokes();
-    let waiting = tokio::spawn({
-        let delivery = world.delivery.clone();
-        async move {
-            let (function, revision) = names();
-            let deadline = Instant::now() + Duration::from_secs(5);
-            delivery
-                .acquire(&function, &revision, Class::Interactive, Demand::One, deadline)
-                .await
-        }
-    });
+    let waiting = world.spawn(Class::Interactive, Demand::One, PATIENT);
     assert_eq!(pokes.recv().await.unwrap(), names().0);
     assert_eq!(world.delivery.collect()[0].held, 1);
     world.pods([pod("a", NOWHERE, 1, PodState::Ready)]);
@@ -233,29 +255,44 @@ async fn who_shares_a_pod_with_others_gives_it_its_share_only() {
 async fn pods_that_never_start_fail_the_waiting_with_the_reason() {
     let world = World::new(DeliveryConfig::default());
     world.pods([pod("a", NOWHERE, 1, PodState::Starting)]);
-    let waiting = tokio::spawn({
-        let delivery = world.delivery.clone();
-        async move {
-            let (function, revision) = names();
-            let deadline = Instant::now() + Duration::from_secs(50);
-            delivery
-                .acquire(&function, &revision, Class::Batch, Demand::One, deadline)
-                .await
-                .err()
-        }
-    });
-    while world.delivery.collect().iter().all(|s| s.held_batch == 0) {
-        tokio::task::yield_now().await;
-    }
-    let state = PodState::BackOff {
-        until_ms: 0,
-        failed_starts: 3,
-        reason: "no such program".into(),
-    };
-    world.pods([pod("a", NOWHERE, 1, state)]);
-    let error = waiting.await.unwrap().unwrap();
+    let waiting = world.spawn(Class::Batch, Demand::One, PATIENT);
+    assert_eq!(world.held().await, (0, 1));
+    world.pods([pod("a", NOWHERE, 1, never_started())]);
+    let error = waiting.await.unwrap().err().unwrap();
     assert!(error.to_string().contains("no such program"), "{error}");
     assert_eq!(error.code(), imageflow_types::ErrorCode::StartFailed);
+}
+
+/// Kubernetes keeps the pods that it evicted: with one of them about, every later cold start failed at once.
+#[tokio::test(start_paused = true)]
+async fn an_evicted_pod_does_not_fail_who_waits_for_the_next() {
+    let world = World::new(DeliveryConfig::default());
+    let evicted = pod(
+        "a",
+        NOWHERE,
+        1,
+        PodState::Failed {
+            reason: "Evicted".into(),
+        },
+    );
+    let mut pokes = world.delivery.pokes();
+    world.pods([evicted.clone()]);
+    let waiting = world.spawn(Class::Interactive, Demand::One, PATIENT);
+    assert_eq!(pokes.recv().await.unwrap(), names().0, "a pod is asked for");
+    assert_eq!(world.held().await, (1, 0));
+    let starting = pod("b", NOWHERE, 1, PodState::Starting);
+    world.pods([evicted.clone(), starting.clone()]);
+    let another = world.spawn(Class::Interactive, Demand::One, PATIENT);
+    assert_eq!(world.held().await, (2, 0));
+    world.pods([
+        evicted,
+        Pod {
+            state: PodState::Ready,
+            ..starting
+        },
+    ]);
+    drop(waiting.await.unwrap().unwrap());
+    another.await.unwrap().unwrap();
 }
 
 /// A pod that refuses the first request and answers the second.
