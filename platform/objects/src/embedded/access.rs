@@ -1,4 +1,6 @@
 //! What a signature must cover.
+use http::{HeaderMap, HeaderName};
+use percent_encoding::percent_decode_str;
 use s3s::access::{S3Access, S3AccessContext};
 use s3s::{S3Result, s3_error};
 
@@ -15,53 +17,127 @@ impl S3Access for SignedHeaders {
         if cx.credentials().is_none() {
             return Err(s3_error!(AccessDenied, "a signature is required"));
         }
-        let authorization = cx.headers().get("authorization").and_then(|v| v.to_str().ok());
-        let lists = [in_header(authorization), in_query(cx.uri().query())];
-        let covers = |list: &String, name: &str| list.split(';').any(|signed| signed.eq_ignore_ascii_case(name));
-        let mut names = cx.headers().keys().map(http::HeaderName::as_str);
-        // Both lists count when both are there: which of the signatures was checked is not ours to know. Version 2
-        // signatures have no list, they cover all of these headers by themselves.
-        let loose = |name: &str| {
-            name.starts_with("x-amz-") && !HARMLESS.contains(&name) && lists.iter().flatten().any(|l| !covers(l, name))
-        };
-        if names.any(loose) {
-            return Err(s3_error!(
-                AccessDenied,
-                "there were headers present in the request which were not signed"
-            ));
+        if covered(cx.headers(), cx.uri().query().unwrap_or_default()) {
+            return Ok(());
         }
-        Ok(())
+        Err(s3_error!(
+            AccessDenied,
+            "there were headers present in the request which were not signed"
+        ))
     }
 }
 
+/// Whether the signature, which is right, covers all headers that it must.
+fn covered(headers: &HeaderMap, query: &str) -> bool {
+    let authorization = headers.get("authorization").and_then(|v| v.to_str().ok());
+    let (mut lists, mut second_version) = (Vec::new(), authorization.is_some_and(|v| v.starts_with("AWS ")));
+    lists.extend(authorization.and_then(in_header));
+    for (name, value) in parameters(query) {
+        if name.eq_ignore_ascii_case("X-Amz-SignedHeaders") {
+            lists.push(value);
+        } else if name == "AWSAccessKeyId" {
+            second_version = true;
+        }
+    }
+    // All lists count when there are more: which of the signatures was checked is not ours to know. Version 2 signatures
+    // have no list, they cover all of these headers by themselves.
+    let in_list = |list: &String, name: &str| list.split(';').any(|signed| signed.eq_ignore_ascii_case(name));
+    let in_all = |name: &str| (second_version || !lists.is_empty()) && lists.iter().all(|list| in_list(list, name));
+    headers
+        .keys()
+        .map(HeaderName::as_str)
+        .filter(|name| name.starts_with("x-amz-") && !HARMLESS.contains(name))
+        .all(in_all)
+}
+
 /// The names of the headers that the signature in the header covers, with `;` between them.
-fn in_header(authorization: Option<&str>) -> Option<String> {
-    let rest = authorization?.split_once("SignedHeaders=")?.1;
+fn in_header(authorization: &str) -> Option<String> {
+    let rest = authorization.split_once("SignedHeaders=")?.1;
     Some(rest.split([',', ' ']).next().unwrap_or_default().to_owned())
 }
 
-/// The same of the signature in the URL.
-fn in_query(query: Option<&str>) -> Option<String> {
-    let mut pairs = query?.split('&').filter_map(|pair| pair.split_once('='));
-    let value = pairs
-        .find(|(name, _)| name.eq_ignore_ascii_case("X-Amz-SignedHeaders"))?
-        .1;
-    Some(value.replace("%3B", ";").replace("%3b", ";"))
+/// The parameters of a URL, names and values decoded as s3s does: it knows a name in whatever way it is written.
+fn parameters(query: &str) -> impl Iterator<Item = (String, String)> {
+    let decoded = |text: &str| {
+        let text = text.replace('+', " ");
+        percent_decode_str(&text).decode_utf8_lossy().into_owned()
+    };
+    query.split('&').map(move |pair| {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (decoded(name), decoded(value))
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{in_header, in_query};
+    use http::{HeaderMap, HeaderName};
+
+    use super::covered;
+
+    const COPY: &str = "x-amz-copy-source";
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        let pairs = pairs.iter().map(|(name, value)| {
+            let name = HeaderName::from_static(name);
+            (name, value.parse().unwrap())
+        });
+        pairs.collect()
+    }
 
     #[test]
-    fn the_covered_headers_are_found_in_both_places() {
-        let header =
-            "AWS4-HMAC-SHA256 Credential=k/20260101/r/s3/aws4_request, SignedHeaders=host;x-amz-date, Signature=0";
-        assert_eq!(in_header(Some(header)).as_deref(), Some("host;x-amz-date"));
-        assert_eq!(
-            in_query(Some("a=b&X-Amz-SignedHeaders=host%3Bif-match")).as_deref(),
-            Some("host;if-match")
+    fn a_header_counts_as_signed_when_the_signature_names_it() {
+        let signed = "AWS4-HMAC-SHA256 Credential=k/20260101/r/s3/aws4_request, \
+             SignedHeaders=host;x-amz-meta-run;x-amz-copy-source, Signature=0";
+        let other = "AWS4-HMAC-SHA256 Credential=k/20260101/r/s3/aws4_request,SignedHeaders=host,Signature=0";
+        for (authorization, expected) in [(signed, true), (other, false)] {
+            let headers = headers(&[("authorization", authorization), (COPY, "/b/k"), ("x-amz-date", "0")]);
+            assert_eq!(covered(&headers, ""), expected, "{authorization}");
+        }
+        let both = headers(&[("authorization", signed), (COPY, "/b/k")]);
+        assert!(
+            !covered(&both, "X-Amz-SignedHeaders=host"),
+            "both signatures must name it"
         );
-        assert_eq!(in_query(Some("AWSAccessKeyId=k")), None);
+    }
+
+    #[test]
+    fn the_list_in_a_url_is_found_however_its_name_is_written() {
+        let copy = headers(&[("host", "h"), (COPY, "/b/k")]);
+        for name in [
+            "X-Amz-SignedHeaders",
+            "X%2DAmz-SignedHeaders",
+            "X%2damz%2DSigned%48eaders",
+            "%58-Amz-SignedHeaders",
+            "x-amz-signedheaders",
+        ] {
+            let query = |list: &str| format!("a=b&{name}={list}&c");
+            assert!(!covered(&copy, &query("host")), "{name}");
+            assert!(!covered(&copy, &query("host%3Bif-match")), "{name}");
+            assert!(covered(&copy, &query("host;x-amz-copy-source")), "{name}");
+            assert!(covered(&copy, &query("host%3bx%2Damz-copy-source")), "{name}");
+            assert!(covered(&headers(&[("host", "h")]), &query("host")), "{name}");
+        }
+        assert!(
+            !covered(
+                &copy,
+                "X-Amz-SignedHeaders=x-amz-copy-source&X%2DAmz-SignedHeaders=host"
+            ),
+            "every one of them counts"
+        );
+    }
+
+    #[test]
+    fn without_a_list_only_a_version_2_signature_covers_these_headers() {
+        let copy = headers(&[(COPY, "/b/k")]);
+        assert!(!covered(&copy, ""));
+        assert!(!covered(&copy, "X-Amz-Signature=0"));
+        assert!(covered(&copy, "AWSAccessKeyId=k&Expires=1&Signature=s"));
+        let second = headers(&[("authorization", "AWS k:s"), (COPY, "/b/k")]);
+        assert!(covered(&second, ""));
+        assert!(!covered(&second, "X-Amz-SignedHeaders=host"));
+        assert!(
+            covered(&headers(&[("x-amz-date", "0")]), ""),
+            "what is harmless needs no list"
+        );
     }
 }
