@@ -1,4 +1,6 @@
 //! Slots: which pod takes the next request.
+mod acquire;
+
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -11,13 +13,12 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use imageflow_pods::{PodHost, PodId, PodState, PodTable};
 use imageflow_types::{FunctionName, RevisionName};
-use tokio::sync::{Notify, broadcast, oneshot, watch};
+use tokio::sync::{Notify, broadcast, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::error::DeliveryError;
-use crate::hold::{Class, Demand, Hold, Waiter};
+use crate::hold::{Class, Demand, Hold};
 use crate::stand_in::Lent;
 use crate::stats::RevisionStats;
 
@@ -194,84 +195,6 @@ impl Delivery {
         if self.table.borrow().count(function) == (0, 0) {
             // Nobody listens while the platform starts; the tick finds it then.
             let _ = self.pokes.send(function.clone());
-        }
-    }
-
-    /// Waits for a place at a pod of the revision.
-    ///
-    /// # Errors
-    /// `Overloaded`, `NoSlot` at the deadline, `StartFailed`, `Closing`.
-    pub async fn acquire(
-        self: &Arc<Self>,
-        function: &FunctionName,
-        revision: &RevisionName,
-        class: Class,
-        demand: Demand,
-        deadline: Instant,
-    ) -> Result<Slot, DeliveryError> {
-        let begun = Instant::now();
-        let receiver = {
-            let mut state = self.lock();
-            if state.closing {
-                return Err(DeliveryError::Closing);
-            }
-            // A queue is forgotten when nobody waits: a new one must learn how its pods stand, for the table may not
-            // change again.
-            let queue = state.queues.entry(revision.clone()).or_insert_with(|| {
-                let (coming, failure) = standing(&self.table.borrow(), revision, self.config.start_failures);
-                Queue {
-                    coming,
-                    failure,
-                    ..Queue::default()
-                }
-            });
-            queue.function = Some(function.clone());
-            if let Some(reason) = &queue.failure {
-                // Poke again: it is the autoscaler that keeps trying to start pods while there is work.
-                let _ = self.pokes.send(function.clone());
-                return Err(DeliveryError::StartFailed {
-                    function: function.clone(),
-                    reason: reason.clone(),
-                });
-            }
-            if class == Class::Interactive {
-                let held = queue.hold.waiting(Class::Interactive);
-                if held >= self.config.max_held {
-                    return Err(DeliveryError::Overloaded {
-                        function: function.clone(),
-                        held,
-                    });
-                }
-            }
-            let first = queue.hold.is_empty();
-            if first && let Some(slot) = self.place(&mut state, revision, (class, demand), false) {
-                return Ok(slot);
-            }
-            let (grant, receiver) = oneshot::channel();
-            let queue = state.queues.entry(revision.clone()).or_default();
-            queue.hold.push(class, Waiter { demand, grant });
-            if queue.coming == 0 {
-                // Nobody listens while the platform starts; the tick finds the waiter then.
-                let _ = self.pokes.send(function.clone());
-            }
-            receiver
-        };
-        match tokio::time::timeout_at(deadline, receiver).await {
-            Ok(Ok(slot)) => Ok(slot),
-            Ok(Err(_)) => {
-                let state = self.lock();
-                match state.queues.get(revision).and_then(|q| q.failure.clone()) {
-                    Some(reason) if !state.closing => Err(DeliveryError::StartFailed {
-                        function: function.clone(),
-                        reason,
-                    }),
-                    _ => Err(DeliveryError::Closing),
-                }
-            }
-            Err(_) => Err(DeliveryError::NoSlot {
-                function: function.clone(),
-                waited: begun.elapsed(),
-            }),
         }
     }
 

@@ -10,6 +10,7 @@ use tokio::task::JoinHandle;
 
 use super::*;
 use crate::Target;
+use crate::error::DeliveryError;
 
 fn names() -> (FunctionName, RevisionName) {
     let function = FunctionName::new("resize").unwrap();
@@ -261,6 +262,46 @@ async fn pods_that_never_start_fail_the_waiting_with_the_reason() {
     let error = waiting.await.unwrap().err().unwrap();
     assert!(error.to_string().contains("no such program"), "{error}");
     assert_eq!(error.code(), imageflow_types::ErrorCode::StartFailed);
+}
+
+/// Told that the platform closes, a step waited for that for ever.
+#[tokio::test(start_paused = true)]
+async fn who_looks_when_the_failure_is_over_waits_on() {
+    let world = World::new(DeliveryConfig::default());
+    world.pods([pod("a", NOWHERE, 1, PodState::Starting)]);
+    let first = world.spawn(Class::Batch, Demand::One, PATIENT);
+    let second = world.spawn(Class::Batch, Demand::One, PATIENT);
+    assert_eq!(world.held().await, (0, 2));
+    // Both are sent away, and before they look the pod is given up and its queue forgotten.
+    let table = |pods: &[Pod]| PodTable {
+        pods: pods.iter().map(|p| (p.id.clone(), p.clone())).collect(),
+        ..PodTable::default()
+    };
+    let failed = table(&[pod("a", NOWHERE, 1, never_started())]);
+    world.delivery.follow(&failed, Instant::now());
+    world.pods([]);
+    world.delivery.follow(&table(&[]), Instant::now());
+    assert!(world.delivery.collect().iter().all(|stats| stats.held_batch == 0));
+    let mut pokes = world.delivery.pokes();
+    assert_eq!(world.held().await, (0, 2));
+    assert_eq!(pokes.try_recv().unwrap(), names().0, "a pod is asked for");
+    // Again, and before they look another pod is ready.
+    world.delivery.follow(&failed, Instant::now());
+    let ready = pod("b", NOWHERE, 1, PodState::Ready);
+    world
+        .delivery
+        .follow(&table(std::slice::from_ref(&ready)), Instant::now());
+    world.pods([ready]);
+    drop(first.await.unwrap().unwrap());
+    drop(second.await.unwrap().unwrap());
+    // To close is another thing.
+    let slot = world.acquire(Class::Batch, Demand::One).await.unwrap();
+    let third = world.spawn(Class::Batch, Demand::One, PATIENT);
+    assert_eq!(world.held().await, (0, 1));
+    world.stop.cancel();
+    let error = third.await.unwrap().err().unwrap();
+    assert!(matches!(error, DeliveryError::Closing), "{error}");
+    drop(slot);
 }
 
 /// Kubernetes keeps the pods that it evicted: with one of them about, every later cold start failed at once.
