@@ -33,6 +33,18 @@ impl Seen {
         }
     }
 
+    /// What a view that has come so far has not seen of it: partition, the next offset of the view, and that of who wrote this.
+    pub(crate) fn beyond(&self, progress: &HashMap<u32, i64>) -> Vec<(u32, i64, i64)> {
+        let there = |partition| progress.get(partition).copied().unwrap_or(0);
+        let of_each = self.0.iter().map(|(at, next)| (*at, there(at), *next));
+        of_each.filter(|(_, there, next)| there < next).collect()
+    }
+
+    /// Without a partition.
+    pub(crate) fn forget(&mut self, partition: u32) {
+        self.0.remove(&partition);
+    }
+
     /// Whether a view that has come so far has seen all of it.
     #[must_use]
     pub fn is_in(&self, progress: &HashMap<u32, i64>) -> bool {

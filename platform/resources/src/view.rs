@@ -69,28 +69,12 @@ impl<T: Table> TableView<T> {
         while let FollowEvent::Records(records) = follower.next().await.map_err(fail)? {
             take(&table, &sender, &records);
         }
-        let (shared, stop, name, log) = (table.clone(), stop.clone(), topic.to_owned(), log.clone());
-        tasks.spawn(async move {
-            loop {
-                let event = tokio::select! {
-                    () = stop.cancelled() => return,
-                    event = follower.next() => event,
-                };
-                match event {
-                    Ok(FollowEvent::Records(records)) => take(&shared, &sender, &records),
-                    Ok(FollowEvent::CaughtUp) => {}
-                    Err(LogError::Closed) => return,
-                    Err(error) => {
-                        tracing::error!(topic = name, %error, "a view of the event log is behind");
-                        match again(&log, &name, &stop).await {
-                            // From the begin: to take a record twice changes nothing in a table of last values.
-                            Some(anew) => follower = anew,
-                            None => return,
-                        }
-                    }
-                }
-            }
-        });
+        let source = Source {
+            log: log.clone(),
+            topic: topic.to_owned(),
+            stop: stop.clone(),
+        };
+        tasks.spawn(source.keep(follower, table.clone(), sender));
         Ok(Self {
             topic: topic.to_owned(),
             table,
@@ -129,17 +113,68 @@ impl<T: Table> TableView<T> {
     }
 }
 
-/// A follower in place of one that failed, as soon as the log gives one. `None` when it is to stop.
-async fn again(log: &Arc<dyn EventLog>, topic: &str, stop: &CancellationToken) -> Option<Box<dyn Follower>> {
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return None,
-            () = tokio::time::sleep(PAUSE) => {}
+/// Where a view comes from.
+struct Source {
+    log: Arc<dyn EventLog>,
+    topic: String,
+    stop: CancellationToken,
+}
+
+impl Source {
+    /// Keeps a table up to date until it is to stop.
+    async fn keep<T: Table>(
+        self,
+        mut follower: Box<dyn Follower>,
+        table: Arc<Mutex<T>>,
+        progress: watch::Sender<HashMap<u32, i64>>,
+    ) {
+        // What of a follower's records the table has already.
+        let mut known = HashMap::new();
+        loop {
+            let event = tokio::select! {
+                () = self.stop.cancelled() => return,
+                event = follower.next() => event,
+            };
+            match event {
+                Ok(FollowEvent::Records(mut records)) => {
+                    records.retain(|r| known.get(&r.partition).is_none_or(|next| r.offset >= *next));
+                    take(&table, &progress, &records);
+                }
+                Ok(FollowEvent::CaughtUp) => {}
+                Err(LogError::Closed) => return,
+                Err(error) => {
+                    tracing::error!(topic = self.topic, %error, "a view of the event log is behind");
+                    let read = progress.borrow().clone();
+                    let Some((anew, same)) = self.again(&read).await else {
+                        return;
+                    };
+                    // A topic has earlier values of a key as well: taken twice, the table would show the past.
+                    (follower, known) = (anew, if same { read } else { HashMap::new() });
+                }
+            }
         }
-        match log.follow(topic, Start::Earliest).await {
-            Ok(follower) => return Some(follower),
-            Err(LogError::Closed) => return None,
-            Err(error) => tracing::debug!(topic, %error, "the view cannot be followed yet"),
+    }
+
+    /// A follower in place of one that failed, as soon as the log gives one, and whether its topic is the one that was read so
+    /// far: one that was made anew ends before that. `None` when it is to stop.
+    async fn again(&self, read: &HashMap<u32, i64>) -> Option<(Box<dyn Follower>, bool)> {
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => return None,
+                () = tokio::time::sleep(PAUSE) => {}
+            }
+            let followed = match self.log.follow(&self.topic, Start::Earliest).await {
+                Ok(follower) => self.log.watermarks(&self.topic).await.map(|ends| (follower, ends)),
+                Err(error) => Err(error),
+            };
+            match followed {
+                Ok((follower, ends)) => {
+                    let end = |partition| ends.iter().find(|w| w.partition == partition).map_or(0, |w| w.high);
+                    return Some((follower, read.iter().all(|(at, next)| *next <= end(*at))));
+                }
+                Err(LogError::Closed) => return None,
+                Err(error) => tracing::debug!(topic = self.topic, %error, "the view cannot be followed yet"),
+            }
         }
     }
 }
@@ -162,4 +197,61 @@ fn take<T: Table>(table: &Arc<Mutex<T>>, progress: &watch::Sender<HashMap<u32, i
 /// A panic in `apply` leaves a table that is at worst behind, never half a record: go on with it.
 fn lock<T>(table: &Mutex<T>) -> MutexGuard<'_, T> {
     table.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use async_trait::async_trait;
+    use imageflow_eventlog::{Embedded, EmbeddedConfig, NewRecord, TopicSpec};
+
+    struct Failing;
+
+    #[async_trait]
+    impl Follower for Failing {
+        async fn next(&mut self) -> Result<FollowEvent, LogError> {
+            Err(LogError::UnknownTopic { topic: "t".into() })
+        }
+    }
+
+    #[derive(Default)]
+    struct Shown(Vec<String>);
+
+    impl Table for Shown {
+        fn apply(&mut self, record: &Record) {
+            let value = record.value.as_deref().unwrap_or_default();
+            self.0.push(String::from_utf8_lossy(value).into_owned());
+        }
+    }
+
+    /// The values that a view shows that had read two of three records, when its follower failed.
+    async fn shown_after(read: i64) -> Vec<String> {
+        let dir = tempfile::tempdir().unwrap();
+        let log: Arc<dyn EventLog> = Embedded::open(EmbeddedConfig::new(dir.path())).await.unwrap();
+        log.ensure_topics(&[TopicSpec::new("t", 1)]).await.unwrap();
+        for value in ["first", "second", "third"] {
+            let record = NewRecord::new("t").key("same").value(value);
+            log.produce(vec![record]).await.unwrap();
+        }
+        let source = Source {
+            log,
+            topic: "t".into(),
+            stop: CancellationToken::new(),
+        };
+        let table = Arc::new(Mutex::new(Shown::default()));
+        let (sender, mut progress) = watch::channel(HashMap::from([(0, read)]));
+        let stop = source.stop.clone();
+        let keeping = tokio::spawn(source.keep(Box::new(Failing), table.clone(), sender));
+        progress.wait_for(|done| done[&0] == 3).await.unwrap();
+        stop.cancel();
+        keeping.await.unwrap();
+        std::mem::take(&mut lock(&table).0)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_view_that_is_followed_anew_does_not_show_the_past() {
+        assert_eq!(shown_after(2).await, ["third"]);
+        // A topic that ends before what was read is another one.
+        assert_eq!(shown_after(9).await, ["first", "second", "third"]);
+    }
 }

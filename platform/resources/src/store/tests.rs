@@ -276,3 +276,25 @@ async fn who_has_seen_as_much_waits_for_nothing_and_nobody_waits_for_what_can_ne
     // Of a topic that was made anew since.
     store.catch_up(&"0:1000000".parse().unwrap()).await;
 }
+
+/// The last record of its partition was a tombstone, and is gone.
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_for_a_deletion_that_the_topic_has_forgotten() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = EmbeddedConfig {
+        tombstone_retention: std::time::Duration::ZERO,
+        ..EmbeddedConfig::new(dir.path())
+    };
+    let log = Embedded::open(config.clone()).await.unwrap();
+    let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+    let open = || ResourceStore::open(log.clone(), operations(), StoreConfig::new(clock), &tasks, &stop);
+    let before = open().await.unwrap();
+    before.apply(function("")).await.unwrap();
+    before.delete(Kind::Function, "resize").await.unwrap();
+    let seen = before.seen();
+    let now_ms = (config.clock)() + 1;
+    log.run_retention(now_ms).await.unwrap();
+    let after = open().await.unwrap();
+    assert_ne!(after.seen(), seen, "its tombstone is gone");
+    after.catch_up(&seen).await;
+}
