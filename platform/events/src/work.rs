@@ -16,7 +16,8 @@ use crate::{ext, record};
 /// Headers of a record.
 pub type Headers = Vec<(String, Bytes)>;
 
-/// Most bytes of a failure's message in an extension, as with Knative. The data has all of it.
+/// Most bytes of a failure's message in an extension, as with Knative. The data has all of it. Of what is wrong with a record that
+/// cannot be read there is no more in the data either: a parser quotes what it does not understand, and the record is kept beside it.
 const LONGEST_MESSAGE: usize = 1024;
 
 /// Headers of a step's record in `imageflow.work.<function>`, whose value is the [`StepRequest`].
@@ -75,7 +76,7 @@ pub fn unreadable(raw: Raw<'_>, function: &str, why: &str, now_ms: i64) -> DeadL
         function: function.to_owned(),
         error: StepError {
             code: ErrorCode::MalformedEvent,
-            message: format!("partition {partition}, offset {offset} of {topic} {why}"),
+            message: format!("partition {partition}, offset {offset} of {topic} {}", start(why)),
             status: None,
             step: None,
         },
@@ -186,11 +187,11 @@ fn headers(
 
 /// The start of a message. Records of others hold what would end a header's line.
 fn one_line(message: &str) -> String {
-    let mut end = message.len().min(LONGEST_MESSAGE);
-    while !message.is_char_boundary(end) {
-        end -= 1;
-    }
-    message[..end].replace(char::is_control, " ")
+    start(message).replace(char::is_control, " ")
+}
+
+fn start(message: &str) -> &str {
+    &message[..message.floor_char_boundary(LONGEST_MESSAGE)]
 }
 
 #[cfg(test)]
@@ -237,6 +238,22 @@ mod tests {
         );
         let data = text(ext::KNATIVE_ERROR_DATA);
         assert!(data.starts_with("a bü") && data.len() <= LONGEST_MESSAGE, "{data}");
+    }
+
+    #[test]
+    fn what_a_parser_quotes_of_a_record_is_not_in_its_letter_twice() {
+        let value = "ü".repeat(1 << 19);
+        let raw = Raw {
+            topic: "imageflow.work.resize",
+            partition: 0,
+            offset: 7,
+            key: None,
+            headers: &[],
+            value: Some(value.as_bytes()),
+        };
+        let letter = unreadable(raw, "resize", &format!("is no work: string \"{value}\""), 0);
+        assert!(letter.error.message.len() < 2 * LONGEST_MESSAGE);
+        assert_eq!(letter.event.unwrap()["value"], json!(value), "once, and whole");
     }
 
     #[test]

@@ -19,6 +19,12 @@ use crate::runs::Runs;
 /// What a record holds besides its value: the key, and the attributes of the event.
 const KEY_ROOM: usize = 32 * 1024;
 
+/// What a run's state leaves free when it is made, so that its end can be written into it.
+const END_ROOM: usize = 64 * 1024;
+
+/// Longest message of a failure in what would be too large with all of it, in bytes.
+const SHORT_MESSAGE: usize = 1024;
+
 /// Most states are not larger: a buffer that grows is copied again and again.
 const USUAL_BYTES: usize = 2048;
 
@@ -64,7 +70,7 @@ impl Batch {
         match self.plan(catalog, request, fuse) {
             Ok(plan) => {
                 let (state, effects) = imageflow_flow::start(request, plan, now_ms);
-                match encode(&state) {
+                match encode_within(&state, MAX_RECORD_BYTES - KEY_ROOM - END_ROOM) {
                     Ok(encoded) => {
                         self.started += 1;
                         self.take(state, encoded, effects);
@@ -109,25 +115,44 @@ impl Batch {
             Ok(encoded) => return self.take(next, encoded, effects),
             Err(problem) => problem,
         };
-        let Some(failed) = failed_instead(event, &problem) else {
+        // Without the end of a stage, or of all, the run would never end. All else is news of the moment.
+        let Some(short) = shortened(event, &problem) else {
             tracing::error!(%run, %problem, "news of a run are left out");
             return;
         };
-        let (next, effects) = imageflow_flow::advance(state, &failed, now_ms);
-        match encode(&next) {
-            Ok(encoded) => self.take(next, encoded, effects),
-            Err(problem) => tracing::error!(%run, %problem, "a run cannot be ended"),
+        let bare = without_data(state);
+        let shortest = without_attempts(&short);
+        let ended = [(state, &short), (&bare, &short), (&bare, &shortest)]
+            .into_iter()
+            .find_map(|(state, event)| {
+                let (next, effects) = imageflow_flow::advance(state, event, now_ms);
+                let encoded = encode(&next).ok()?;
+                Some((next, encoded, effects))
+            });
+        match ended {
+            Some((next, encoded, effects)) => self.take(next, encoded, effects),
+            None => tracing::error!(%run, %problem, "a run cannot be ended"),
         }
     }
 
-    /// Takes a dead letter that belongs to no run.
+    /// Takes a dead letter, or as much of it as a record takes.
     pub fn dead_letter(&mut self, letter: &DeadLetter) {
         let fits = |letter: &DeadLetter| encode(letter).is_ok();
         let mut letter = Cow::Borrowed(letter);
         if !fits(&letter) {
+            // Messages quote what others sent.
+            let letter = letter.to_mut();
+            shorten(&mut letter.error);
+            letter.attempts.iter_mut().for_each(|a| shorten(&mut a.error));
+        }
+        if !fits(&letter) {
             // What it was about is too large to be kept here a second time. The event itself stays in its topic.
             let letter = letter.to_mut();
             (letter.event, letter.request) = (None, None);
+            letter
+                .error
+                .message
+                .push_str(" (the event is too large to be kept with this; it stays in its topic until it is old)");
         }
         if let Some(record) = json(topics::DEAD_LETTERS, &letter.function, letter.as_ref()) {
             *self.letters.entry(letter.error.code.slug()).or_default() += 1;
@@ -258,9 +283,12 @@ fn refused(request: &RunRequest, problem: &Problem, now_ms: i64) -> DeadLetter {
 
 /// The value of a record, when it fits into one.
 fn encode<T: serde::Serialize>(value: &T) -> Result<Bytes, Problem> {
+    encode_within(value, MAX_RECORD_BYTES - KEY_ROOM)
+}
+
+fn encode_within<T: serde::Serialize>(value: &T, most: usize) -> Result<Bytes, Problem> {
     let mut encoded = Vec::with_capacity(USUAL_BYTES);
     serde_json::to_writer(&mut encoded, value).map_err(|e| Problem::new(ErrorCode::Internal, e.to_string()))?;
-    let most = MAX_RECORD_BYTES - KEY_ROOM;
     if encoded.len() > most {
         let detail = format!(
             "the run would take {} bytes of the log, more than {most}: large data belongs into a bucket",
@@ -271,23 +299,57 @@ fn encode<T: serde::Serialize>(value: &T) -> Result<Bytes, Problem> {
     Ok(encoded.into())
 }
 
-/// The failure of a stage whose result its run cannot hold.
-fn failed_instead(event: &RunEvent, problem: &Problem) -> Option<RunEvent> {
-    let RunEvent::StageCompleted { run, stage, at_ms, .. } = event else {
-        return None;
-    };
-    Some(RunEvent::StageFailed {
-        run: run.clone(),
-        stage: *stage,
-        error: StepError {
-            code: problem.code,
-            message: problem.to_string(),
-            status: None,
-            step: None,
-        },
-        attempts: Vec::new(),
-        at_ms: *at_ms,
-    })
+/// The end that an event tells, for a run that cannot hold all of it: a result that has no room is a failure.
+fn shortened(event: &RunEvent, problem: &Problem) -> Option<RunEvent> {
+    let mut event = event.clone();
+    match &mut event {
+        RunEvent::Cancel { .. } => {}
+        RunEvent::StageFailed { error, attempts, .. } => {
+            shorten(error);
+            attempts.iter_mut().for_each(|a| shorten(&mut a.error));
+        }
+        RunEvent::StageCompleted { run, stage, at_ms, .. } => {
+            let error = StepError {
+                code: problem.code,
+                message: problem.to_string(),
+                status: None,
+                step: None,
+            };
+            return Some(RunEvent::StageFailed {
+                run: run.clone(),
+                stage: *stage,
+                error,
+                attempts: Vec::new(),
+                at_ms: *at_ms,
+            });
+        }
+        _ => return None,
+    }
+    Some(event)
+}
+
+fn shorten(error: &mut StepError) {
+    let end = error.message.floor_char_boundary(SHORT_MESSAGE);
+    error.message.truncate(end);
+}
+
+fn without_attempts(event: &RunEvent) -> RunEvent {
+    let mut event = event.clone();
+    if let RunEvent::StageFailed { attempts, .. } = &mut event {
+        attempts.clear();
+    }
+    event
+}
+
+/// A state without what its steps brought along, which lies beside their results too.
+fn without_data(state: &RunState) -> RunState {
+    let mut state = state.clone();
+    for step in &mut state.steps {
+        step.data = serde_json::Value::Null;
+        step.attempts.clear();
+        step.error.iter_mut().for_each(shorten);
+    }
+    state
 }
 
 /// Whether it tells that a stage's work is over. For one that was over already the work, or its report, was done twice.

@@ -118,9 +118,19 @@ impl Router {
     /// # Errors
     /// [`RouterError`] when the log fails for good or another router of the same name took over.
     pub async fn run(self, stop: CancellationToken) -> Result<(), RouterError> {
-        self.log.ensure_topics(&Self::topics()).await?;
-        // Taking the id over first ends an older router's transactions before any state is read.
-        let mut producer = self.log.transactional(&self.config.member).await?;
+        let topics = Self::topics();
+        let Some(made) = stop.run_until_cancelled(self.log.ensure_topics(&topics)).await else {
+            return Ok(());
+        };
+        made?;
+        // Taking the id over first ends an older router's transactions before any state is read. Without brokers it takes long.
+        let Some(taken) = stop
+            .run_until_cancelled(self.log.transactional(&self.config.member))
+            .await
+        else {
+            return Ok(());
+        };
+        let mut producer = taken?;
         let mut rejoin = Rejoin::default();
         loop {
             let names = vec![topics::EVENTS.to_owned(), topics::RUN_EVENTS.to_owned()];
@@ -139,10 +149,14 @@ impl Router {
                 Err(SessionError::Router(RouterError::Log(error @ LogError::Unresolved { .. }))) => {
                     tracing::warn!(%error, "the router takes its transactions over and joins anew");
                     drop(producer);
+                    let waiting = Waiting::new();
                     producer = loop {
-                        match self.log.transactional(&self.config.member).await {
-                            Ok(producer) => break producer,
-                            Err(error) => {
+                        let taken = self.log.transactional(&self.config.member);
+                        match stop.run_until_cancelled(taken).await {
+                            None => return Ok(()),
+                            Some(Ok(producer)) => break producer,
+                            Some(Err(error)) => {
+                                waiting.tell();
                                 if !again(&stop, error).await? {
                                     return Ok(());
                                 }
@@ -213,8 +227,10 @@ impl Router {
     ) -> Result<bool, RouterError> {
         match event {
             ConsumerEvent::Assigned(assigned) => {
+                let waiting = Waiting::new();
                 for at in assigned.iter().filter(|a| a.topic == topics::RUN_EVENTS) {
                     while let Err(error) = runs.load(self.log.as_ref(), at.partition).await {
+                        waiting.tell();
                         if !again(stop, error).await? {
                             return Ok(false);
                         }
@@ -277,17 +293,17 @@ impl Router {
         stop: &CancellationToken,
     ) -> Result<bool, RouterError> {
         let mut told = false;
-        let begun = Instant::now();
-        let waits = metrics::gauge!("imageflow_flow_batch_waits_seconds");
+        let waiting = Waiting::new();
         loop {
             let worked_out = {
                 let mut working_out = pin!(self.work_out(runs, records));
+                let mut too_late = pin!(overdue(stop));
                 loop {
                     // It may wait for resources, or for the object store.
                     tokio::select! {
                         worked_out = &mut working_out => break worked_out,
-                        () = tokio::time::sleep(TELL_EVERY) => waits.set(begun.elapsed().as_secs_f64()),
-                        () = overdue(stop) => return Ok(false),
+                        () = tokio::time::sleep(TELL_EVERY) => waiting.tell(),
+                        () = &mut too_late => return Ok(false),
                     }
                 }
             };
@@ -308,7 +324,6 @@ impl Router {
                             batch.apply(runs);
                             runs.forget(&surplus);
                             metrics::gauge!("imageflow_flow_runs_live").set(runs.live_count() as f64);
-                            waits.set(0.0);
                             return Ok(true);
                         }
                         Err(error @ LogError::Full { .. }) => {
@@ -316,7 +331,7 @@ impl Router {
                             self.make_room(runs, producer).await?;
                         }
                         // Taken away while a step of its function was still to come: whose dispatcher finds that it is gone.
-                        Err(LogError::UnknownTopic { topic }) => {
+                        Err(LogError::UnknownTopic { topic }) if topic.starts_with(topics::WORK_PREFIX) => {
                             tracing::warn!(topic, "a batch waits for a topic that is not there any more");
                             self.make_topics(&batch).await?;
                         }
@@ -328,7 +343,7 @@ impl Router {
                 }
                 Err(error) => tracing::warn!(%error, "a batch cannot be worked out yet"),
             }
-            waits.set(begun.elapsed().as_secs_f64());
+            waiting.tell();
             tokio::select! {
                 () = stop.cancelled() => return Ok(false),
                 () = tokio::time::sleep(PAUSE) => {}
@@ -392,6 +407,32 @@ impl Router {
     }
 }
 
+/// For how long the router has been at one thing that waits for others, as the alert RouterWaits sees it.
+struct Waiting {
+    begun: Instant,
+    gauge: metrics::Gauge,
+}
+
+impl Waiting {
+    fn new() -> Self {
+        Self {
+            begun: Instant::now(),
+            gauge: metrics::gauge!("imageflow_flow_batch_waits_seconds"),
+        }
+    }
+
+    fn tell(&self) {
+        self.gauge.set(self.begun.elapsed().as_secs_f64());
+    }
+}
+
+/// However it ends: nothing comes after it that would say so.
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.gauge.set(0.0);
+    }
+}
+
 /// What the writers of the records had seen of the resources.
 fn seen_by_writers(records: &[Record]) -> Seen {
     let mut all = Seen::default();
@@ -425,7 +466,7 @@ fn cannot_be_read(batch: &mut Batch, record: &Record, error: &dyn std::error::Er
         headers: &record.headers,
         value: record.value.as_deref(),
     };
-    // What somebody wrote is kept to the byte, so that nothing is lost.
+    // What somebody wrote is kept to the byte as far as a record takes it, so that nothing is lost.
     batch.dead_letter(&unreadable(raw, "-", &format!("cannot be read: {error}"), now_ms));
 }
 

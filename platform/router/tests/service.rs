@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
 mod support;
 
+#[path = "service/large.rs"]
+mod large;
 #[path = "service/waits.rs"]
 mod waits;
 
@@ -368,45 +370,6 @@ async fn a_run_event_that_cannot_be_read_holds_nothing_up() {
     );
     let kept = json!({"key": run.as_str(), "headers": [], "value": "{no event"});
     assert_eq!(letters[0].event, Some(kept));
-    running.stop().await;
-}
-
-#[tokio::test]
-async fn an_event_too_large_to_be_carried_by_its_run_does_not_end_the_router() {
-    let world = World::new().await;
-    world.objects.add("cat.png", "e1");
-    let mut running = world.route();
-    // Fits into its own record, but not into one that says more besides.
-    let large = uploaded_data("1", json!({"text": "x".repeat(1024 * 1024 - 400)}));
-    world.events(&[&large, &uploaded("2", "cat.png")]).await;
-    running.during(world.log.settled()).await;
-    let runs: Vec<_> = world.log.runs().await.into_iter().map(|r| r.run).collect();
-    assert_eq!(runs, [run_of("on-upload", "cat.png", "e1")]);
-    let letters = world.log.dead_letters().await;
-    assert_eq!(letters.len(), 1);
-    assert_eq!(letters[0].error.code, ErrorCode::TooLarge);
-    running.stop().await;
-}
-
-#[tokio::test]
-async fn results_too_large_for_the_state_of_their_run_fail_it_and_do_not_end_the_router() {
-    let world = World::new().await;
-    world.objects.add("cat.png", "e1");
-    let mut running = world.route();
-    world.events(&[&uploaded("1", "cat.png")]).await;
-    running.during(world.log.settled()).await;
-    let run = run_of("on-upload", "cat.png", "e1");
-    // Each fits into its report; the state of the run keeps both.
-    for stage in 0..2 {
-        let mut event = completed(&run, stage, "big.png");
-        if let RunEvent::StageCompleted { result, .. } = &mut event {
-            result.data = json!({"text": "x".repeat(600 * 1024)});
-        }
-        world.report(&event).await;
-        running.during(world.log.settled()).await;
-    }
-    let runs = world.log.runs().await;
-    assert_eq!((runs.len(), runs[0].status), (1, RunStatus::Failed));
     running.stop().await;
 }
 

@@ -52,6 +52,8 @@ async fn an_event_waits_for_the_resources_that_its_writer_had_seen() {
         .header(topics::SEEN, format!("{partition}:{}", next + 1))
         .value(r#"{"specversion":"1.0","id":"1","source":"urn:test","type":"test.late"}"#);
     world.log.produce(vec![late]).await.unwrap();
+    // It has the event before there is a trigger: without the wait it would be done with it by now.
+    running.during(world.log.given(1)).await;
     let filters = json!([{"exact": {"type": "test.late"}}]);
     let applied = world.apply("Trigger", "late", json!({"filters": filters, "function": "outline"}));
     running.during(applied).await;

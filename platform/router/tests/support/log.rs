@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use async_trait::async_trait;
 use imageflow_eventlog::{
-    Consumer, ConsumerConfig, Embedded, EventLog, Follower, LogError, NewRecord, OffsetCommit, Position, Record,
-    Result, Start, TopicSpec, Transaction, TransactionalProducer, Usage, Watermarks,
+    Consumer, ConsumerConfig, ConsumerEvent, Embedded, EventLog, Follower, LogError, NewRecord, OffsetCommit, Position,
+    Record, Result, Start, TopicSpec, Transaction, TransactionalProducer, Usage, Watermarks,
 };
 use imageflow_types::work::DeadLetter;
 use imageflow_types::{RunState, StepRequest, topics};
@@ -22,6 +22,8 @@ pub struct Spy {
     refusals: Arc<AtomicU32>,
     refused: Arc<watch::Sender<u32>>,
     unheard: Arc<AtomicU32>,
+    /// Records handed out to consumers.
+    given: Arc<watch::Sender<usize>>,
 }
 
 impl Spy {
@@ -32,7 +34,15 @@ impl Spy {
             refusals: Arc::default(),
             refused: Arc::new(watch::channel(0).0),
             unheard: Arc::default(),
+            given: Arc::new(watch::channel(0).0),
         })
+    }
+
+    /// Waits until so many records were handed out.
+    pub async fn given(&self, count: usize) {
+        let mut given = self.given.subscribe();
+        let seen = within("a record is read", given.wait_for(|n| *n >= count)).await;
+        drop(seen.unwrap());
     }
 
     /// Of the next so many transactions it is not heard that they were committed.
@@ -147,7 +157,10 @@ impl EventLog for Spy {
         self.inner.produce(records).await
     }
     async fn consumer(&self, config: ConsumerConfig) -> Result<Box<dyn Consumer>> {
-        self.inner.consumer(config).await
+        Ok(Box::new(SpyConsumer {
+            inner: self.inner.consumer(config).await?,
+            given: self.given.clone(),
+        }))
     }
     async fn transactional(&self, id: &str) -> Result<Box<dyn TransactionalProducer>> {
         Ok(Box::new(SpyProducer {
@@ -178,6 +191,39 @@ impl EventLog for Spy {
     }
     async fn usage(&self) -> Result<Usage> {
         self.inner.usage().await
+    }
+}
+
+struct SpyConsumer {
+    inner: Box<dyn Consumer>,
+    given: Arc<watch::Sender<usize>>,
+}
+
+#[async_trait]
+impl Consumer for SpyConsumer {
+    async fn poll(&mut self, max: usize) -> Result<Vec<ConsumerEvent>> {
+        let events = self.inner.poll(max).await?;
+        for event in &events {
+            if let ConsumerEvent::Records(records) = event {
+                self.given.send_modify(|n| *n += records.len());
+            }
+        }
+        Ok(events)
+    }
+    async fn commit(&mut self, offsets: Vec<OffsetCommit>) -> Result<()> {
+        self.inner.commit(offsets).await
+    }
+    fn position(&self, topic: &str, partition: u32) -> Option<i64> {
+        self.inner.position(topic, partition)
+    }
+    fn pause(&mut self, topic: &str, partition: u32) {
+        self.inner.pause(topic, partition);
+    }
+    fn resume(&mut self, topic: &str, partition: u32) {
+        self.inner.resume(topic, partition);
+    }
+    async fn close(self: Box<Self>) -> Result<()> {
+        self.inner.close().await
     }
 }
 
