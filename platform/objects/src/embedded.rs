@@ -61,7 +61,8 @@ pub trait ObjectListener: Send + Sync + 'static {
     /// Takes a change.
     ///
     /// # Errors
-    /// Anything: then the client gets 503 and the object stays as it is. When the client repeats a put it is told again.
+    /// Anything: then the client gets 503, though the change stays made. It is told again when the client repeats the request,
+    /// put or removal, unless the key has changed again: then only the last change is told. A restart forgets it.
     async fn on_durable(&self, change: ObjectChange) -> Result<(), ListenerError>;
 
     /// Takes a change of which another server's notification tells. `occurrence` is the same whenever that change is told, and

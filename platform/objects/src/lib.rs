@@ -1,6 +1,6 @@
 //! The object store. [`ObjectStore`] is the contract, [`S3Store`] speaks to any S3 server, [`EmbeddedS3`] is one in this
-//! process. What is put through the embedded one is durable before its listener hears of it, and the listener is done
-//! before the client gets its 200.
+//! process. What is written or removed through the embedded one is durable before its listener hears of it, and the listener
+//! has taken it before the client is told that it is done.
 
 #[cfg(feature = "test-util")]
 pub mod conformance;

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use imageflow_objects::{
     ChangeKind, EmbeddedS3, EmbeddedS3Config, EmbeddedS3Error, ListenerError, ObjectChange, ObjectError,
-    ObjectListener, ObjectStore, PutOptions, S3Config, S3Store, conformance,
+    ObjectListener, ObjectStore, PutOptions, RetryBudget, S3Config, S3Store, conformance,
 };
 
 const BUCKET: &str = "raw-images";
@@ -191,6 +191,82 @@ async fn a_change_that_cannot_be_told_is_no_success_and_is_told_when_the_put_is_
     );
     let changes = heard.changes.lock().unwrap();
     assert!(changes.is_sorted_by(|a, b| a.sequence < b.sequence));
+}
+
+/// A removal that is repeated finds nothing on disk: its event comes from memory.
+#[tokio::test]
+async fn a_removal_that_cannot_be_told_is_told_when_it_is_repeated() {
+    let dir = tempfile::tempdir().unwrap();
+    let (server, _, heard) = start(dir.path(), None).await;
+    // Asks once, so that a repeat is ours.
+    let (key, secret) = server.credentials().clone();
+    let objects = S3Store::new(S3Config {
+        budget: RetryBudget {
+            attempts: 1,
+            ..RetryBudget::default()
+        },
+        ..S3Config::new(format!("http://{}", server.addr()), key, secret)
+    });
+    let only_new = PutOptions {
+        if_none_match: true,
+        ..PutOptions::default()
+    };
+    let put = async |key: &str, body: &'static str| objects.put(BUCKET, key, body.into(), only_new.clone()).await;
+    for key in ["repeated", "written", "refused"] {
+        put(key, "first").await.unwrap();
+        heard.deaf.store(true, Ordering::SeqCst);
+        let removal = objects.delete(BUCKET, key).await;
+        assert!(removal.as_ref().is_err_and(ObjectError::is_retryable), "{removal:?}");
+        if key == "refused" {
+            assert!(put(key, "second").await.is_err(), "the write cannot be told either");
+        }
+        heard.deaf.store(false, Ordering::SeqCst);
+    }
+    for _ in 0..2 {
+        objects.delete(BUCKET, "repeated").await.unwrap();
+    }
+    put("written", "second").await.unwrap();
+    let there = put("refused", "second").await;
+    assert!(matches!(there, Err(ObjectError::AlreadyExists { .. })), "{there:?}");
+    for key in ["written", "refused"] {
+        for _ in 0..2 {
+            objects.delete(BUCKET, key).await.unwrap();
+        }
+    }
+    let changes = heard.changes.lock().unwrap();
+    let (first, second) = (md5_of("first"), md5_of("second"));
+    for (key, expected) in [
+        (
+            "repeated",
+            &[(ChangeKind::Created, &first), (ChangeKind::Removed, &first)][..],
+        ),
+        (
+            "written",
+            &[
+                (ChangeKind::Created, &first),
+                (ChangeKind::Created, &second),
+                (ChangeKind::Removed, &second),
+            ],
+        ),
+        (
+            "refused",
+            &[
+                (ChangeKind::Created, &first),
+                (ChangeKind::Created, &second),
+                (ChangeKind::Removed, &second),
+            ],
+        ),
+    ] {
+        let told = changes.iter().filter(|c| c.info.key == key);
+        let told: Vec<_> = told.map(|c| (c.kind, &c.info.etag)).collect();
+        assert_eq!(told, expected, "{key}");
+    }
+    assert!(changes.is_sorted_by(|a, b| a.sequence < b.sequence));
+}
+
+fn md5_of(text: &str) -> String {
+    use md5::{Digest, Md5};
+    hex::encode(Md5::digest(text))
 }
 
 #[tokio::test]

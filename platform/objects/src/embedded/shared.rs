@@ -1,5 +1,5 @@
 //! What all requests share: the disk behind the locks of keys, and the listener behind both.
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,7 +26,15 @@ pub struct Shared {
     locks: Vec<tokio::sync::Mutex<()>>,
     hasher: RandomState,
     sequence: AtomicU64,
-    untold: Mutex<HashSet<(String, String)>>,
+    untold: Mutex<HashMap<(String, String), Untold>>,
+}
+
+/// The last change of a key, of which the listener does not know. When the request is repeated the disk alone no longer shows
+/// that it changed something.
+enum Untold {
+    Created,
+    /// What the object was: nothing else is left of it.
+    Removed(ObjectInfo),
 }
 
 impl Shared {
@@ -92,7 +100,10 @@ impl Shared {
 
     pub async fn remove(&self, bucket: String, key: String) -> S3Result<()> {
         let _lock = self.lock(&bucket, &key).await;
-        match self.blocking(move |disk| disk.delete(&bucket, &key)).await? {
+        let name = (bucket.clone(), key.clone());
+        let found = self.blocking(move |disk| disk.delete(&bucket, &key)).await?;
+        // A removal whose event failed is repeated, and finds nothing: its event must not be lost on the 204.
+        match found.or_else(|| self.untold_removal(&name)) {
             Some(info) => self.tell(ChangeKind::Removed, info).await,
             None => Ok(()),
         }
@@ -101,13 +112,18 @@ impl Shared {
     async fn tell(&self, kind: ChangeKind, info: ObjectInfo) -> S3Result<()> {
         let name = (info.bucket.clone(), info.key.clone());
         let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
+        let change = match kind {
+            ChangeKind::Created => Untold::Created,
+            ChangeKind::Removed => Untold::Removed(info.clone()),
+        };
         let told = self.listener.on_durable(ObjectChange { kind, info, sequence }).await;
         let mut untold = self.untold.lock().unwrap_or_else(PoisonError::into_inner);
+        // What came before is told no more: it would come after this one.
         untold.remove(&name);
         let Err(error) = told else { return Ok(()) };
         tracing::warn!(bucket = name.0, key = name.1, %error, "a change of an object could not be told");
-        if kind == ChangeKind::Created && untold.len() < UNTOLD {
-            untold.insert(name);
+        if untold.len() < UNTOLD {
+            untold.insert(name, change);
         }
         Err(s3_error!(
             ServiceUnavailable,
@@ -117,7 +133,16 @@ impl Shared {
 
     fn is_untold(&self, bucket: &str, key: &str) -> bool {
         let untold = self.untold.lock().unwrap_or_else(PoisonError::into_inner);
-        untold.contains(&(bucket.to_owned(), key.to_owned()))
+        let change = untold.get(&(bucket.to_owned(), key.to_owned()));
+        matches!(change, Some(Untold::Created))
+    }
+
+    fn untold_removal(&self, name: &(String, String)) -> Option<ObjectInfo> {
+        let untold = self.untold.lock().unwrap_or_else(PoisonError::into_inner);
+        match untold.get(name)? {
+            Untold::Removed(info) => Some(info.clone()),
+            Untold::Created => None,
+        }
     }
 
     pub fn check_there(&self, bucket: &str) -> S3Result<()> {
