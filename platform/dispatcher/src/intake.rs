@@ -24,9 +24,10 @@ use crate::letters;
 use crate::stop::Stop;
 use crate::tracker::Tracker;
 use crate::turns::{Standing, Turns};
-use crate::unread::{Count, Counted};
+use crate::unread::Count;
 use crate::work::{self, Context};
 
+mod counts;
 mod leaving;
 
 /// Object metadata by which the platform marks what it wrote: the run.
@@ -147,6 +148,8 @@ struct Intake {
     partitions: HashMap<TopicPartition, Partition>,
     turns: Turns,
     count: Count,
+    /// Functions of which it was said that the log holds more.
+    told: HashSet<FunctionName>,
     commits: Commits,
     tasks: JoinSet<Finished>,
     dirty: bool,
@@ -213,6 +216,7 @@ impl Dispatcher {
             partitions: HashMap::new(),
             turns: Turns::new(config.window, config.most_open),
             count: Count::default(),
+            told: HashSet::new(),
             commits: Commits::default(),
             tasks: JoinSet::new(),
             dirty: false,
@@ -230,6 +234,11 @@ impl Dispatcher {
             stop.cancel();
             // Who is no member any more has nothing to finish: others do the same steps by now.
             let lost = result.is_err();
+            intake
+                .partitions
+                .values_mut()
+                .for_each(|partition| partition.paused = false);
+            intake.forget_unread();
             let all: Vec<TopicPartition> = intake.partitions.keys().cloned().collect();
             intake.drain(&all, std::future::ready(lost)).await;
             let committed = tokio::select! {
@@ -272,9 +281,9 @@ impl Intake {
                     commit_at = None;
                 }
                 _ = refresh.tick() => {
-                    if self.turns.is_anyone_waiting() {
-                        self.begin_count();
-                    }
+                    // Not as soon as the last partition is read again: under load it is full a moment later.
+                    self.forget_unread();
+                    self.begin_count();
                     // A marker behind the last record may become known after all of them were committed.
                     self.dirty = true;
                 }
@@ -439,48 +448,6 @@ impl Intake {
                 partition.paused = false;
             }
         }
-        if !self.turns.is_anyone_waiting() {
-            for partition in self.partitions.values() {
-                self.context.backlogs.unread(&partition.function, 0);
-            }
-        }
-    }
-
-    /// Has it counted what paused partitions still hold in the log. Others are read to their end at once.
-    fn begin_count(&mut self) {
-        let paused = self.partitions.iter().filter(|(_, partition)| partition.paused);
-        let topics: HashSet<String> = paused.map(|(at, _)| at.topic.clone()).collect();
-        self.count.begin(&self.context.log, topics);
-    }
-
-    /// Takes note of what one topic holds. What cannot be counted stays unknown, or as it was, until the next count.
-    fn counted(&mut self, consumer: &dyn Consumer, counted: Option<Counted>) -> Result<(), DispatcherError> {
-        let Some((topic, marks)) = counted.filter(|_| self.turns.is_anyone_waiting()) else {
-            return Ok(());
-        };
-        let marks = match marks {
-            Ok(marks) => marks,
-            Err(error) if error.is_retryable() || matches!(error, LogError::UnknownTopic { .. }) => {
-                tracing::warn!(%error, topic, "what is not read yet cannot be counted");
-                return Ok(());
-            }
-            Err(error) => return Err(error.into()),
-        };
-        let mut unread: HashMap<FunctionName, u64> = HashMap::new();
-        for marks in marks {
-            let position = consumer.position(&topic, marks.partition).unwrap_or(marks.high);
-            let rest = u64::try_from(marks.high - position.max(marks.low)).unwrap_or(0);
-            let at = TopicPartition::new(topic.clone(), marks.partition);
-            let Some(partition) = self.partitions.get_mut(&at) else {
-                continue;
-            };
-            partition.unread = partition.paused.then_some(rest);
-            *unread.entry(partition.function.clone()).or_default() += rest;
-        }
-        for (function, unread) in unread {
-            self.context.backlogs.unread(&function, unread);
-        }
-        Ok(())
     }
 
     async fn commit(&mut self, consumer: &mut dyn Consumer) -> Result<(), DispatcherError> {

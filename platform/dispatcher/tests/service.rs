@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
 #[path = "service/attempts.rs"]
 mod attempts;
+#[path = "service/counts.rs"]
+mod counts;
 #[path = "service/delays.rs"]
 mod delays;
 #[path = "service/moves.rs"]

@@ -15,9 +15,11 @@ impl Intake {
         for at in revoked {
             if let Some(partition) = self.partitions.get_mut(at) {
                 self.turns.remove(&partition.function, at);
+                partition.paused = false;
                 done.push(self.commits.now(consumer, at, &partition.tracker));
             }
         }
+        self.forget_unread();
         // Only a commit tells whether they are still here, or were lost and others have them by now.
         let lost = async { matches!(consumer.commit(done).await, Err(LogError::NotAssigned { .. })) };
         self.drain(revoked, lost).await;

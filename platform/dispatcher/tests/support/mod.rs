@@ -117,24 +117,39 @@ impl World {
     }
 
     /// An empty platform with one function of this spec, and no pod.
-    pub async fn without_pod(mut spec: Value) -> Self {
+    pub async fn without_pod(spec: Value) -> Self {
         let folder = TempDir::new().unwrap();
         let store = Switch::start(&folder.path().join("objects")).await;
         for bucket in [topics::BUCKET_RAW, topics::BUCKET_PROCESSED] {
             store.ensure_bucket(bucket).await.unwrap();
         }
         let world = Self::open(folder, Arc::new(store), PodServer::start().await).await;
+        world.apply(&function(), spec).await;
+        world
+    }
+
+    /// Applies a function of this spec.
+    pub async fn apply(&self, function: &FunctionName, mut spec: Value) {
         spec["command"] = json!(["/bin/true"]);
         spec["concurrency"] = json!({"limit": 16});
         let function = json!({
             "apiVersion": "imageflow.dev/v1alpha1",
             "kind": "Function",
-            "metadata": {"name": FUNCTION},
+            "metadata": {"name": function.as_str()},
             "spec": spec,
         });
-        let function = Resource::from_value(function).unwrap();
-        world.resources.apply(function).await.unwrap();
-        world
+        self.resources
+            .apply(Resource::from_value(function).unwrap())
+            .await
+            .unwrap();
+    }
+
+    /// One more function, of the same pod.
+    pub async fn another(&self, name: &str) -> FunctionName {
+        let function = FunctionName::new(name).unwrap();
+        self.apply(&function, json!({})).await;
+        self.host.add(&function, self.pod.addr, PodState::Ready);
+        function
     }
 
     async fn open(folder: TempDir, store: Arc<Switch>, pod: PodServer) -> Self {
@@ -180,11 +195,22 @@ impl World {
     }
 
     pub async fn give_raw(&self, key: &str, value: Vec<u8>, partition: u32) {
-        let record = NewRecord::new(work())
-            .key(key.to_owned())
-            .value(value)
-            .partition(partition);
-        self.log.produce(vec![record]).await.unwrap();
+        let record = NewRecord::new(work()).key(key.to_owned()).value(value);
+        self.log.produce(vec![record.partition(partition)]).await.unwrap();
+    }
+
+    /// Puts steps of another function into the first partition of its topic.
+    pub async fn give_to(&self, function: &FunctionName, steps: &[StepRequest]) {
+        for step in steps {
+            let step = StepRequest {
+                function: function.clone(),
+                revision: RevisionName::of(function, 1),
+                ..step.clone()
+            };
+            let record = NewRecord::new(topics::work(function)).key(step.run.as_str().to_owned());
+            let record = record.value(serde_json::to_vec(&step).unwrap()).partition(0);
+            self.log.produce(vec![record]).await.unwrap();
+        }
     }
 
     /// Makes the topic of dead letters, as the router does.
@@ -212,6 +238,13 @@ impl World {
             }
             other => panic!("not completed: {other:?}"),
         }
+    }
+
+    /// Waits until a function has so many records that are not read. The log is counted again and again meanwhile.
+    pub async fn unread(&self, function: &FunctionName, unread: u64) {
+        let what = format!("{unread} of {function} are not read");
+        let counted = |_: &[Entry]| (self.backlogs.get(function).unread == unread).then_some(());
+        self.log.until(&what, counted).await;
     }
 
     /// Nothing waits and nothing works.
