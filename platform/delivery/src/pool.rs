@@ -300,18 +300,19 @@ impl Delivery {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place at the accepting pod with the fewest requests.
+    /// A place at the accepting pod with the fewest requests, other than the one that is kept.
     fn place(
         self: &Arc<Self>,
         state: &mut State,
         revision: &RevisionName,
         (class, demand): (Class, Demand),
         cold: bool,
+        kept: Option<&PodId>,
     ) -> Option<Slot> {
         let (pod, endpoint) = state
             .endpoints
             .iter_mut()
-            .filter(|(_, e)| &e.revision == revision && fits(e, demand))
+            .filter(|(id, e)| &e.revision == revision && fits(id, e, demand, kept))
             .min_by_key(|(_, e)| e.in_flight)?;
         let weight = match demand {
             Demand::One => 1,
@@ -344,19 +345,24 @@ impl Delivery {
     /// Gives free places to those who wait.
     fn grant(self: &Arc<Self>, state: &mut State, revision: &RevisionName, cold: bool) {
         loop {
-            let free = |demand| {
-                state
-                    .endpoints
-                    .values()
-                    .any(|e| &e.revision == revision && fits(e, demand))
-            };
             let Some(queue) = state.queues.get_mut(revision) else {
                 return;
+            };
+            let endpoints = &state.endpoints;
+            let kept = queue
+                .hold
+                .keeps_a_pod()
+                .then(|| emptiest(endpoints, revision))
+                .flatten();
+            let free = |demand| {
+                endpoints
+                    .iter()
+                    .any(|(id, e)| &e.revision == revision && fits(id, e, demand, kept.as_ref()))
             };
             let Some((class, waiter)) = queue.hold.next(free) else {
                 return;
             };
-            let Some(slot) = self.place(state, revision, (class, waiter.demand), cold) else {
+            let Some(slot) = self.place(state, revision, (class, waiter.demand), cold, kept.as_ref()) else {
                 return;
             };
             if let Err(mut slot) = waiter.grant.send(slot) {
@@ -463,11 +469,21 @@ fn standing(table: &PodTable, revision: &RevisionName, start_failures: u32) -> (
     (coming, failure.filter(|_| !ready).cloned())
 }
 
-const fn fits(endpoint: &Endpoint, demand: Demand) -> bool {
-    match demand {
-        Demand::One => endpoint.accepting && endpoint.in_flight < endpoint.limit,
-        Demand::Alone => endpoint.accepting && endpoint.in_flight == 0,
-    }
+/// Whether a pod has a place for a request, when one is kept from those who would share it.
+fn fits(id: &PodId, endpoint: &Endpoint, demand: Demand, kept: Option<&PodId>) -> bool {
+    endpoint.accepting
+        && match demand {
+            Demand::One => endpoint.in_flight < endpoint.limit && kept != Some(id),
+            Demand::Alone => endpoint.in_flight == 0,
+        }
+}
+
+/// The pod that will most likely be the first without requests.
+fn emptiest(endpoints: &HashMap<PodId, Endpoint>, revision: &RevisionName) -> Option<PodId> {
+    let accepting = endpoints.iter().filter(|(_, e)| &e.revision == revision && e.accepting);
+    // Of equals always the same one.
+    let (id, _) = accepting.min_by_key(|(id, e)| (e.in_flight, *id))?;
+    Some(id.clone())
 }
 
 #[cfg(test)]

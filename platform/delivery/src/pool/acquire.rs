@@ -14,6 +14,24 @@ enum Entered {
     Waits(oneshot::Receiver<Slot>),
 }
 
+/// Somebody in the hold, until he is served or goes away.
+struct Turn<'a> {
+    delivery: &'a Arc<Delivery>,
+    revision: &'a RevisionName,
+    demand: Demand,
+    grant: oneshot::Receiver<Slot>,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        // A pod may have been kept for him. No other who goes makes room for anybody.
+        if self.demand == Demand::Alone {
+            self.grant.close();
+            self.delivery.grant(&mut self.delivery.lock(), self.revision, false);
+        }
+    }
+}
+
 impl Delivery {
     /// Waits for a place at a pod of the revision.
     ///
@@ -29,11 +47,16 @@ impl Delivery {
     ) -> Result<Slot, DeliveryError> {
         let begun = Instant::now();
         loop {
-            let receiver = match self.enter(function, revision, class, demand)? {
+            let mut turn = match self.enter(function, revision, class, demand)? {
                 Entered::Served(slot) => return Ok(slot),
-                Entered::Waits(receiver) => receiver,
+                Entered::Waits(grant) => Turn {
+                    delivery: self,
+                    revision,
+                    demand,
+                    grant,
+                },
             };
-            match tokio::time::timeout_at(deadline, receiver).await {
+            match tokio::time::timeout_at(deadline, &mut turn.grant).await {
                 Ok(Ok(slot)) => return Ok(slot),
                 // The pods failed to start. A pod may be ready by now, and then there is no reason to be told.
                 Ok(Err(_)) => self.sent_away(function, revision)?,
@@ -88,7 +111,7 @@ impl Delivery {
             }
         }
         let first = queue.hold.is_empty();
-        if first && let Some(slot) = self.place(&mut state, revision, (class, demand), false) {
+        if first && let Some(slot) = self.place(&mut state, revision, (class, demand), false, None) {
             return Ok(Entered::Served(slot));
         }
         let (grant, receiver) = oneshot::channel();
@@ -98,6 +121,8 @@ impl Delivery {
             // Nobody listens while the platform starts; the tick finds the waiter then.
             let _ = self.pokes.send(function.clone());
         }
+        // Those before may wait for what this one can do without.
+        self.grant(&mut state, revision, false);
         Ok(Entered::Waits(receiver))
     }
 

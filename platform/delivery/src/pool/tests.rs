@@ -165,6 +165,93 @@ async fn alone_means_that_no_other_request_is_with_the_pod() {
     another.await.unwrap();
 }
 
+/// With one pod, which all others must leave to it, and with two.
+#[tokio::test(start_paused = true)]
+async fn who_wants_a_pod_alone_gets_one_although_others_never_stop() {
+    for pods in 1..=2_u32 {
+        let world = World::new(DeliveryConfig::default());
+        world.pods(
+            ["a", "b"][..pods as usize]
+                .iter()
+                .map(|id| pod(id, NOWHERE, 2, PodState::Ready)),
+        );
+        let mut busy = std::collections::VecDeque::new();
+        for _ in 0..2 * pods {
+            busy.push_back(world.acquire(Class::Interactive, Demand::One).await.unwrap());
+        }
+        let mut waiting: Vec<_> = (0..2)
+            .map(|_| world.spawn(Class::Interactive, Demand::One, PATIENT))
+            .collect();
+        assert_eq!(world.held().await, (2, 0));
+        let alone = world.spawn(Class::Batch, Demand::Alone, PATIENT);
+        let behind = world.spawn(Class::Batch, Demand::One, PATIENT);
+        assert_eq!(world.held().await, (2, 2));
+        // As often as an answer comes, there is another call.
+        for _ in 0..20 {
+            drop(busy.pop_front());
+            world.held().await;
+            while let Some(served) = waiting.iter().position(JoinHandle::is_finished) {
+                busy.push_back(waiting.swap_remove(served).await.unwrap().unwrap());
+                waiting.push(world.spawn(Class::Interactive, Demand::One, PATIENT));
+            }
+            if alone.is_finished() {
+                break;
+            }
+        }
+        assert!(alone.is_finished(), "with {pods} pods");
+        let alone = alone.await.unwrap().unwrap();
+        assert!(busy.iter().all(|slot| slot.pod != alone.pod), "it has its pod alone");
+        drop((alone, busy, waiting));
+        behind.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_wants_a_pod_alone_holds_nobody_up_whom_another_pod_can_take() {
+    let world = World::new(DeliveryConfig::default());
+    world.pods(["a", "b"].map(|id| pod(id, NOWHERE, 4, PodState::Ready)));
+    let first = world.acquire(Class::Batch, Demand::One).await.unwrap();
+    let second = world.acquire(Class::Batch, Demand::One).await.unwrap();
+    assert_ne!(first.pod, second.pod);
+    let alone = world.spawn(Class::Batch, Demand::Alone, PATIENT);
+    assert_eq!(world.held().await, (0, 1));
+    let mut others = Vec::new();
+    for class in [Class::Interactive, Class::Batch, Class::Batch, Class::Interactive] {
+        others.push(world.acquire(class, Demand::One).await.unwrap());
+    }
+    assert_eq!(world.held().await, (0, 1));
+    drop((first, second, others));
+    alone.await.unwrap().unwrap();
+}
+
+/// One goes at the end of his patience, one for another reason.
+#[tokio::test(start_paused = true)]
+async fn the_pod_that_was_kept_for_one_who_went_takes_others_at_once() {
+    for stays in [true, false] {
+        let world = World::new(DeliveryConfig::default());
+        world.pods([pod("a", NOWHERE, 8, PodState::Ready)]);
+        let _busy = world.acquire(Class::Batch, Demand::One).await.unwrap();
+        let begun = Instant::now();
+        let alone = world.spawn(Class::Batch, Demand::Alone, PATIENT / 2);
+        assert_eq!(world.held().await, (0, 1));
+        let calls: Vec<_> = (0..5)
+            .map(|_| world.spawn(Class::Interactive, Demand::One, PATIENT))
+            .collect();
+        let (held, events) = world.held().await;
+        assert!(held > 0 && events == 1, "it is kept");
+        if stays {
+            assert!(alone.await.unwrap().is_err());
+            assert_eq!(begun.elapsed(), PATIENT / 2);
+        } else {
+            alone.abort();
+        }
+        assert_eq!(world.held().await, (0, 0));
+        for call in calls {
+            call.await.unwrap().unwrap();
+        }
+    }
+}
+
 /// Its callers see a pod's end before its host: another request must not meet the same end, and be blamed for it.
 #[tokio::test(start_paused = true)]
 async fn a_pod_that_lost_a_request_is_asked_again_when_it_has_started_again_or_after_a_while() {
