@@ -28,6 +28,7 @@ mod start_run;
 mod state;
 mod status;
 mod stream;
+mod told;
 
 pub use connections::HttpLimits;
 pub use listener::ObjectEvents;

@@ -1,7 +1,8 @@
 //! Objects whose event was never raised: the put was durable, and the platform died before its event was. Such a put was not
-//! acknowledged, and an external store may lose notifications. Run ids are derived, so telling an object twice makes no second run.
+//! acknowledged, and an external store may lose notifications. Run ids are derived, so telling an object twice makes no second run
+//! while its run is remembered; what the log holds an event of is told by nobody again ([`crate::told`]).
 use std::cell::Cell;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use axum::extract::{Path, RawQuery, State};
 use axum::response::IntoResponse;
 use imageflow_eventlog::{EventLog, FollowEvent, LogError, NewRecord, Start, TopicSpec};
 use imageflow_events::{AttributesReader, Event, attributes, ext};
-use imageflow_objects::{ChangeKind, ObjectInfo};
+use imageflow_objects::{ChangeKind, ObjectError, ObjectInfo};
 use imageflow_resources::Catalog;
 use imageflow_types::trigger::TriggerSpec;
 use imageflow_types::{ErrorCode, ObjectRef, Problem, RunId, topics};
@@ -21,6 +22,7 @@ use crate::listener::{INTERNAL, event_of, tell};
 use crate::problem::{Answer, object_problem};
 use crate::read::flag;
 use crate::state::{Gateway, log_problem};
+use crate::told::Told;
 
 /// Objects of one page.
 const PAGE: usize = 1000;
@@ -29,6 +31,10 @@ const PAGE: usize = 1000;
 const MOST_FAULTS: usize = 10;
 /// The clocks of store and platform may differ so much, and an event may take so long after its object.
 const SLACK_MS: i64 = 5 * 60 * 1000;
+
+/// So long after the mark of its bucket an object that we may not look at keeps the mark where it is: a policy that was forgotten
+/// is mended by then, and one that is meant must not have all passes look back for ever.
+const DENIED_MS: i64 = 24 * 3600 * 1000;
 
 /// So many times what a pass took is the rest after it, at least.
 const REST: u32 = 9;
@@ -51,8 +57,6 @@ struct Mark {
 /// Finds what was not told, bucket by bucket.
 pub struct Reconciler {
     marks: HashMap<String, i64>,
-    /// Events of each bucket raised since its mark: one whose run was refused would be raised, and refused, at every pass.
-    told: HashMap<String, HashSet<String>>,
 }
 
 /// What a pass over all buckets came to.
@@ -82,10 +86,7 @@ impl Reconciler {
                 }
             }
         }
-        Ok(Self {
-            marks,
-            told: HashMap::new(),
-        })
+        Ok(Self { marks })
     }
 
     /// The one that is open, else one that is opened now.
@@ -106,23 +107,14 @@ impl Reconciler {
     pub async fn run(&mut self, gateway: &Gateway) -> Pass {
         let catalog = gateway.deps.resources.snapshot();
         let buckets = watched(&catalog);
-        self.told.retain(|bucket, _| buckets.contains(bucket));
         let mut pass = Pass::default();
         for bucket in buckets {
             let begun_ms = gateway.now_ms();
             let found = self.bucket(gateway, &catalog, bucket, false).await;
             pass.raised += found.raised;
-            let told = self.told.entry(bucket.clone()).or_default();
             let moved = match found.fault {
-                // As far as it came; the rest is told by another pass.
-                Some(problem) => {
-                    told.extend(found.told);
-                    self.keep_mark(gateway, bucket).await.and(Err(problem))
-                }
-                None => {
-                    *told = found.told;
-                    self.move_mark(gateway, bucket, begun_ms).await
-                }
+                Some(problem) => self.keep_mark(gateway, bucket).await.and(Err(problem)),
+                None => self.move_mark(gateway, bucket, begun_ms).await,
             };
             if let Err(problem) = moved {
                 tracing::warn!(bucket, %problem, "a bucket was not reconciled to its end, the next pass looks again");
@@ -152,11 +144,9 @@ impl Reconciler {
     }
 
     /// One bucket, when somebody asks for it. The mark stays where it is: it is for the passes over all buckets to move.
-    async fn asked(&mut self, gateway: &Gateway, bucket: &str, all: bool) -> Result<Found, Problem> {
+    async fn asked(&self, gateway: &Gateway, bucket: &str, all: bool) -> Result<Found, Problem> {
         let catalog = gateway.deps.resources.snapshot();
         let mut found = self.bucket(gateway, &catalog, bucket, all).await;
-        let told = self.told.entry(bucket.to_owned()).or_default();
-        told.extend(found.told.iter().cloned());
         found.fault.take().map_or(Ok(found), Err)
     }
 
@@ -164,7 +154,8 @@ impl Reconciler {
     async fn bucket(&self, gateway: &Gateway, catalog: &Catalog, bucket: &str, all: bool) -> Found {
         let mark = self.marks.get(bucket).copied().unwrap_or(gateway.config.started_ms);
         let since_ms = mark - SLACK_MS;
-        let told = self.told.get(bucket).filter(|_| !all);
+        let patient = gateway.now_ms() - mark < DENIED_MS;
+        let mut told = (!all).then(|| Told::since(since_ms - SLACK_MS));
         let (mut found, mut faults) = (Found::default(), 0);
         let mut after: Option<String> = None;
         loop {
@@ -186,22 +177,26 @@ impl Reconciler {
                     continue;
                 }
                 found.looked_at += 1;
-                match look(gateway, catalog, told, &info).await {
-                    Ok(None) => {}
-                    Ok(Some(Seen { event, raised })) => {
+                let fault = match look(gateway, catalog, told.as_mut(), &info).await {
+                    Ok(raised) => {
                         found.raised += usize::from(raised);
-                        // Of older ones the next pass over all buckets does not ask again.
-                        if recent {
-                            found.told.insert(event);
-                        }
+                        continue;
                     }
+                    Err(Fault::Denied(problem)) if !patient => Fault::Never(problem.to_string()),
+                    Err(fault) => fault,
+                };
+                match fault {
                     // It stays as it is, whoever looks, and must not hide what comes after it.
-                    Err(Fault::Never(why)) => {
+                    Fault::Never(why) => {
                         tracing::warn!(bucket, key = info.key, why, "the reconcile leaves out an object");
                         metrics::counter!("imageflow_storage_reconcile_skipped_total").increment(1);
                         found.skipped += 1;
                     }
-                    Err(Fault::Object(problem)) => {
+                    Fault::Denied(problem) => {
+                        tracing::warn!(bucket, key = info.key, %problem, "an object may not be looked at");
+                        found.fault = Some(problem);
+                    }
+                    Fault::Object(problem) => {
                         tracing::warn!(bucket, key = info.key, %problem, "an object cannot be looked at now");
                         found.fault = Some(problem);
                         faults += 1;
@@ -209,7 +204,7 @@ impl Reconciler {
                             return found;
                         }
                     }
-                    Err(Fault::Platform(problem)) => {
+                    Fault::Platform(problem) => {
                         found.fault = Some(problem);
                         return found;
                     }
@@ -226,7 +221,6 @@ struct Found {
     raised: usize,
     /// Objects that cannot be looked at, ever.
     skipped: usize,
-    told: HashSet<String>,
     /// Why the bucket is to be looked at again: some of it was not.
     fault: Option<Problem>,
 }
@@ -235,16 +229,12 @@ struct Found {
 enum Fault {
     /// It cannot be.
     Never(String),
+    /// We may not, which somebody may change.
+    Denied(Problem),
     /// The object store cannot tell of it now.
     Object(Problem),
     /// Nothing can be told now, of no object.
     Platform(Problem),
-}
-
-/// An event that was raised, now or before.
-struct Seen {
-    event: String,
-    raised: bool,
 }
 
 /// The buckets from which triggers may read.
@@ -312,25 +302,26 @@ fn may_take(trigger: &TriggerSpec, event: &Event) -> bool {
     matches || (depends.get() && trigger.platform_objects)
 }
 
-/// Raises the object's event when it is wanted and not among those that were `told`.
+/// Raises the object's event when it is wanted and the log does not hold it. Whether it was raised.
 async fn look(
     gateway: &Gateway,
     catalog: &Catalog,
-    told: Option<&HashSet<String>>,
+    told: Option<&mut Told>,
     listed: &ObjectInfo,
-) -> Result<Option<Seen>, Fault> {
+) -> Result<bool, Fault> {
     let Some((object, event)) = event(listed)? else {
-        return Ok(None);
+        return Ok(false);
     };
     if !wanted(gateway, catalog, &object, |trigger| may_take(trigger, &event)) {
-        return Ok(None);
+        return Ok(false);
     }
-    let event = event.id().to_owned();
-    if told.is_some_and(|told| told.contains(&event)) {
-        return Ok(Some(Seen { event, raised: false }));
+    if let Some(told) = told {
+        let held = told.holds(gateway.deps.log.as_ref(), event.id()).await;
+        if held.map_err(|e| Fault::Platform(log_problem(&e)))? {
+            return Ok(false);
+        }
     }
-    let raised = raise(gateway, catalog, &object).await?;
-    Ok(raised.then_some(Seen { event, raised }))
+    raise(gateway, catalog, &object).await
 }
 
 async fn raise(gateway: &Gateway, catalog: &Catalog, object: &ObjectRef) -> Result<bool, Fault> {
@@ -338,6 +329,7 @@ async fn raise(gateway: &Gateway, catalog: &Catalog, object: &ObjectRef) -> Resu
     let info = match gateway.deps.objects.head(&object.bucket, &object.key).await {
         Ok(info) => info,
         Err(error) if error.is_retryable() => return Err(Fault::Object(object_problem(&error))),
+        Err(error @ ObjectError::AccessDenied { .. }) => return Err(Fault::Denied(object_problem(&error))),
         Err(error) => return Err(Fault::Never(error.to_string())),
     };
     let Some(info) = info.filter(|i| i.etag == object.etag) else {

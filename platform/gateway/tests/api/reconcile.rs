@@ -29,9 +29,13 @@ async fn put_to(world: &World, bucket: &str, key: &str, run: Option<&str>) -> Ob
 
 /// Writes that everything up to far in the future is told.
 async fn told(world: &World) {
+    told_until(world, 4_102_444_800_000).await;
+}
+
+async fn told_until(world: &World, told_ms: i64) {
     let topic = TopicSpec::compacted(topics::MARKS, 1);
     world.log.ensure_topics(&[topic]).await.unwrap();
-    let mark = json!({"schema": 1, "toldMs": 4_102_444_800_000_i64}).to_string();
+    let mark = json!({"schema": 1, "toldMs": told_ms}).to_string();
     let record = NewRecord::new(topics::MARKS).key("raw-images").value(mark);
     world.log.produce(vec![record]).await.unwrap();
 }
@@ -197,6 +201,42 @@ async fn what_cannot_be_looked_at_now_is_looked_at_by_the_next_pass() {
         "and what was told is not told again"
     );
     assert_eq!(marked(&world).await, ["raw-images 1000"]);
+}
+
+/// Its run is not known here: it has ended and was forgotten, or another gateway told it.
+#[tokio::test]
+async fn what_the_log_holds_an_event_of_is_not_told_by_another_reconciler() {
+    let world = World::sample().await;
+    put(&world, "a.png").await;
+    let mut first = Reconciler::open(&world.log).await.unwrap();
+    assert_eq!(first.run(&world.gateway).await, Pass { raised: 1, behind: 0 });
+    put(&world, "b.png").await;
+    let mut other = Reconciler::open(&world.log).await.unwrap();
+    assert_eq!(other.run(&world.gateway).await, Pass { raised: 1, behind: 0 });
+    assert_eq!(ids(&world).await.len(), 2, "each once");
+}
+
+#[tokio::test]
+async fn an_object_that_we_may_not_look_at_yet_is_told_when_we_may() {
+    let world = World::sample().await;
+    put(&world, "a.png").await;
+    put(&world, "b.png").await;
+    world.objects.fail("raw-images", "a.png", denied);
+    let mut reconciler = Reconciler::open(&world.log).await.unwrap();
+    assert_eq!(reconciler.run(&world.gateway).await, Pass { raised: 1, behind: 1 });
+    world.objects.heal();
+    assert_eq!(reconciler.run(&world.gateway).await, Pass { raised: 1, behind: 0 });
+}
+
+#[tokio::test]
+async fn an_object_that_we_shall_never_look_at_keeps_the_mark_for_a_day() {
+    let world = World::sample().await;
+    put(&world, "a.png").await;
+    world.objects.fail("raw-images", "a.png", denied);
+    told_until(&world, 1000 - 24 * 3600 * 1000).await;
+    let mut reconciler = Reconciler::open(&world.log).await.unwrap();
+    assert_eq!(reconciler.run(&world.gateway).await, Pass { raised: 0, behind: 0 });
+    assert_eq!(marked(&world).await.last().unwrap(), "raw-images 1000");
 }
 
 #[tokio::test]
