@@ -242,6 +242,15 @@ pub(crate) enum Undelivered {
     Never(StepError),
 }
 
+/// The pod that is kept for a step that must be alone is empty when the last of its requests has ended. Whoever went before would
+/// find it full of others, each time anew.
+fn patience(demand: Demand, timeout: Duration) -> Duration {
+    match demand {
+        Demand::One => SLOT_PATIENCE,
+        Demand::Alone => SLOT_PATIENCE + timeout,
+    }
+}
+
 async fn attempt(
     context: &Context,
     step: &StepRequest,
@@ -250,7 +259,7 @@ async fn attempt(
     number: u32,
     demand: Demand,
 ) -> Result<Tried, Undelivered> {
-    let deadline = Instant::now() + SLOT_PATIENCE;
+    let deadline = Instant::now() + patience(demand, timeout);
     let stand_in = {
         let catalog = context.resources.snapshot();
         let entry = catalog.functions.get(&step.function);
@@ -491,6 +500,16 @@ pub(crate) fn record(event: &RunEvent) -> Option<NewRecord> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_step_that_must_be_alone_outlasts_what_the_pod_works_on() {
+        let timeout = Duration::from_secs(600);
+        assert!(patience(Demand::Alone, timeout) > timeout);
+        assert!(
+            patience(Demand::One, timeout) < timeout,
+            "a function that was deleted is noticed"
+        );
+    }
 
     fn size<'a, F>(_: impl FnOnce(&'a Context, StepRequest, &'a Stop) -> F) -> usize {
         size_of::<F>()
