@@ -5,23 +5,20 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto::Builder;
-use hyper_util::server::graceful::GracefulShutdown;
 use s3s::auth::SimpleAuth;
 use s3s::service::S3ServiceBuilder;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use crate::store::ObjectInfo;
+use connections::Limits;
 
 mod access;
+mod connections;
 mod disk;
 mod intake;
 mod listing;
@@ -130,20 +127,16 @@ impl fmt::Debug for EmbeddedS3 {
     }
 }
 
-/// Longest that shutdown waits for requests under way.
-const DRAIN: Duration = Duration::from_secs(10);
-/// Most connections at a time; more wait in the backlog of the socket.
-const CONNECTIONS: usize = 1024;
-/// A connection that does not finish its request's head in this time is closed, an idle one too. Longer than the 90 s after
-/// which the usual clients close idle connections themselves: otherwise they would send into one that is just being closed.
-const HEAD: Duration = Duration::from_secs(120);
-
 impl EmbeddedS3 {
     /// Reads the folder and listens.
     ///
     /// # Errors
     /// When the folder cannot be read or another process has it, or the address is taken.
     pub async fn start(config: EmbeddedS3Config) -> Result<Self, EmbeddedS3Error> {
+        Self::start_with(config, Limits::default()).await
+    }
+
+    async fn start_with(config: EmbeddedS3Config, limits: Limits) -> Result<Self, EmbeddedS3Error> {
         let (root, limit) = (config.root.clone(), config.limit_bytes);
         let folder = |source| EmbeddedS3Error::Folder {
             root: config.root.clone(),
@@ -167,7 +160,7 @@ impl EmbeddedS3 {
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let addr = listener.local_addr().map_err(listen)?;
         let stop = CancellationToken::new();
-        let task = tokio::spawn(serve(listener, service, writes, stop.clone()));
+        let task = tokio::spawn(connections::serve(listener, service, limits, writes, stop.clone()));
         Ok(Self {
             addr,
             credentials: config.credentials,
@@ -195,56 +188,4 @@ impl EmbeddedS3 {
             tracing::error!(%error, "the S3 server ended unexpectedly");
         }
     }
-}
-
-async fn serve(listener: TcpListener, service: s3s::service::S3Service, writes: TaskTracker, stop: CancellationToken) {
-    let mut http = Builder::new(TokioExecutor::new());
-    http.http1().timer(TokioTimer::new()).header_read_timeout(HEAD);
-    http.http2().timer(TokioTimer::new());
-    let graceful = GracefulShutdown::new();
-    let free = Arc::new(Semaphore::new(CONNECTIONS));
-    let mut connections = JoinSet::new();
-    while let Some(accepted) = stop.run_until_cancelled(accept(&listener, &free)).await {
-        while connections.try_join_next().is_some() {}
-        let (stream, permit) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                // Out of file descriptors, most likely: trying again at once would spin.
-                tracing::warn!(%error, "a connection could not be accepted");
-                stop.run_until_cancelled(tokio::time::sleep(Duration::from_millis(50)))
-                    .await;
-                continue;
-            }
-        };
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "a connection keeps its delay");
-        }
-        let connection = http
-            .serve_connection(TokioIo::new(stream), service.clone())
-            .into_owned();
-        let connection = graceful.watch(connection);
-        connections.spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection ended badly");
-            }
-            drop(permit);
-        });
-    }
-    drop(listener);
-    writes.close();
-    let drained = tokio::time::timeout(DRAIN, async {
-        graceful.shutdown().await;
-        writes.wait().await;
-    });
-    if drained.await.is_err() {
-        tracing::warn!("requests to the S3 server were cut off at shutdown");
-    }
-}
-
-async fn accept(
-    listener: &TcpListener,
-    free: &Arc<Semaphore>,
-) -> io::Result<(tokio::net::TcpStream, tokio::sync::OwnedSemaphorePermit)> {
-    let permit = free.clone().acquire_owned().await.map_err(io::Error::other)?;
-    Ok((listener.accept().await?.0, permit))
 }
