@@ -2,7 +2,7 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Seek, SeekFrom};
 use std::sync::Arc;
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
 use s3s::dto::{
@@ -18,6 +18,7 @@ use s3s::dto::{
 };
 use s3s::{S3, S3Error, S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
 use tokio::io::AsyncReadExt;
+use tokio::time::Instant;
 use tokio_util::io::ReaderStream;
 use tokio_util::task::TaskTracker;
 
@@ -193,6 +194,7 @@ impl S3 for Service {
     async fn put_object(&self, mut req: S3Request<PutObjectInput>) -> S3Result<S3Response<PutObjectOutput>> {
         let only_new = only_new(req.input.if_none_match.as_ref(), req.input.if_match.as_ref())?;
         self.shared.check_there(&req.input.bucket)?;
+        self.shared.sweep().await?;
         let body = req.input.body.take();
         let received = Received::read(&self.shared, &req, body, req.input.content_length).await?;
         let input = req.input;
@@ -220,6 +222,7 @@ impl S3 for Service {
         let (from, file) = self
             .source(&input.copy_source, input.copy_source_if_match.as_ref())
             .await?;
+        self.shared.sweep().await?;
         let replace = input
             .metadata_directive
             .as_ref()
@@ -373,6 +376,7 @@ impl S3 for Service {
         let input = req.input;
         check_key(&input.key).map_err(|e| S3Error::with_message(S3ErrorCode::InvalidArgument, e.to_string()))?;
         self.shared.check_there(&input.bucket)?;
+        self.shared.sweep().await?;
         let draft = Draft {
             bucket: input.bucket.clone(),
             key: input.key.clone(),
@@ -391,6 +395,7 @@ impl S3 for Service {
 
     async fn upload_part(&self, mut req: S3Request<UploadPartInput>) -> S3Result<S3Response<UploadPartOutput>> {
         check_part(req.input.part_number)?;
+        self.shared.sweep().await?;
         self.shared
             .uploads
             .draft(&req.input.upload_id, &req.input.bucket, &req.input.key)?;
@@ -416,6 +421,7 @@ impl S3 for Service {
     ) -> S3Result<S3Response<UploadPartCopyOutput>> {
         let input = req.input;
         check_part(input.part_number)?;
+        self.shared.sweep().await?;
         self.shared.uploads.draft(&input.upload_id, &input.bucket, &input.key)?;
         let (from, mut file) = self
             .source(&input.copy_source, input.copy_source_if_match.as_ref())
@@ -465,8 +471,13 @@ impl S3 for Service {
             return Err(too_large(limit));
         }
         let stage = move |disk: &Disk| uploads::join(disk, &parts);
-        let info = self.write(Draft { only_new, ..draft }, stage).await?;
-        self.shared.uploads.end(&input.upload_id);
+        let written = self.write(Draft { only_new, ..draft }, stage).await;
+        // Over as well when the object is there already: to ask again would change nothing.
+        let late = |error: &S3Error| *error.code() == S3ErrorCode::PreconditionFailed;
+        if written.as_ref().err().is_none_or(late) {
+            self.shared.end_upload(&input.upload_id).await?;
+        }
+        let info = written?;
         Ok(S3Response::new(CompleteMultipartUploadOutput {
             bucket: Some(input.bucket),
             key: Some(input.key),
@@ -482,7 +493,7 @@ impl S3 for Service {
         self.shared
             .uploads
             .draft(&req.input.upload_id, &req.input.bucket, &req.input.key)?;
-        self.shared.uploads.end(&req.input.upload_id);
+        self.shared.end_upload(&req.input.upload_id).await?;
         Ok(S3Response::new(AbortMultipartUploadOutput::default()))
     }
 }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use s3s::{S3Error, S3ErrorCode, S3Result, s3_error};
+use tokio::time::Instant;
 
 use super::disk::{Disk, DiskError, Draft};
 use super::staging::Staged;
@@ -61,6 +62,30 @@ impl Shared {
             .await
             .map_err(internal)?
             .map_err(fault)
+    }
+
+    /// Gives back the space of uploads that nobody completed in time. Called before anything is written, which may need it.
+    pub async fn sweep(&self) -> S3Result<()> {
+        let expired = self.uploads.take_expired(Instant::now());
+        if expired.is_empty() {
+            return Ok(());
+        }
+        tracing::info!(uploads = expired.len(), "uploads that nobody completed are given up");
+        self.discard(expired).await
+    }
+
+    /// Ends an upload; its parts go.
+    pub async fn end_upload(&self, id: &str) -> S3Result<()> {
+        self.discard(self.uploads.take(id)).await
+    }
+
+    /// An upload may have thousands of files.
+    async fn discard(&self, uploads: impl Send + 'static) -> S3Result<()> {
+        let drop_them = move |_: &Disk| {
+            drop(uploads);
+            Ok(())
+        };
+        self.blocking(drop_them).await
     }
 
     /// Held from the look at a key to the end of its event: events of a key come in the order of its changes, and who is

@@ -22,7 +22,7 @@ impl ObjectListener for Nobody {
 }
 
 struct World {
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
     _server: EmbeddedS3,
     store: S3Store,
 }
@@ -41,13 +41,18 @@ async fn start() -> World {
     let store = S3Store::new(S3Config::new(format!("http://{}", server.addr()), "key", "secret"));
     store.client.create_bucket().bucket(BUCKET).send().await.unwrap();
     World {
-        _dir: dir,
+        dir,
         _server: server,
         store,
     }
 }
 
 impl World {
+    /// Files of what is no object yet.
+    fn files_aside(&self) -> usize {
+        std::fs::read_dir(self.dir.path().join(".writing")).unwrap().count()
+    }
+
     async fn put(&self, key: &str, body: &[u8]) {
         let body = ByteStream::from(body.to_vec());
         self.store
@@ -120,6 +125,56 @@ async fn parts_become_one_object_with_the_etag_of_s3() {
     assert_eq!(etag, "\"7826165eae4277bb378065db21440e15-3\"");
     let over = vec![vec![0; 5 << 20], vec![0; 5 << 20], vec![0; 5 << 20]];
     assert_eq!(world.upload("over", &over).await.unwrap_err(), "EntityTooLarge");
+}
+
+#[tokio::test]
+async fn an_upload_that_nobody_completes_makes_room_for_a_put() {
+    let world = start().await;
+    let client = &world.store.client;
+    let id = client.create_multipart_upload().bucket(BUCKET).key("given up");
+    let id = id.send().await.unwrap().upload_id.unwrap();
+    for number in 1..=3 {
+        let part = client.upload_part().bucket(BUCKET).key("given up").upload_id(&id);
+        let body = ByteStream::from(vec![0; 10 << 20]);
+        part.part_number(number).body(body).send().await.unwrap();
+    }
+    let put = || {
+        let put = client.put_object().bucket(BUCKET).key("k");
+        put.body(ByteStream::from(vec![0; 5 << 20])).send()
+    };
+    assert_eq!(put().await.unwrap_err().code(), Some("StorageFull"));
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(24 * 3600)).await;
+    tokio::time::resume();
+    put().await.unwrap();
+    assert_eq!(world.files_aside(), 0);
+}
+
+#[tokio::test]
+async fn an_upload_that_comes_too_late_leaves_no_parts() {
+    let world = start().await;
+    let client = &world.store.client;
+    world.put("k", b"first").await;
+    let id = client.create_multipart_upload().bucket(BUCKET).key("k").send().await;
+    let id = id.unwrap().upload_id.unwrap();
+    let part = client
+        .upload_part()
+        .bucket(BUCKET)
+        .key("k")
+        .upload_id(&id)
+        .part_number(1);
+    let part = part.body(ByteStream::from_static(b"second")).send().await.unwrap();
+    let part = CompletedPart::builder().part_number(1).set_e_tag(part.e_tag).build();
+    assert_eq!(world.files_aside(), 1);
+    let complete = client
+        .complete_multipart_upload()
+        .bucket(BUCKET)
+        .key("k")
+        .upload_id(&id);
+    let all = CompletedMultipartUpload::builder().parts(part).build();
+    let late = complete.multipart_upload(all).if_none_match("*").send().await;
+    assert_eq!(late.unwrap_err().code(), Some("PreconditionFailed"));
+    assert_eq!(world.files_aside(), 0);
 }
 
 #[tokio::test]

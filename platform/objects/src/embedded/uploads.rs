@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use md5::{Digest, Md5};
 use s3s::dto::CompletedPart;
 use s3s::{S3Result, s3_error};
+use tokio::time::Instant;
 
 use super::disk::{Disk, DiskError, Draft};
 use super::staging::{Part, Staged};
@@ -17,7 +18,8 @@ const MOST: usize = 1000;
 /// An upload that nobody completes gives its space back after this.
 const LIFE: Duration = Duration::from_secs(24 * 3600);
 
-struct Upload {
+/// An upload under way. To drop it removes its parts, which are files: not while others wait.
+pub struct Upload {
     draft: Draft,
     parts: BTreeMap<i32, Arc<Part>>,
     started: Instant,
@@ -52,7 +54,6 @@ impl Uploads {
     /// Starts one; `None` when there are too many.
     pub fn start(&self, draft: Draft, now: Instant) -> Option<String> {
         let mut uploads = self.lock();
-        uploads.retain(|_, upload| now.duration_since(upload.started) < LIFE);
         if uploads.len() >= MOST {
             return None;
         }
@@ -66,6 +67,14 @@ impl Uploads {
             },
         );
         Some(id)
+    }
+
+    /// Takes out those that nobody completed in time.
+    #[must_use]
+    pub fn take_expired(&self, now: Instant) -> Vec<Upload> {
+        let mut uploads = self.lock();
+        let expired = uploads.extract_if(|_, upload| now.duration_since(upload.started) >= LIFE);
+        expired.map(|(_, upload)| upload).collect()
     }
 
     /// The draft of the upload of that id for that object.
@@ -107,10 +116,10 @@ impl Uploads {
             .collect()
     }
 
-    /// Ends one; its parts go.
-    pub fn end(&self, id: &str) {
-        let upload = self.lock().remove(id);
-        drop(upload);
+    /// Takes out one that is over.
+    #[must_use]
+    pub fn take(&self, id: &str) -> Option<Upload> {
+        self.lock().remove(id)
     }
 }
 
