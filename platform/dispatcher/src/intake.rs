@@ -215,7 +215,7 @@ impl Dispatcher {
             config: config.clone(),
             partitions: HashMap::new(),
             turns: Turns::new(config.window, config.most_open),
-            count: Count::default(),
+            count: Count::new(context.log.clone()),
             told: HashSet::new(),
             commits: Commits::default(),
             tasks: JoinSet::new(),

@@ -12,7 +12,7 @@ impl Intake {
     pub(super) fn begin_count(&mut self) {
         let paused = self.partitions.iter().filter(|(_, partition)| partition.paused);
         let topics: HashSet<String> = paused.map(|(at, _)| at.topic.clone()).collect();
-        self.count.begin(&self.context.log, topics);
+        self.count.begin(topics);
     }
 
     /// Takes note of what one topic holds. What cannot be counted stays unknown, or as it was, until the next count.

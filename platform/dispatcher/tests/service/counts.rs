@@ -113,3 +113,26 @@ async fn while_the_log_is_not_to_be_had_nothing_is_told_as_unread() {
     running.stop().await;
     world.assert_idle();
 }
+
+#[tokio::test]
+async fn topics_that_do_not_tell_what_they_hold_hold_up_no_other() {
+    let world = World::new().await;
+    // More than are asked about at a time.
+    for n in 0..9 {
+        let silent = world.another(&format!("silent{n}")).await;
+        world.log.silence(topics::work(&silent));
+        world.give_to(&silent, &steps(silent.as_str(), 3)).await;
+    }
+    let running = dispatch(&world);
+    let held = calls(&world, 18, &[]).await;
+    // They are under way when the function of the test has something, and it is counted anew when it has more.
+    for step in steps("own", 6) {
+        world.give(&step, 0).await;
+    }
+    let own = calls(&world, 2, &[]).await;
+    world.unread(&function(), 4).await;
+    world.give(&step("more"), 0).await;
+    world.unread(&function(), 5).await;
+    drop((held, own));
+    running.stop().await;
+}

@@ -58,6 +58,8 @@ struct Faults {
     metadata: Mutex<Option<usize>>,
     /// Topic that takes nothing.
     shut: Mutex<Option<String>>,
+    /// Topics of which it is never told what they hold.
+    silent: Mutex<HashSet<String>>,
 }
 
 /// An error while there are some left.
@@ -117,6 +119,11 @@ impl Spy {
     /// This topic takes nothing.
     pub fn shut(&self, topic: Option<&str>) {
         *self.faults.shut.lock().unwrap() = topic.map(str::to_owned);
+    }
+
+    /// Nobody is told what this topic holds.
+    pub fn silence(&self, topic: String) {
+        self.faults.silent.lock().unwrap().insert(topic);
     }
 
     /// Commits take no longer metadata.
@@ -279,6 +286,10 @@ impl EventLog for Spy {
         self.journal
             .send_modify(|journal| journal.push(Entry::Counted(counts.is_ok())));
         counts?;
+        let silent = self.faults.silent.lock().unwrap().contains(topic);
+        if silent {
+            std::future::pending::<()>().await;
+        }
         self.inner.watermarks(topic).await
     }
     async fn lag(&self, group: &str, topic: &str) -> Result<u64> {
