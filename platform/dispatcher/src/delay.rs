@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
@@ -10,16 +11,17 @@ use imageflow_eventlog::{
     Assignment, Consumer, ConsumerConfig, ConsumerEvent, LogError, NewRecord, Record, TopicPartition, TopicSpec, Topics,
 };
 use imageflow_process::overdue;
-use imageflow_types::work::{DeadLetter, Delayed, RunEvent};
+use imageflow_types::work::{DeadLetter, Delayed, RunEvent, StepError};
 use imageflow_types::{ErrorCode, StepRequest, topics};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::commits::Commits;
 use crate::intake::DispatcherError;
-use crate::letters;
+use crate::outcome::plain;
 use crate::tracker::Tracker;
-use crate::work::{self, Context, plain};
+use crate::work::Context;
+use crate::{letters, report};
 
 mod waiting;
 
@@ -36,19 +38,40 @@ pub(crate) fn topic() -> TopicSpec {
     TopicSpec::new(topics::DELAY, topics::FEW_PARTITIONS).retention(Duration::from_secs(24 * 3600))
 }
 
+/// A step that waits.
+#[derive(Debug)]
+pub(crate) struct Later {
+    pub(crate) delayed: Delayed,
+    /// What the writer of the step said of the resources: its header goes with it, for who reads it then may be behind, too.
+    pub(crate) seen: Option<Bytes>,
+}
+
 /// The record of a step that waits.
-pub(crate) fn record(delayed: &Delayed) -> Option<NewRecord> {
+pub(crate) fn record(later: &Later) -> Option<NewRecord> {
+    let Later { delayed, seen } = later;
     match serde_json::to_vec(delayed) {
-        Ok(value) => Some(
-            NewRecord::new(topics::DELAY)
+        Ok(value) => {
+            let mut record = NewRecord::new(topics::DELAY)
                 .key(delayed.step.run.as_str().to_owned())
-                .value(value),
-        ),
+                .value(value);
+            record.headers.extend(seen_header(seen.as_ref()));
+            Some(record)
+        }
         Err(error) => {
             tracing::error!(%error, run = %delayed.step.run, "a delayed step cannot be written");
             None
         }
     }
+}
+
+fn seen_header(seen: Option<&Bytes>) -> Option<(String, Bytes)> {
+    seen.map(|seen| (topics::SEEN.to_owned(), seen.clone()))
+}
+
+/// What the writer of a record said of the resources.
+pub(crate) fn seen_by_writer(record: &Record) -> Option<Bytes> {
+    // Not a part of what was fetched, which would be kept with it.
+    record.header(topics::SEEN).map(|said| Bytes::copy_from_slice(said))
 }
 
 struct Partition {
@@ -62,8 +85,8 @@ struct Partition {
 
 /// What is written when a step is due.
 enum What {
-    /// The step itself, for its function.
-    Step(Box<StepRequest>),
+    /// The step itself, for its function, with what its writer had seen.
+    Step(Box<StepRequest>, Option<Bytes>),
     /// It cannot be done any more.
     Failed(Box<RunEvent>),
     /// It is no step.
@@ -208,10 +231,13 @@ impl<'a> Delays<'a> {
             let (wait, what) = match read {
                 Ok(Delayed { due_ms, step }) => {
                     let wait = u64::try_from(due_ms.saturating_sub(now_ms)).unwrap_or(0);
-                    (Duration::from_millis(wait), What::Step(Box::new(step)))
+                    (
+                        Duration::from_millis(wait),
+                        What::Step(Box::new(step), seen_by_writer(&record)),
+                    )
                 }
                 Err(why) => {
-                    let letter = letters::unreadable(&record, "-", "delayed step", &why, now_ms);
+                    let letter = letters::unreadable(&record, "-", "delayed step", why, now_ms);
                     (Duration::ZERO, What::Letter(Box::new(letter)))
                 }
             };
@@ -303,16 +329,16 @@ impl<'a> Delays<'a> {
 impl What {
     fn topic(&self) -> String {
         match self {
-            Self::Step(step) => topics::work(&step.function),
+            Self::Step(step, _) => topics::work(&step.function),
             Self::Failed(_) => topics::RUN_EVENTS.to_owned(),
             Self::Letter(_) => topics::DEAD_LETTERS.to_owned(),
         }
     }
 
     fn record(&self) -> Option<NewRecord> {
-        let step = match self {
-            Self::Step(step) => step,
-            Self::Failed(event) => return work::record(event),
+        let (step, seen) = match self {
+            Self::Step(step, seen) => (step, seen),
+            Self::Failed(event) => return report::record(event),
             Self::Letter(letter) => return letters::record(letter),
         };
         match serde_json::to_vec(step) {
@@ -321,6 +347,7 @@ impl What {
                     .key(step.run.as_str().to_owned())
                     .value(value);
                 record.headers = imageflow_events::work::step_headers(step);
+                record.headers.extend(seen_header(seen.as_ref()));
                 Some(record)
             }
             Err(error) => {
@@ -332,27 +359,29 @@ impl What {
 
     /// What is written instead of what never can be.
     fn instead(&self, error: &LogError, now_ms: i64) -> Option<Self> {
-        let (code, message, attempts) = match (self, error) {
-            (Self::Step(step), LogError::UnknownTopic { .. }) => {
+        match (self, error) {
+            (Self::Step(step, _), LogError::UnknownTopic { .. }) => {
                 let message = format!("function {} was deleted", step.function);
-                (ErrorCode::NotFound, message, step.attempts.clone())
+                Some(Self::failed(step, plain(ErrorCode::NotFound, message), now_ms))
             }
-            (Self::Step(_), LogError::RecordTooLarge { .. }) => {
+            (Self::Step(step, _), LogError::RecordTooLarge { .. }) => {
                 let message = format!("the step with its attempts does not fit into a record: {error}");
-                (ErrorCode::TooLarge, message, Vec::new())
+                Some(Self::failed(step, plain(ErrorCode::TooLarge, message), now_ms))
             }
-            (Self::Letter(letter), LogError::RecordTooLarge { .. }) if letter.event.is_some() => {
-                return Some(Self::Letter(Box::new(letters::without_bytes(letter))));
+            (Self::Failed(event), LogError::RecordTooLarge { .. }) => {
+                let why = plain(ErrorCode::TooLarge, error.to_string());
+                let shorter = report::shortened(event, &[], why)?;
+                Some(Self::Failed(Box::new(shorter)))
             }
-            _ => return None,
-        };
-        let Self::Step(step) = self else { return None };
-        Some(Self::Failed(Box::new(RunEvent::StageFailed {
-            run: step.run.clone(),
-            stage: step.stage,
-            error: plain(code, message),
-            attempts,
-            at_ms: now_ms,
-        })))
+            (Self::Letter(letter), LogError::RecordTooLarge { .. }) => {
+                letters::shortened(letter).map(|letter| Self::Letter(Box::new(letter)))
+            }
+            _ => None,
+        }
+    }
+
+    fn failed(step: &StepRequest, error: StepError, at_ms: i64) -> Self {
+        let event = report::stage_failed(step, error, step.attempts.clone(), at_ms);
+        Self::Failed(Box::new(event))
     }
 }

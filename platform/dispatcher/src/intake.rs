@@ -368,7 +368,7 @@ impl Intake {
             Ok(step) => step,
             Err(why) => {
                 let now_ms = (self.context.clock)();
-                let letter = letters::unreadable(&record, partition.function.as_str(), "step", &why, now_ms);
+                let letter = letters::unreadable(&record, partition.function.as_str(), "step", why, now_ms);
                 let job = Job::Keep(Box::new(letter));
                 return start(&mut self.tasks, &self.context, partition, at.clone(), record, job);
             }
@@ -490,6 +490,7 @@ fn start(
         Job::Do(step) if !work::is_known(&context, step) => Seen::by_writer(&record.headers),
         _ => None,
     };
+    let said = delay::seen_by_writer(&record);
     // What the step was read from is not kept beside it.
     let Record { offset, key, .. } = record;
     partition.running += 1;
@@ -506,7 +507,7 @@ fn start(
                     None => Ok(()),
                 };
                 let ended = match seen {
-                    Ok(()) => work::perform(&context, step, &stop).await,
+                    Ok(()) => work::perform(&context, step, said, &stop).await,
                     Err(given_up) => Err(given_up),
                 };
                 (key, Some(id), ended)

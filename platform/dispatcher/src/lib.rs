@@ -15,6 +15,7 @@ mod delay;
 mod intake;
 mod letters;
 mod outcome;
+mod report;
 mod request;
 mod stop;
 mod stored;

@@ -44,7 +44,8 @@ pub enum Outcome {
     },
 }
 
-/// Longest message that is kept of a function's error.
+/// Longest message that is kept of an error, in characters. Parsers quote what they do not understand, which may be all that a
+/// function said, and it is in the report twice: as the last attempt, too.
 const LONGEST_MESSAGE: usize = 1024;
 
 /// Reads an answer by the contract and, for errors, the Knative status table. It came at `now_ms`, ms since 1970.
@@ -105,14 +106,27 @@ fn of_reply(reply: Result<StepReply, serde_json::Error>) -> Outcome {
 
 fn failed(code: ErrorCode, message: String, retry: bool) -> Outcome {
     Outcome::Failed {
-        error: StepError {
-            code,
-            message,
-            status: None,
-            step: None,
-        },
+        error: plain(code, message),
         retry,
         retry_after: None,
+    }
+}
+
+/// An error that is nobody's answer.
+pub(crate) fn plain(code: ErrorCode, message: String) -> StepError {
+    StepError {
+        code,
+        message: cut(message),
+        status: None,
+        step: None,
+    }
+}
+
+/// The start of a message.
+pub(crate) fn cut(message: String) -> String {
+    match message.char_indices().nth(LONGEST_MESSAGE) {
+        Some((at, _)) => format!("{}...", &message[..at]),
+        None => message,
     }
 }
 
@@ -133,15 +147,10 @@ fn failure(response: &Response<Bytes>, now_ms: i64) -> Outcome {
             (code_of(status), format!("the function answered {status}{said}"))
         }
     };
-    let message = match message.char_indices().nth(LONGEST_MESSAGE) {
-        Some((at, _)) => format!("{}...", &message[..at]),
-        None => message,
-    };
     let error = StepError {
-        code,
-        message,
         status: Some(status),
         step,
+        ..plain(code, message)
     };
     if code == ErrorCode::StorageUnavailable {
         return Outcome::NoStorage { error };
@@ -267,5 +276,44 @@ mod tests {
             read(answer(200, "application/cloudevents+json", "{"), NOW_MS),
             Outcome::Failed { retry: false, .. }
         ));
+    }
+
+    #[test]
+    fn what_a_function_said_is_not_quoted_in_full() {
+        let text = "x".repeat(1_000_000);
+        let reply = format!(r#""{text}""#);
+        let mut completed = answer(200, "application/json", &reply);
+        let event = [
+            ("ce-specversion", "1.0"),
+            ("ce-id", "1"),
+            ("ce-source", "urn:x"),
+            ("ce-type", ext::TYPE_STEP_COMPLETED),
+        ];
+        for (name, value) in event {
+            completed.headers_mut().insert(name, value.parse().unwrap());
+        }
+        let structured = |data: &str, ty: &str| {
+            let event = format!(r#"{{"specversion":"1.0","id":"1","source":"urn:x","type":"{ty}","data":"{data}"}}"#);
+            answer(200, "application/cloudevents+json", &event)
+        };
+        let answers = [
+            answer(503, "text/plain", &text),
+            completed,
+            structured(&text, ext::TYPE_STEP_COMPLETED),
+            answer(
+                200,
+                "application/cloudevents+json",
+                &format!(r#"{{"specversion":"{text}"}}"#),
+            ),
+        ];
+        for answer in answers {
+            let Outcome::Failed { error, .. } = read(answer, NOW_MS) else {
+                panic!()
+            };
+            assert!(
+                error.message.ends_with("...") && error.message.len() < 1_100,
+                "{error:?}"
+            );
+        }
     }
 }

@@ -12,9 +12,9 @@ use imageflow_types::work::{Input, ObjectRef, OutputRef, StepError, StepResult};
 use serde_json::Value;
 
 use crate::intake;
-use crate::outcome::Outcome;
+use crate::outcome::{Outcome, plain};
 use crate::request::Signed;
-use crate::work::{Context, Tried, Undelivered, plain};
+use crate::work::{Context, Tried, Undelivered};
 
 /// Signed URLs live as long as the call may take and this much for clocks that differ.
 const CLOCK_SKEW: Duration = Duration::from_secs(60);

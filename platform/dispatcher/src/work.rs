@@ -4,23 +4,27 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::FutureExt;
 use imageflow_delivery::{Class, Delivery, DeliveryError, Demand, Slot, Target};
-use imageflow_eventlog::{EventLog, LogError, NewRecord};
+use imageflow_eventlog::EventLog;
 use imageflow_objects::ObjectStore;
-use imageflow_process::{overdue, trace};
+use imageflow_process::trace;
 use imageflow_resources::{FunctionEntry, ResourceStore};
+use imageflow_types::StepRequest;
 use imageflow_types::error::ErrorCode;
 use imageflow_types::function::Ordering;
 use imageflow_types::work::{Attempt, DeadLetter, Delayed, RunEvent, StepError, StepResult};
-use imageflow_types::{StepRequest, topics};
 use tokio::time::Instant;
 use tracing::{Instrument, Span};
 
 use crate::backlog::Backlogs;
+use crate::delay::Later;
+use crate::outcome::plain;
+use crate::report::{self, End, attempt_after, tell};
 use crate::stop::{GivenUp, Stop};
 use crate::stored::{finish, sign};
-use crate::{backoff, delay, letters, outcome, request};
+use crate::{backoff, outcome, request};
 
 /// What every step needs.
 pub(crate) struct Context {
@@ -42,49 +46,39 @@ const SLOT_PATIENCE: Duration = Duration::from_secs(60);
 const LOST_WITH_STRANGERS: u32 = 2;
 /// A wait of this length leaves the work topic, so that the window of uncommitted offsets stays short.
 const DELAY_FROM: Duration = Duration::from_secs(5);
-/// Pause before the log or the object store is asked again.
+/// Pause before the object store is asked again.
 const STORAGE_PAUSE: Duration = Duration::from_millis(500);
-/// So often a report is tried at which the dispatcher itself fails.
-const REPORTS_THAT_PANIC: u32 = 3;
-/// Most reports are not larger: a buffer that grows is copied again and again.
-const USUAL_BYTES: usize = 512;
-
-/// What is to be durable before the step's record is done.
-enum End {
-    /// It ended.
-    Event(Box<RunEvent>),
-    /// It is tried again later, by whoever reads the topic of delays.
-    Later(Box<Delayed>),
-    /// It is no step at all.
-    Letter(Box<DeadLetter>),
-}
-
-/// Does a step and reports its end. Returns when the report is durable.
-pub(crate) async fn perform(context: &Context, step: StepRequest, stop: &Stop) -> Result<(), GivenUp> {
-    let tried = AssertUnwindSafe(attempts(context, &step, stop)).catch_unwind();
-    let mut end = tokio::select! {
-        () = stop.hard.cancelled() => return Err(GivenUp),
-        end = tried => end.unwrap_or_else(|panic| Ok(panicked(context, &step, &*panic)))?,
-    };
-    settle(context, &mut end, stop).await
+/// Does a step and reports its end. Returns when the report is durable. `seen` is what its writer said of the resources.
+pub(crate) async fn perform(
+    context: &Context,
+    mut step: StepRequest,
+    seen: Option<Bytes>,
+    stop: &Stop,
+) -> Result<(), GivenUp> {
+    let mut may_leave = true;
+    loop {
+        let tried = AssertUnwindSafe(attempts(context, &step, seen.as_ref(), may_leave, stop)).catch_unwind();
+        let mut end = tokio::select! {
+            () = stop.hard.cancelled() => return Err(GivenUp),
+            end = tried => end.unwrap_or_else(|panic| Ok(panicked(context, &step, &*panic)))?,
+        };
+        if report::settle(context, &mut end, stop).await? {
+            return Ok(());
+        }
+        let End::Later(later) = end else { return Ok(()) };
+        // It has grown by its attempts: its record in the work topic is smaller, and stays.
+        let Delayed { due_ms, step: waits } = later.delayed;
+        let wait = u64::try_from(due_ms.saturating_sub((context.clock)())).unwrap_or(0);
+        stop.pause(Duration::from_millis(wait).min(backoff::LONGEST)).await?;
+        (step, may_leave) = (waits, false);
+    }
 }
 
 /// Keeps what is no step. Returns when that is durable.
 pub(crate) async fn keep(context: &Context, letter: DeadLetter, stop: &Stop) -> Result<(), GivenUp> {
-    settle(context, &mut End::Letter(Box::new(letter)), stop).await
-}
-
-/// Makes an end durable, also when the dispatcher itself fails at it, unless it always does.
-async fn settle(context: &Context, end: &mut End, stop: &Stop) -> Result<(), GivenUp> {
-    for _ in 0..REPORTS_THAT_PANIC {
-        match AssertUnwindSafe(report(context, end, stop)).catch_unwind().await {
-            Ok(reported) => return reported,
-            Err(_) => tracing::error!("the report of a step panicked"),
-        }
-        stop.pause(STORAGE_PAUSE).await?;
-    }
-    // Its record stays open, so it is done again after a restart and never lost.
-    Err(GivenUp)
+    report::settle(context, &mut End::Letter(Box::new(letter)), stop)
+        .await
+        .map(drop)
 }
 
 /// A step at which the dispatcher itself fails would fail it again: it ends as any that failed.
@@ -101,8 +95,14 @@ fn panicked(context: &Context, step: &StepRequest, panic: &(dyn Any + Send)) -> 
     )
 }
 
-/// Tries until it is done or cannot be, or not for a while.
-async fn attempts(context: &Context, step: &StepRequest, stop: &Stop) -> Result<End, GivenUp> {
+/// Tries until it is done or cannot be, or not for a while: then it leaves the work topic, if it may.
+async fn attempts(
+    context: &Context,
+    step: &StepRequest,
+    seen: Option<&Bytes>,
+    may_leave: bool,
+    stop: &Stop,
+) -> Result<End, GivenUp> {
     let mut attempts: Vec<Attempt> = step.attempts.clone();
     let mut demand = Demand::One;
     let mut gone = false;
@@ -116,7 +116,7 @@ async fn attempts(context: &Context, step: &StepRequest, stop: &Stop) -> Result<
             );
             return Ok(end_failed(context, step, plain(ErrorCode::NotFound, message), attempts));
         };
-        let number = u32::try_from(attempts.len()).unwrap_or(u32::MAX).saturating_add(1);
+        let number = attempt_after(&attempts);
         let span = tracing::info_span!("deliver", otel.kind = "client", run = %step.run, function = %step.function, attempt = number);
         trace::continue_from(&span, step.traceparent.as_deref());
         let tried = attempt(context, step, stop, timeout, number, demand)
@@ -125,12 +125,13 @@ async fn attempts(context: &Context, step: &StepRequest, stop: &Stop) -> Result<
         let (error, retry, retry_after) = match tried {
             Ok(Tried::Done(result)) => {
                 let at_ms = (context.clock)();
-                return Ok(End::Event(Box::new(RunEvent::StageCompleted {
+                let event = RunEvent::StageCompleted {
                     run: step.run.clone(),
                     stage: step.stage,
                     result,
                     at_ms,
-                })));
+                };
+                return Ok(End::Event(Box::new(event), attempts));
             }
             Ok(Tried::Failed {
                 error,
@@ -192,12 +193,15 @@ async fn attempts(context: &Context, step: &StepRequest, stop: &Stop) -> Result<
             tell(context, event).await;
         }
         // What keeps an order holds those behind it up in any case.
-        if wait >= DELAY_FROM && policy.ordering == Ordering::Unordered {
+        if wait >= DELAY_FROM && policy.ordering == Ordering::Unordered && may_leave {
             let step = StepRequest {
                 attempts,
                 ..step.clone()
             };
-            return Ok(End::Later(Box::new(Delayed { due_ms: next_ms, step })));
+            return Ok(End::Later(Box::new(Later {
+                delayed: Delayed { due_ms: next_ms, step },
+                seen: seen.cloned(),
+            })));
         }
         stop.pause(wait).await?;
     }
@@ -376,15 +380,6 @@ impl Drop for Working<'_> {
     }
 }
 
-pub(crate) const fn plain(code: ErrorCode, message: String) -> StepError {
-    StepError {
-        code,
-        message,
-        status: None,
-        step: None,
-    }
-}
-
 const fn failed(error: StepError, retry: bool) -> Tried {
     Tried::Failed {
         error,
@@ -394,107 +389,8 @@ const fn failed(error: StepError, retry: bool) -> Tried {
 }
 
 fn end_failed(context: &Context, step: &StepRequest, error: StepError, attempts: Vec<Attempt>) -> End {
-    let at_ms = (context.clock)();
-    End::Event(Box::new(RunEvent::StageFailed {
-        run: step.run.clone(),
-        stage: step.stage,
-        error,
-        attempts,
-        at_ms,
-    }))
-}
-
-/// A report that people look at but nothing depends on: it is tried once.
-async fn tell(context: &Context, event: RunEvent) {
-    if let Some(record) = record(&event)
-        && let Err(error) = context.log.produce(vec![record]).await
-    {
-        tracing::debug!(%error, run = %event.run(), "progress was not reported");
-    }
-}
-
-/// The report that ends the work: repeated until it is durable, for the record may not be marked done before.
-async fn report(context: &Context, end: &mut End, stop: &Stop) -> Result<(), GivenUp> {
-    loop {
-        let record = match &*end {
-            End::Event(event) => record(event),
-            End::Later(delayed) => delay::record(delayed),
-            End::Letter(letter) => letters::record(letter),
-        };
-        let Some(record) = record else {
-            if end.is_short() {
-                return Err(GivenUp);
-            }
-            *end = end.shortened(ErrorCode::Internal, "it cannot be written as JSON".to_owned());
-            continue;
-        };
-        let produced = tokio::select! {
-            produced = context.log.produce(vec![record]) => produced,
-            () = overdue(&stop.gentle) => return Err(GivenUp),
-            () = stop.hard.cancelled() => return Err(GivenUp),
-        };
-        match produced {
-            Ok(_) => return Ok(()),
-            Err(error @ LogError::RecordTooLarge { .. }) if !end.is_short() => {
-                // The next try is small whatever the function said.
-                *end = end.shortened(ErrorCode::TooLarge, error.to_string());
-                continue;
-            }
-            Err(error) => tracing::warn!(%error, "the result of a step is not reported yet"),
-        }
-        stop.pause(STORAGE_PAUSE).await?;
-    }
-}
-
-impl End {
-    fn is_short(&self) -> bool {
-        match self {
-            Self::Event(event) => {
-                matches!(&**event, RunEvent::StageFailed { attempts, .. } if attempts.is_empty())
-            }
-            Self::Later(_) => false,
-            Self::Letter(letter) => letter.event.is_none(),
-        }
-    }
-
-    /// The end of a step whose own report cannot be a record.
-    fn shortened(&self, code: ErrorCode, why: String) -> Self {
-        let message = match code {
-            ErrorCode::TooLarge => format!("what the function said does not fit into the report: {why}"),
-            _ => format!("the report of the step failed: {why}"),
-        };
-        let (run, stage, at_ms) = match self {
-            Self::Event(event) => match &**event {
-                RunEvent::StageCompleted { run, stage, at_ms, .. }
-                | RunEvent::StageFailed { run, stage, at_ms, .. } => (run, *stage, *at_ms),
-                other => return Self::Event(Box::new(other.clone())),
-            },
-            Self::Later(delayed) => (&delayed.step.run, delayed.step.stage, delayed.due_ms),
-            Self::Letter(letter) => return Self::Letter(Box::new(letters::without_bytes(letter))),
-        };
-        Self::Event(Box::new(RunEvent::StageFailed {
-            run: run.clone(),
-            stage,
-            error: plain(code, message),
-            attempts: Vec::new(),
-            at_ms,
-        }))
-    }
-}
-
-pub(crate) fn record(event: &RunEvent) -> Option<NewRecord> {
-    let mut value = Vec::with_capacity(USUAL_BYTES);
-    match serde_json::to_writer(&mut value, event) {
-        Ok(()) => Some(
-            NewRecord::new(topics::RUN_EVENTS)
-                .key(event.run().as_str().to_owned())
-                .value(value),
-        ),
-        Err(error) => {
-            tracing::error!(%error, run = %event.run(), "an event cannot be written");
-            None
-        }
-    }
+    let event = report::stage_failed(step, error, attempts, (context.clock)());
+    End::Event(Box::new(event), Vec::new())
 }
 
 #[cfg(test)]
@@ -511,7 +407,7 @@ mod tests {
         );
     }
 
-    fn size<'a, F>(_: impl FnOnce(&'a Context, StepRequest, &'a Stop) -> F) -> usize {
+    fn size<'a, F>(_: impl FnOnce(&'a Context, StepRequest, Option<Bytes>, &'a Stop) -> F) -> usize {
         size_of::<F>()
     }
 

@@ -237,6 +237,9 @@ async fn a_work_record_that_cannot_be_read_is_kept_as_a_dead_letter_before_it_is
     world.give_raw("x", b"no step".to_vec(), 0).await;
     world.give_raw("y", vec![0xff, 0], 0).await;
     world.give_raw("z", vec![0xff; 900_000], 0).await;
+    // As long as a record may be, and quoted by who does not understand it.
+    let text = format!("\"{}\"", "x".repeat(1024 * 1024 - 3));
+    world.give_raw("q", text.into_bytes(), 0).await;
     world.give(&step, 0).await;
     // It holds up nothing while it cannot be kept, but is not passed by: there is no topic for it yet.
     world.pod.call().await.answer(status(202, ""));
@@ -248,10 +251,10 @@ async fn a_work_record_that_cannot_be_read_is_kept_as_a_dead_letter_before_it_is
         })
         .await;
     world.make_dead_letters().await;
-    world.log.committed(&work(), 0, 4).await;
+    world.log.committed(&work(), 0, 5).await;
     let mut letters = world.dead_letters().await;
     letters.sort_by(|one, other| one.id.cmp(&other.id));
-    let [text, bytes, large] = &letters[..] else {
+    let [text, bytes, large, quoted] = &letters[..] else {
         panic!("{letters:?}")
     };
     assert_eq!(text.id, format!("record-{}-0-0", work()));
@@ -264,6 +267,8 @@ async fn a_work_record_that_cannot_be_read_is_kept_as_a_dead_letter_before_it_is
     assert_eq!(text.event, kept(json!("no step"), "x"));
     assert_eq!(bytes.event, kept(json!({"base64": "/wA="}), "y"));
     assert_eq!(large.event, None, "as base64 it does not fit into a record");
+    assert_eq!(quoted.event, None, "with its quotes escaped it does not");
+    assert!(quoted.error.message.contains("is no step"), "{quoted:?}");
     running.stop().await;
     world.assert_idle();
 }

@@ -403,18 +403,43 @@ async fn when_a_pod_dies_all_that_it_held_is_tried_alone_before_an_attempt_count
 
 #[tokio::test]
 async fn an_answer_with_more_data_than_a_report_takes_fails_the_step() {
-    let world = World::with(json!({"retry": 0})).await;
+    let world = World::with(json!({"retry": 1, "backoffDelay": "5ms"})).await;
     let step = step("a");
     let running = world.dispatch();
     world.give(&step, 0).await;
+    world.pod.call().await.answer(status(503, "out of paint"));
     // Fits into the answer's event, but not into the record of the report, which says more besides.
     let data = json!({"text": "x".repeat(1024 * 1024 - 100)});
     world.pod.call().await.answer(replied(&StepReply {
         data,
         ..StepReply::default()
     }));
-    let event = world.log.end(&step.run).await;
-    assert!(matches!(event, RunEvent::StageFailed { .. }));
+    let RunEvent::StageFailed { error, attempts, .. } = world.log.end(&step.run).await else {
+        panic!()
+    };
+    assert!(attempts[0].error.message.contains("out of paint"), "{attempts:?}");
+    assert!(error.message.contains("does not fit"), "{error:?}");
+    assert_eq!((error.code, &attempts[1].error), (ErrorCode::TooLarge, &error));
+    assert_eq!(attempts.iter().map(|a| a.number).collect::<Vec<_>>(), [1, 2]);
+    world.log.committed(&work(), 0, 1).await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn an_answer_that_cannot_be_read_and_is_as_long_as_a_record_ends_the_step() {
+    let world = World::with(json!({"retry": 0})).await;
+    let step = step("a");
+    let running = world.dispatch();
+    world.give(&step, 0).await;
+    let text = "x".repeat(1024 * 1024);
+    let event = json!({"specversion": text, "id": "1", "source": "urn:x", "type": "com.example.done"});
+    let answer = body("application/cloudevents+json", event.to_string().as_bytes());
+    world.pod.call().await.answer(answer);
+    let RunEvent::StageFailed { error, attempts, .. } = world.log.end(&step.run).await else {
+        panic!()
+    };
+    assert!(error.message.contains("is no event"), "{error:?}");
+    assert_eq!(attempts.len(), 1);
     world.log.committed(&work(), 0, 1).await;
     running.stop().await;
 }

@@ -1,11 +1,12 @@
 //! Retries that are far off leave the work topic, and come back.
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::{HeaderValue, RETRY_AFTER};
 use imageflow_eventlog::{EventLog, NewRecord, TopicSpec};
 use imageflow_types::manifest::Kind;
-use imageflow_types::work::Delayed;
-use imageflow_types::{FunctionName, RunEvent, StepRequest, topics};
+use imageflow_types::work::{Attempt, Delayed, StepError};
+use imageflow_types::{ErrorCode, FunctionName, RunEvent, StepRequest, topics};
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -57,6 +58,118 @@ async fn a_step_whose_function_went_away_meanwhile_fails() {
     running.stop().await;
 }
 
+#[tokio::test]
+async fn a_step_that_has_grown_too_large_to_leave_waits_where_it_is() {
+    let world = World::with(json!({"retry": 2})).await;
+    let mut step = step("a");
+    // One more does not fit beside it.
+    let error = StepError {
+        code: ErrorCode::FunctionFailed,
+        message: "x".repeat(1024 * 1024 - 1_500),
+        status: None,
+        step: None,
+    };
+    step.attempts.push(Attempt {
+        number: 1,
+        at_ms: 0,
+        error,
+    });
+    let running = world.dispatch();
+    world.give(&step, 0).await;
+    let asked = Instant::now();
+    let mut answer = come_again("5");
+    *answer.body_mut() = "y".repeat(1_000).into();
+    world.pod.call().await.answer(answer);
+    let call = tokio::select! {
+        call = world.pod.call() => call,
+        event = world.log.end(&step.run) => panic!("it ended: {event:?}"),
+    };
+    assert!(call.at - asked >= Duration::from_secs(5), "{:?}", call.at - asked);
+    assert_eq!(call.attempt, 3);
+    call.answer(status(202, ""));
+    world.completed(&step).await;
+    world.log.committed(&work(), 0, 1).await;
+    running.stop().await;
+    world.assert_idle();
+}
+
+#[tokio::test]
+async fn a_delayed_step_that_does_not_fit_into_the_work_topic_fails_with_its_attempts() {
+    let world = World::new().await;
+    let mut step = step("a");
+    let error = StepError {
+        code: ErrorCode::FunctionFailed,
+        message: String::new(),
+        status: None,
+        step: None,
+    };
+    step.attempts.push(Attempt {
+        number: 1,
+        at_ms: 0,
+        error,
+    });
+    // Fits into the topic of delays, but in that of its function it has more headers.
+    let delayed = |step: &StepRequest| {
+        let step = step.clone();
+        serde_json::to_vec(&Delayed { due_ms: 0, step }).unwrap()
+    };
+    let room = 1024 * 1024 - 1 - delayed(&step).len();
+    step.attempts[0].error.message = "x".repeat(room);
+    delay_raw(&world, delayed(&step), 0).await;
+    let running = world.dispatch();
+    let RunEvent::StageFailed { error, attempts, .. } = world.log.end(&step.run).await else {
+        panic!()
+    };
+    assert!(error.message.contains("does not fit"), "{error:?}");
+    assert_eq!(attempts.len(), 1);
+    world.log.committed(topics::DELAY, 0, 1).await;
+    running.stop().await;
+}
+
+/// Headers of the first record of a topic, once there is one.
+async fn first_headers(world: &World, topic: &str) -> Vec<(String, Bytes)> {
+    let partitions = world.log.watermarks(topic).await.unwrap().len();
+    for partition in 0..u32::try_from(partitions).unwrap() {
+        if let Some(record) = world.log.read(topic, partition, 0, 1).await.unwrap().pop() {
+            return record.headers;
+        }
+    }
+    panic!("{topic} holds nothing")
+}
+
+#[tokio::test]
+async fn what_the_writer_of_a_step_had_seen_stays_with_it_while_it_waits() {
+    let world = World::with(json!({"retry": 1})).await;
+    let seen = (topics::SEEN.to_owned(), Bytes::from(world.resources.seen().to_string()));
+    let first = step("first");
+    let record = NewRecord::new(work())
+        .key(first.run.as_str().to_owned())
+        .value(serde_json::to_vec(&first).unwrap())
+        .header(topics::SEEN, seen.1.clone())
+        .partition(0);
+    world.log.produce(vec![record]).await.unwrap();
+    let running = world.dispatch();
+    world.pod.call().await.answer(come_again("3600"));
+    world.log.committed(&work(), 0, 1).await;
+    assert!(first_headers(&world, topics::DELAY).await.contains(&seen));
+    running.stop().await;
+
+    let world = World::new().await;
+    let due = serde_json::to_vec(&Delayed {
+        due_ms: 0,
+        step: step("due"),
+    });
+    world.make_delays().await;
+    let record = NewRecord::new(topics::DELAY)
+        .value(due.unwrap())
+        .header(topics::SEEN, seen.1.clone());
+    world.log.produce(vec![record.key("x").partition(0)]).await.unwrap();
+    let running = world.dispatch();
+    world.pod.call().await.answer(status(202, ""));
+    assert!(first_headers(&world, &work()).await.contains(&seen));
+    running.stop().await;
+}
+
 /// Has a step wait, in a partition of the topic of delays.
 async fn delay(world: &World, step: &StepRequest, due_ms: i64, partition: u32) {
     let value = serde_json::to_vec(&Delayed {
@@ -67,8 +180,7 @@ async fn delay(world: &World, step: &StepRequest, due_ms: i64, partition: u32) {
 }
 
 async fn delay_raw(world: &World, value: Vec<u8>, partition: u32) {
-    let topic = TopicSpec::new(topics::DELAY, topics::FEW_PARTITIONS).retention(Duration::from_secs(24 * 3600));
-    world.log.ensure_topics(&[topic]).await.unwrap();
+    world.make_delays().await;
     let record = NewRecord::new(topics::DELAY).key("x").value(value).partition(partition);
     world.log.produce(vec![record]).await.unwrap();
 }

@@ -213,6 +213,12 @@ impl World {
         }
     }
 
+    /// Makes the topic of delays, as a dispatcher does.
+    pub async fn make_delays(&self) {
+        let topic = TopicSpec::new(topics::DELAY, topics::FEW_PARTITIONS).retention(Duration::from_secs(24 * 3600));
+        self.log.ensure_topics(&[topic]).await.unwrap();
+    }
+
     /// Makes the topic of dead letters, as the router does.
     pub async fn make_dead_letters(&self) {
         let topic = TopicSpec::new(topics::DEAD_LETTERS, topics::PARTITIONS);
