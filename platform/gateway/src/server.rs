@@ -37,7 +37,7 @@ pub enum GatewayError {
     Listen(#[from] std::io::Error),
 }
 
-fn router(gateway: &Arc<Gateway>) -> Router {
+fn router(gateway: &Arc<Gateway>, limits: HttpLimits) -> Router {
     let api = Router::new()
         .route("/v1/apply", post(apply::apply))
         .route("/v1/functions", get(functions::list))
@@ -90,7 +90,7 @@ fn router(gateway: &Arc<Gateway>) -> Router {
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(gateway.config.max_body_bytes))
-        .layer(from_fn_with_state(gateway.clone(), bodies::reserved))
+        .layer(from_fn_with_state((gateway.clone(), limits), bodies::reserved))
         .layer(from_fn_with_state(gateway.clone(), around))
         .with_state(gateway.clone())
 }
@@ -184,7 +184,7 @@ async fn around(State(gateway): State<Arc<Gateway>>, request: Request, next: Nex
     response
 }
 
-/// Serves until the gateway's stop, then finishes what is under way.
+/// Serves until the gateway's stop, then finishes what is under way, within the time that `limits` has for it.
 ///
 /// # Errors
 /// [`GatewayError`] when the listener is not allowed or fails.
@@ -192,7 +192,7 @@ pub async fn serve(listener: TcpListener, gateway: Arc<Gateway>, limits: HttpLim
     gateway.config.auth.check_listen(listener.local_addr()?)?;
     let stop = gateway.stop.clone();
     let reconciling = tokio::spawn(keep_reconciled(gateway.clone()));
-    connections::serve(listener, router(&gateway), limits, stop).await;
+    connections::serve(listener, router(&gateway, limits), limits, stop).await;
     reconciling.abort();
     Ok(())
 }

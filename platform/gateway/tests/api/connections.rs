@@ -7,6 +7,7 @@ use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use imageflow_gateway::HttpLimits;
+use imageflow_objects::{ObjectStore, PutOptions};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -184,4 +185,66 @@ async fn at_shutdown_a_connection_without_a_request_holds_nothing_up() {
     world.stop.cancel();
     timeout(SOON / 2, &mut world.server).await.unwrap().unwrap().unwrap();
     drop(silent);
+}
+
+/// The beginning of a request whose body does not come.
+async fn stall(world: &World) -> TcpStream {
+    let mut stalled = connect(world).await;
+    let head = b"POST /v1/apply HTTP/1.1\r\nhost: localhost\r\ncontent-length: 65536\r\n\r\nkind";
+    stalled.write_all(head).await.unwrap();
+    stalled
+}
+
+#[tokio::test]
+async fn a_body_that_stalls_is_answered_and_gives_its_room_back() {
+    let limits = HttpLimits {
+        body_patience: Duration::from_millis(100),
+        ..HttpLimits::default()
+    };
+    let world = world(limits).await;
+    let said = until_closed(&mut stall(&world).await).await;
+    let (head, body) = said.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 408 "), "{said}");
+    assert!(head.contains("content-type: application/problem+json"), "{said}");
+    assert!(head.contains("connection: close"), "{said}");
+    let problem: serde_json::Value = serde_json::from_str(body).unwrap();
+    assert_eq!((&problem["status"], &problem["code"]), (&408.into(), &"timeout".into()));
+    let large = vec![b'a'; 64 * 1024];
+    let after = world.post("/v1/apply", &[], large).await;
+    after.problem(400, "invalid-argument");
+}
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_of_its_answer_is_given_up() {
+    let limits = HttpLimits {
+        gone_after: Duration::from_millis(200),
+        ..HttpLimits::default()
+    };
+    let mut world = world(limits).await;
+    // More than the buffers of both sockets hold.
+    let large = Bytes::from(vec![0; 32 << 20]);
+    let put = world.objects.put("raw-images", "large", large, PutOptions::default());
+    put.await.unwrap();
+    let mut deaf = connect(&world).await;
+    let request = b"GET /v1/images/raw-images/large HTTP/1.1\r\nhost: localhost\r\n\r\n";
+    deaf.write_all(request).await.unwrap();
+    deaf.readable().await.unwrap();
+    world.stop.cancel();
+    timeout(SOON, &mut world.server).await.unwrap().unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn at_shutdown_a_client_that_stalls_is_cut_off() {
+    let limits = HttpLimits {
+        drain: Duration::from_millis(100),
+        ..HttpLimits::default()
+    };
+    let mut world = world(limits).await;
+    let mut stalled = stall(&world).await;
+    // The stalled one is being served: its room is taken.
+    let large = vec![b'a'; 64 * 1024];
+    while world.post("/v1/apply", &[], large.clone()).await.status != 429 {}
+    world.stop.cancel();
+    timeout(SOON, &mut world.server).await.unwrap().unwrap().unwrap();
+    assert_eq!(until_closed(&mut stalled).await, "");
 }
