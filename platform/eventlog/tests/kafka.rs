@@ -6,5 +6,6 @@ mod kafka {
     pub mod cluster;
     pub mod details;
     pub mod secure;
+    pub mod settings;
     pub mod subject;
 }

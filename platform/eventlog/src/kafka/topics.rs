@@ -1,16 +1,16 @@
 //! Topics: made, checked, listed and deleted by the cluster's admin API.
 
+mod settings;
+
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use rdkafka::admin::{
-    AdminOptions, AlterConfig, ConfigResource, ConfigSource, NewTopic, OwnedResourceSpecifier, ResourceSpecifier,
-    TopicReplication,
-};
+use rdkafka::admin::{AdminOptions, ConfigResource, NewTopic, OwnedResourceSpecifier, TopicReplication};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::metadata::{Metadata, MetadataTopic};
 use rdkafka::types::RDKafkaRespErr;
 
+use self::settings::{HEARD_AFTER, IN_SYNC, cleanup, differs, settings, unseen, value};
 use super::Handle;
 use super::config::KafkaConfig;
 use super::context::lock;
@@ -25,17 +25,10 @@ const KNOWN_FOR: Duration = Duration::from_secs(300);
 const MOST_KNOWN: usize = 20_000;
 /// So many topics are asked for one by one.
 const FEW: usize = 16;
-/// Topics of one question about settings.
-const ASK_AT_ONCE: usize = 200;
-/// Between two looks at whether a change has reached the brokers.
 /// So long after a topic was made brokers may not know it. They tell each other in milliseconds, but not while they start.
 const NEW_FOR: Duration = Duration::from_secs(20);
+/// Between two looks at whether a change has reached the brokers.
 pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(20);
-/// A changelog is read whole at each start: its segments are closed, and so compacted, by the hour.
-const COMPACTED_SEGMENT_MS: u64 = 3_600_000;
-
-/// Where the age is kept after which records may go.
-const AGE: &str = "delete.retention.ms";
 
 /// What the calls on a topic need to know of it.
 #[derive(Debug, Clone, Copy)]
@@ -64,65 +57,10 @@ pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The settings that a topic is made with.
-fn settings(spec: &TopicSpec, config: &KafkaConfig) -> Vec<(&'static str, String)> {
-    let mut settings = vec![
-        ("min.insync.replicas", config.min_in_sync.to_string()),
-        // A record of the greatest size, with what a batch puts around it.
-        ("max.message.bytes", (crate::MAX_RECORD_BYTES + 64 * 1024).to_string()),
-    ];
-    match &spec.cleanup {
-        Cleanup::Delete { .. } => settings.push(("cleanup.policy", "delete".to_owned())),
-        Cleanup::Compact => {
-            settings.push(("cleanup.policy", "compact".to_owned()));
-            settings.push(("segment.ms", COMPACTED_SEGMENT_MS.to_string()));
-            settings.push(("min.cleanable.dirty.ratio", "0.2".to_owned()));
-        }
-    }
-    settings.extend(retention(&spec.cleanup));
-    settings
-}
-
-/// The settings of a topic that follow its retention; -1 is none. Kafka would delete by age what nobody has read, so it is
-/// told not to, and [we do](super::retention). The age stands in a setting that has no meaning of its own for a topic that
-/// is not compacted.
-fn retention(cleanup: &Cleanup) -> Vec<(&'static str, String)> {
-    let Cleanup::Delete {
-        retention,
-        retention_bytes,
-    } = cleanup
-    else {
-        return Vec::new();
-    };
-    let text = |value: Option<u64>| value.map_or_else(|| "-1".to_owned(), |v| v.to_string());
-    vec![
-        ("retention.ms", text(None)),
-        (AGE, millis(retention.unwrap_or(Duration::ZERO)).to_string()),
-        ("retention.bytes", text(*retention_bytes)),
-    ]
-}
-
-/// The clean-up that a topic's settings make.
-fn cleanup(resource: &ConfigResource) -> Cleanup {
-    let value = |name: &str| resource.get(name).and_then(|e| e.value.as_deref());
-    if value("cleanup.policy").is_some_and(|policy| policy.contains("compact")) {
-        return Cleanup::Compact;
-    }
-    // -1 and what is not there are no bound.
-    let number = |name: &str| value(name).and_then(|v| v.parse::<u64>().ok());
-    let ours = resource
-        .get(AGE)
-        .filter(|e| e.source == ConfigSource::DynamicTopic)
-        .and_then(|e| e.value.as_deref()?.parse::<u64>().ok())
-        .filter(|ms| *ms > 0);
-    Cleanup::Delete {
-        retention: number("retention.ms").or(ours).map(Duration::from_millis),
-        retention_bytes: number("retention.bytes"),
-    }
-}
-
 /// A topic that is there: its specification, the fewest copies of a partition, its settings.
 type Existing = (TopicSpec, usize, ConfigResource);
+/// Topics that are missing, and those whose retention is to change.
+type Compared<'a> = (Vec<&'a TopicSpec>, Vec<(&'a TopicSpec, &'a ConfigResource)>);
 
 struct Shape {
     partitions: usize,
@@ -179,19 +117,6 @@ impl Handle {
         .await
     }
 
-    async fn describe(&self, topics: &[&str]) -> Result<Vec<ConfigResource>> {
-        let mut all = Vec::with_capacity(topics.len());
-        for chunk in topics.chunks(ASK_AT_ONCE) {
-            let asked: Vec<_> = chunk.iter().map(|name| ResourceSpecifier::Topic(name)).collect();
-            let answers = self.admin.describe_configs(&asked, &self.admin_options()).await;
-            let answers =
-                answers.map_err(|e| storage("asking for the settings of topics", e, self.told.last_error()))?;
-            // One that was deleted since is left out.
-            all.extend(answers.into_iter().filter_map(Result::ok));
-        }
-        Ok(all)
-    }
-
     /// What is known of a topic; asked for when it is not.
     pub async fn topic(&self, name: &str) -> Result<Topic> {
         if let Some((topic, since)) = lock(&self.catalog).0.get(name)
@@ -202,12 +127,27 @@ impl Handle {
         let unknown = || LogError::UnknownTopic { topic: name.to_owned() };
         // A name that no topic can have is not asked for.
         validate_topic_name(name).map_err(|_| unknown())?;
-        let deadline = Instant::now() + self.config.request_timeout;
-        let partitions = loop {
+        let begun = Instant::now();
+        let deadline = begun + self.config.request_timeout;
+        let topic = loop {
             let metadata = self.metadata(Some(name)).await?;
             let topic = metadata.topics().first().ok_or_else(unknown)?;
             match topic.error() {
-                None if !topic.partitions().is_empty() => break topic.partitions().len(),
+                None if !topic.partitions().is_empty() => {
+                    let partitions = u32::try_from(topic.partitions().len()).unwrap_or(u32::MAX);
+                    if let Some(described) = self.describe(&[name]).await?.first() {
+                        let compacted = cleanup(described) == Cleanup::Compact;
+                        break Topic { partitions, compacted };
+                    }
+                    let until = if self.is_new(name) {
+                        deadline
+                    } else {
+                        begun + HEARD_AFTER
+                    };
+                    if Instant::now() > until {
+                        return Err(unseen(name));
+                    }
+                }
                 Some(RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART) if !self.is_new(name) => {
                     return Err(unknown());
                 }
@@ -215,14 +155,9 @@ impl Handle {
                     return Err(failed("asking for a topic", format!("{name}: {error:?}")));
                 }
                 // Just made: its partitions have no leaders yet.
-                _ => tokio::time::sleep(LOOK_AGAIN).await,
+                _ => {}
             }
-        };
-        let described = self.describe(&[name]).await?;
-        let described = described.first().ok_or_else(unknown)?;
-        let topic = Topic {
-            partitions: u32::try_from(partitions).unwrap_or(u32::MAX),
-            compacted: cleanup(described) == Cleanup::Compact,
+            tokio::time::sleep(LOOK_AGAIN).await;
         };
         self.remember(name, topic);
         Ok(topic)
@@ -272,7 +207,7 @@ impl Handle {
             .map(|t| (t.name().to_owned(), Shape::of(t)))
             .collect();
         let names: Vec<&str> = shapes.keys().map(String::as_str).collect();
-        let described = self.describe(&names).await?;
+        let described = self.describe_shown(&names).await?;
         Ok((shapes, described))
     }
 
@@ -311,10 +246,24 @@ impl Handle {
             }
         }
         let existing = self.existing(Some(specs)).await?;
-        let find = |spec: &TopicSpec| existing.iter().find(|(e, ..)| e.name == spec.name);
-        let mut changed = Vec::new();
+        let (missing, changed) = self.compare(specs, &existing)?;
+        let there = self.create(&missing).await?;
+        self.alter(&changed).await?;
+        self.meet(&there).await?;
+        self.appear(&missing).await?;
+        let mut ensured = lock(&self.ensured);
+        ensured.retain(|_, since| since.elapsed() < NEW_FOR);
+        ensured.extend(specs.iter().map(|spec| (spec.name.clone(), Instant::now())));
+        Ok(())
+    }
+
+    /// Checks the topics that are there against what is wanted. Returns those that are missing, and those whose retention
+    /// differs.
+    fn compare<'a>(&self, specs: &'a [TopicSpec], existing: &'a [Existing]) -> Result<Compared<'a>> {
+        let (mut missing, mut changed) = (Vec::new(), Vec::new());
         for spec in specs {
-            let Some((found, copies, resource)) = find(spec) else {
+            let Some((found, copies, resource)) = existing.iter().find(|(e, ..)| e.name == spec.name) else {
+                missing.push(spec);
                 continue;
             };
             if found.partitions != spec.partitions {
@@ -329,25 +278,30 @@ impl Handle {
                     topic: spec.name.clone(),
                 });
             }
-            let value = |name: &str| resource.get(name).and_then(|e| e.value.as_deref());
-            if retention(&spec.cleanup)
-                .iter()
-                .any(|(name, wanted)| value(name) != Some(wanted))
-            {
+            if differs(&spec.cleanup, resource).is_some() {
                 changed.push((spec, resource));
             }
-            for less in less_safe(&self.config, *copies, value("min.insync.replicas")) {
+            for less in less_safe(&self.config, *copies, value(resource, IN_SYNC)) {
                 // It is theirs to decide who made it, but not unseen.
                 tracing::warn!(topic = spec.name, "the topic is less safe than is configured: {less}");
             }
         }
-        let missing: Vec<&TopicSpec> = specs.iter().filter(|spec| find(spec).is_none()).collect();
-        self.create(&missing).await?;
-        self.alter(&changed).await?;
-        self.appear(&missing).await?;
-        let mut ensured = lock(&self.ensured);
-        ensured.retain(|_, since| since.elapsed() < NEW_FOR);
-        ensured.extend(specs.iter().map(|spec| (spec.name.clone(), Instant::now())));
+        Ok((missing, changed))
+    }
+
+    /// Checks those that were there when they were to be made: another process was faster than we, or than the brokers that
+    /// we had asked.
+    async fn meet(&self, there: &[TopicSpec]) -> Result<()> {
+        let deadline = Instant::now() + self.config.request_timeout;
+        while !there.is_empty() {
+            let existing = self.existing(Some(there)).await?;
+            let (missing, changed) = self.compare(there, &existing)?;
+            match missing.first() {
+                None => return self.alter(&changed).await,
+                Some(spec) if Instant::now() > deadline => return Err(unseen(&spec.name)),
+                Some(_) => tokio::time::sleep(LOOK_AGAIN).await,
+            }
+        }
         Ok(())
     }
 
@@ -358,7 +312,8 @@ impl Handle {
             .is_some_and(|since| since.elapsed() < NEW_FOR)
     }
 
-    async fn create(&self, specs: &[&TopicSpec]) -> Result<()> {
+    /// Makes topics. Returns those that were there already.
+    async fn create(&self, specs: &[&TopicSpec]) -> Result<Vec<TopicSpec>> {
         let with: Vec<_> = specs.iter().map(|spec| (*spec, settings(spec, &self.config))).collect();
         let topics: Vec<NewTopic<'_>> = with
             .iter()
@@ -370,14 +325,22 @@ impl Handle {
                     .fold(topic, |topic, (name, value)| topic.set(name, value))
             })
             .collect();
+        let mut there = Vec::new();
         if topics.is_empty() {
-            return Ok(());
+            return Ok(there);
         }
         let made = self.admin.create_topics(&topics, &self.admin_options()).await;
         for result in made.map_err(|e| storage("making topics", e, self.told.last_error()))? {
             match result {
-                // Another process was faster.
-                Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+                Ok(_) => {}
+                Err((topic, RDKafkaErrorCode::TopicAlreadyExists)) => {
+                    there.extend(specs.iter().find(|spec| spec.name == topic).map(|spec| (*spec).clone()));
+                }
+                // To whom it may not be shown, one that is there looks like one that is missing.
+                Err((topic, RDKafkaErrorCode::TopicAuthorizationFailed)) => {
+                    let why = format!("the user needs Create on topic {topic}, or DescribeConfigs where it is there");
+                    return Err(failed("making topics", why));
+                }
                 Err((topic, RDKafkaErrorCode::InvalidReplicationFactor)) => {
                     let copies = self.config.replication;
                     let why = format!("topic {topic} with {copies} copies needs at least {copies} brokers");
@@ -386,27 +349,7 @@ impl Handle {
                 Err((topic, code)) => return Err(failed("making topics", format!("topic {topic}: {code}"))),
             }
         }
-        Ok(())
-    }
-
-    /// Applies a changed retention. The request replaces all settings of a topic, so it repeats the others.
-    async fn alter(&self, changed: &[(&TopicSpec, &ConfigResource)]) -> Result<()> {
-        for (spec, resource) in changed {
-            let new = retention(&spec.cleanup);
-            let kept = resource
-                .entries
-                .iter()
-                .filter(|e| e.source == ConfigSource::DynamicTopic && !new.iter().any(|(name, _)| *name == e.name))
-                .filter_map(|e| Some((e.name.as_str(), e.value.as_deref()?)));
-            let alter = AlterConfig::new(ResourceSpecifier::Topic(&spec.name));
-            let alter = kept.fold(alter, |alter, (name, value)| alter.set(name, value));
-            let alter = new.iter().fold(alter, |alter, (name, value)| alter.set(name, value));
-            let results = self.admin.alter_configs([&alter], &self.admin_options()).await;
-            for result in results.map_err(|e| storage("changing a topic", e, self.told.last_error()))? {
-                result.map_err(|(_, code)| failed("changing a topic", format!("topic {}: {code}", spec.name)))?;
-            }
-        }
-        Ok(())
+        Ok(there)
     }
 
     /// Waits until new topics can be used: each partition has a leader.
