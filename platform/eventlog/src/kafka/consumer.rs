@@ -69,6 +69,13 @@ struct Assigning {
     again: bool,
 }
 
+/// A look at the group.
+struct Looking {
+    /// Rebalances heard of when it began.
+    began: u64,
+    seen: JoinHandle<Result<Option<Seen>, KafkaError>>,
+}
+
 pub struct KafkaConsumer {
     handle: Arc<Handle>,
     config: ConsumerConfig,
@@ -81,7 +88,7 @@ pub struct KafkaConsumer {
     pausing: VecDeque<(Instant, u64)>,
     assigning: Option<Assigning>,
     watch: Watch,
-    looking: Option<JoinHandle<Result<Option<Seen>, KafkaError>>>,
+    looking: Option<Looking>,
     closed: bool,
 }
 
@@ -177,12 +184,13 @@ impl KafkaConsumer {
 
     /// Sees to it that the group assigns every topic that it is for.
     async fn look_after(&mut self) -> Result<()> {
-        if let Some(looking) = self.looking.take_if(|looking| looking.is_finished()) {
-            match looking.await {
+        let heard = self.member.told.rebalances();
+        if let Some(Looking { began, seen }) = self.looking.take_if(|looking| looking.seen.is_finished()) {
+            match seen.await {
                 Ok(Ok(None)) => {}
                 Ok(Ok(Some(seen))) => {
                     let left_out = seen.left_out.join(", ");
-                    if let Some(rest) = self.watch.saw(seen) {
+                    if let Some(rest) = self.watch.saw(began, heard, seen) {
                         tracing::warn!(
                             self.config.group,
                             left_out,
@@ -196,7 +204,7 @@ impl KafkaConsumer {
                 Err(error) => return Err(LogError::storage("looking at the group", error)),
             }
         }
-        match self.watch.next(self.member.told.rebalances(), Instant::now()) {
+        match self.watch.next(heard, Instant::now()) {
             Step::Nothing => {}
             Step::Look if self.looking.is_some() => {}
             Step::Look => {
@@ -204,7 +212,8 @@ impl KafkaConsumer {
                 let (group, topics) = (config.group.clone(), config.topics.clone());
                 let timeout = self.handle.config.request_timeout / 3;
                 let look = move || left_out::look(&asker, &group, &topics, timeout);
-                self.looking = Some(tokio::task::spawn_blocking(look));
+                let seen = tokio::task::spawn_blocking(look);
+                self.looking = Some(Looking { began: heard, seen });
             }
             Step::Widen => self.subscribe(&subscription(&self.config.topics)?)?,
         }

@@ -4,6 +4,9 @@
 //! that does not know a new topic yet, although another one told a member of it, so has nothing of it assigned; and librdkafka
 //! (2.12) leaves it at that, for what the members know changes no more. On brokers that have just started it happens about once
 //! in thirty times. So a member looks at what came of a rebalance, and has the group assign anew what was left out.
+//!
+//! What goes from one member to another is assigned to nobody either, until the one who has it has finished and joins again: so
+//! what a member said it had when it last joined is on its way, however long that takes.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -15,7 +18,8 @@ use super::offsets::Asker;
 use crate::types::Topics;
 
 /// From a rebalance to the look at it, and between two looks: by then each member has heard of a new topic by itself
-/// (`topic.metadata.refresh.interval.ms`), and the group has been through the rebalance that follows.
+/// (`topic.metadata.refresh.interval.ms`) and asked for the rebalance that follows. What waits for another member to let go may
+/// take far longer.
 pub const PAUSE: Duration = Duration::from_secs(2);
 /// Looks at a rebalance: a topic may be so new that its own rebalance is yet to come.
 const LOOKS: u32 = 2;
@@ -35,8 +39,8 @@ pub enum Step {
 pub struct Seen {
     /// The topics that the group is to have.
     pub topics: Vec<String>,
-    /// Those of them of which no partition is assigned to anybody. One with some is on its way from one member to another, and
-    /// leaving it out would take the rest from those who work on it.
+    /// Those of them of which no partition is assigned to anybody, or was when its members joined last. One with some is on its
+    /// way from one member to another: to have that assigned anew would take it back, and the rest from those who work on it.
     pub left_out: Vec<String>,
 }
 
@@ -80,8 +84,12 @@ impl Watch {
     }
 
     /// Takes what was seen, and says which topics are to be subscribed to for a while, so that those left out are new to the
-    /// group when they come back: librdkafka joins again only when its list of topics changes.
-    pub fn saw(&mut self, seen: Seen) -> Option<Vec<String>> {
+    /// group when they come back: librdkafka joins again only when its list of topics changes. A look that began before the last
+    /// rebalance that was `heard` of says nothing of what came of it.
+    pub fn saw(&mut self, began: u64, heard: u64, seen: Seen) -> Option<Vec<String>> {
+        if began != heard {
+            return None;
+        }
         self.looks += 1;
         let again = seen.left_out.iter().any(|topic| self.suspects.contains(topic));
         if again {
@@ -108,12 +116,14 @@ pub fn look(asker: &Asker, group: &str, topics: &Topics, timeout: Duration) -> R
     if group.state() != "Stable" {
         return Ok(None);
     }
-    let mut assigned = HashSet::new();
+    let mut placed = HashSet::new();
     for member in group.members() {
-        // What is no assignment says nothing, so nothing can be said of the whole either.
-        let Some(()) = read(member.assignment().unwrap_or_default(), &mut assigned) else {
+        // What cannot be read says nothing, so nothing can be said of the whole either.
+        let read = read_assigned(member.assignment().unwrap_or_default(), &mut placed)
+            .and_then(|()| read_owned(member.metadata().unwrap_or_default(), &mut placed));
+        if read.is_none() {
             return Ok(None);
-        };
+        }
     }
     let mut seen = Seen::default();
     for topic in metadata.topics() {
@@ -124,7 +134,7 @@ pub fn look(asker: &Asker, group: &str, topics: &Topics, timeout: Duration) -> R
         };
         if wanted && topic.error().is_none() && !topic.partitions().is_empty() {
             seen.topics.push(name.to_owned());
-            if !assigned.contains(name) {
+            if !placed.contains(name) {
                 seen.left_out.push(name.to_owned());
             }
         }
@@ -133,18 +143,41 @@ pub fn look(asker: &Asker, group: &str, topics: &Topics, timeout: Duration) -> R
 }
 
 /// Adds the topics of which an assignment has partitions: `ConsumerProtocolAssignment` of Kafka's protocol, a version (int16)
-/// and an array of topics, each a string and an array of partitions (int32). Counts and lengths are big-endian, int32 and int16.
-fn read(mut assignment: &[u8], topics: &mut HashSet<String>) -> Option<()> {
+/// and an array of topics with partitions. Counts and lengths are big-endian: int16 of strings, int32 of all else.
+fn read_assigned(mut assignment: &[u8], topics: &mut HashSet<String>) -> Option<()> {
     // A member that was given nothing ever has not even a version.
     if assignment.is_empty() {
         return Some(());
     }
     let bytes = &mut assignment;
     let _version: [u8; 2] = take(bytes)?;
+    read_topics(bytes, topics)
+}
+
+/// Adds the topics of which a member had partitions when it joined: `ConsumerProtocolSubscription`, a version, an array of the
+/// names it subscribes to, bytes of the assignor's own, and from version 1 on an array of topics with partitions.
+fn read_owned(mut subscription: &[u8], topics: &mut HashSet<String>) -> Option<()> {
+    if subscription.is_empty() {
+        return Some(());
+    }
+    let bytes = &mut subscription;
+    let version = i16::from_be_bytes(take(bytes)?);
     for _ in 0..i32::from_be_bytes(take(bytes)?) {
-        let length = usize::try_from(i16::from_be_bytes(take(bytes)?)).ok()?;
-        let (name, rest) = bytes.split_at_checked(length)?;
-        *bytes = rest;
+        read_string(bytes)?;
+    }
+    // -1 is none.
+    let own = i32::from_be_bytes(take(bytes)?).max(0);
+    *bytes = bytes.get(usize::try_from(own).ok()?..)?;
+    if version < 1 {
+        return Some(());
+    }
+    read_topics(bytes, topics)
+}
+
+/// Topics with partitions: an array of a string and an array of partitions (int32) each.
+fn read_topics(bytes: &mut &[u8], topics: &mut HashSet<String>) -> Option<()> {
+    for _ in 0..i32::from_be_bytes(take(bytes)?) {
+        let name = read_string(bytes)?;
         let partitions = usize::try_from(i32::from_be_bytes(take(bytes)?)).ok()?;
         *bytes = bytes.get(partitions.checked_mul(4)?..)?;
         if partitions > 0 {
@@ -152,6 +185,13 @@ fn read(mut assignment: &[u8], topics: &mut HashSet<String>) -> Option<()> {
         }
     }
     Some(())
+}
+
+fn read_string<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let length = usize::try_from(i16::from_be_bytes(take(bytes)?)).ok()?;
+    let (string, rest) = bytes.split_at_checked(length)?;
+    *bytes = rest;
+    Some(string)
 }
 
 fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
@@ -181,16 +221,16 @@ mod tests {
         let at = |pauses: u32| start + PAUSE * pauses;
         assert_eq!(watch.next(1, at(0)), Step::Nothing);
         assert_eq!(watch.next(1, at(1)), Step::Look);
-        assert_eq!(watch.saw(seen(&["a", "b"], &["b"])), None, "it may be on its way");
+        assert_eq!(watch.saw(1, 1, seen(&["a", "b"], &["b"])), None, "it may be on its way");
         assert_eq!(watch.next(1, at(1)), Step::Nothing);
         assert_eq!(watch.next(1, at(2)), Step::Look);
-        assert_eq!(watch.saw(seen(&["a", "b"], &["b"])), Some(vec!["a".to_owned()]));
+        assert_eq!(watch.saw(1, 1, seen(&["a", "b"], &["b"])), Some(vec!["a".to_owned()]));
         // The group tells of that change.
         assert_eq!(watch.next(2, at(2)), Step::Nothing);
         assert_eq!(watch.next(2, at(3)), Step::Widen);
         assert_eq!(watch.next(3, at(3)), Step::Nothing);
         assert_eq!(watch.next(3, at(4)), Step::Look);
-        assert_eq!(watch.saw(seen(&["a", "b"], &[])), None);
+        assert_eq!(watch.saw(3, 3, seen(&["a", "b"], &[])), None);
         assert_eq!(
             watch.next(3, at(99)),
             Step::Nothing,
@@ -204,31 +244,79 @@ mod tests {
         let at = |pauses: u32| start + PAUSE * pauses;
         assert_eq!(watch.next(1, at(0)), Step::Nothing);
         assert_eq!(watch.next(1, at(1)), Step::Look);
-        assert_eq!(watch.saw(seen(&["a"], &["a"])), None);
+        assert_eq!(watch.saw(1, 1, seen(&["a"], &["a"])), None);
         assert_eq!(watch.next(2, at(2)), Step::Nothing, "a rebalance begins anew");
         assert_eq!(watch.next(2, at(3)), Step::Look);
-        assert_eq!(watch.saw(seen(&["a", "b"], &["b"])), None);
+        assert_eq!(watch.saw(2, 2, seen(&["a", "b"], &["b"])), None);
         // Without a look at the group, because no broker answered, it is asked again.
         assert_eq!(watch.next(2, at(4)), Step::Look);
         assert_eq!(watch.next(2, at(5)), Step::Look);
     }
 
     #[test]
+    fn a_look_from_before_a_rebalance_says_nothing_of_what_came_of_it() {
+        let (mut watch, start) = (Watch::default(), Instant::now());
+        let at = |pauses: u32| start + PAUSE * pauses;
+        assert_eq!(watch.next(1, at(0)), Step::Nothing);
+        assert_eq!(watch.next(1, at(1)), Step::Look);
+        assert_eq!(watch.saw(1, 1, seen(&["a", "b"], &["b"])), None);
+        assert_eq!(watch.next(1, at(2)), Step::Look);
+        // The group assigned it while the second look was under way.
+        assert_eq!(watch.saw(1, 2, seen(&["a", "b"], &["b"])), None);
+        assert_eq!(watch.next(2, at(2)), Step::Nothing);
+        assert_eq!(watch.next(2, at(3)), Step::Look);
+        assert_eq!(watch.saw(2, 2, seen(&["a", "b"], &[])), None);
+    }
+
+    /// Topics with so many partitions each.
+    fn array(topics: &[(&str, u8)]) -> Vec<u8> {
+        let mut bytes = vec![0, 0, 0, u8::try_from(topics.len()).unwrap()];
+        for (name, partitions) in topics {
+            bytes.extend([0, u8::try_from(name.len()).unwrap()]);
+            bytes.extend(name.as_bytes());
+            bytes.extend([0, 0, 0, *partitions]);
+            bytes.extend((0..*partitions).flat_map(|n| [0, 0, 0, n]));
+        }
+        bytes
+    }
+
+    #[test]
     fn an_assignment_is_read() {
         let mut topics = HashSet::new();
-        let mut bytes = vec![0, 3, 0, 0, 0, 2];
-        for (name, partitions) in [("work.a", 2_u8), ("work.b", 0)] {
-            bytes.extend([0, 6]);
-            bytes.extend(name.as_bytes());
-            bytes.extend([0, 0, 0, partitions]);
-            bytes.extend((0..partitions).flat_map(|n| [0, 0, 0, n]));
-        }
+        let mut bytes = [vec![0, 3], array(&[("work.a", 2), ("work.b", 0)])].concat();
+        let end = bytes.len();
         bytes.extend([0xff; 4]);
-        assert_eq!(read(&bytes, &mut topics), Some(()));
-        assert_eq!(read(&[], &mut topics), Some(()));
+        assert_eq!(read_assigned(&bytes, &mut topics), Some(()));
+        assert_eq!(read_assigned(&[], &mut topics), Some(()));
         assert_eq!(topics, HashSet::from(["work.a".to_owned()]));
-        for cut in 1..bytes.len() - 4 {
-            assert_eq!(read(&bytes[..cut], &mut HashSet::new()), None, "{cut} bytes");
+        for cut in 1..end {
+            assert_eq!(read_assigned(&bytes[..cut], &mut HashSet::new()), None, "{cut} bytes");
         }
+    }
+
+    #[test]
+    fn what_a_member_had_when_it_joined_is_read() {
+        let subscribed = [0, 0, 0, 1, 0, 3, b'a', b'.', b'b'];
+        let owned = array(&[("work.a", 1), ("work.b", 0)]);
+        // What follows from version 2 on is of no concern.
+        for (version, own, rest) in [
+            (1, vec![0, 0, 0, 2, 7, 7], vec![]),
+            (3, vec![0xff; 4], vec![0, 0, 0, 9]),
+        ] {
+            let bytes = [&[0, version], &subscribed[..], &own, &owned, &rest].concat();
+            let mut topics = HashSet::new();
+            assert_eq!(read_owned(&bytes, &mut topics), Some(()));
+            assert_eq!(topics, HashSet::from(["work.a".to_owned()]));
+            for cut in 1..bytes.len() - rest.len() {
+                assert_eq!(read_owned(&bytes[..cut], &mut HashSet::new()), None, "{cut} bytes");
+            }
+        }
+        let old = [&[0, 0], &subscribed[..], &[0; 4]].concat();
+        assert_eq!(
+            read_owned(&old, &mut HashSet::new()),
+            Some(()),
+            "version 0 does not tell"
+        );
+        assert_eq!(read_owned(&[], &mut HashSet::new()), Some(()));
     }
 }

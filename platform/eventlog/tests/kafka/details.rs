@@ -13,6 +13,8 @@ use imageflow_eventlog::{
 use super::subject::{config, shared};
 
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Work on a revoked partition: shorter than the session in which it is to be given back, longer than any look at the group.
+const WORKED_ON: Duration = Duration::from_secs(9);
 
 async fn within<T>(work: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, work).await.unwrap()
@@ -148,6 +150,38 @@ async fn a_revoked_partition_that_nobody_gives_back_is_taken() {
     assert_eq!(assigned(&mut b).await, 1);
     let late = a.commit(vec![OffsetCommit::new(&topic, lost.partition, 0)]).await;
     assert!(matches!(late, Err(LogError::NotAssigned { .. })), "{late:?}");
+}
+
+/// Who is to get a topic that another one still works on looks at the group meanwhile, and must not take it for forgotten.
+#[tokio::test]
+async fn a_topic_that_is_handed_over_slowly_goes_from_one_to_the_other_once() {
+    let Some(log) = open().await else { return };
+    let names = [topic(&log, "handed.a", 1).await, topic(&log, "handed.b", 1).await];
+    let topics = Topics::Names(names.to_vec());
+    let mut owner = join(&log, "handed", "owner", topics.clone()).await;
+    assert_eq!(assigned(&mut owner).await, 2);
+    let mut heir = join(&log, "handed", "heir", topics).await;
+    let told = within(async {
+        tokio::select! {
+            told = owner.poll(100) => told.unwrap(),
+            early = heir.poll(100) => panic!("{early:?}"),
+        }
+    })
+    .await;
+    assert!(
+        matches!(&told[..], [ConsumerEvent::Revoked(lost)] if lost.len() == 1),
+        "{told:?}"
+    );
+    let early = tokio::time::timeout(WORKED_ON, heir.poll(100)).await;
+    assert!(early.is_err(), "{early:?}");
+    let got = within(async {
+        tokio::select! {
+            events = owner.poll(100) => panic!("it is disturbed once more: {events:?}"),
+            got = assigned(&mut heir) => got,
+        }
+    })
+    .await;
+    assert_eq!(got, 1);
 }
 
 #[tokio::test]
