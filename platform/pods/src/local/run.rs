@@ -24,9 +24,6 @@ const LONGEST_WAIT: Duration = Duration::from_secs(30);
 const LONGEST_WAIT_READY: Duration = Duration::from_secs(1);
 /// After this long without trouble a pod has a clean slate.
 const HEALTHY: Duration = Duration::from_secs(30);
-/// Between two questions whether a ready pod is alive, and how many unanswered ones end it.
-const LIVE_EVERY: Duration = Duration::from_secs(5);
-const LIVE_FAILURES: u32 = 3;
 /// Longest drain, whatever the function's timeout.
 const LONGEST_DRAIN: Duration = Duration::from_secs(30);
 /// Least time between SIGTERM and SIGKILL.
@@ -198,9 +195,8 @@ async fn watch(
     let settled = tokio::time::sleep(SETTLE);
     tokio::pin!(settled);
     let mut free = host.cgroups.is_some();
-    let mut questions = tokio::time::interval_at(Instant::now() + LIVE_EVERY, LIVE_EVERY);
-    questions.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut unanswered = 0;
+    let lost = probe::lost(addr, || host.load(id) > 0);
+    tokio::pin!(lost);
     loop {
         tokio::select! {
             () = stop.cancelled() => {
@@ -212,12 +208,10 @@ async fn watch(
                 free = false;
                 confine(host, spec, id, running.pid).await;
             }
-            _ = questions.tick() => {
-                unanswered = if probe::alive(addr).await { 0 } else { unanswered + 1 };
-                if unanswered >= LIVE_FAILURES {
-                    kill(running).await;
-                    return Over::Silent(format!("it did not answer /healthz/live {LIVE_FAILURES} times"));
-                }
+            () = &mut lost => {
+                kill(running).await;
+                let misses = probe::LIVE_FAILURES;
+                return Over::Silent(format!("it did not answer /healthz/live {misses} times"));
             }
         }
     }
