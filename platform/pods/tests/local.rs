@@ -217,6 +217,7 @@ async fn a_pod_that_dies_is_seen_and_started_again() {
     ended(child).await;
     let again = ready(&*until(&host, |t| ready(t).len() == 1).await)[0].clone();
     assert_ne!(again.pid, first.pid);
+    assert_ne!(again.phases.asked_ms, first.phases.asked_ms, "it is a start of its own");
     let mut last = again;
     for _ in 0..3 {
         get(&last, "/die").await;

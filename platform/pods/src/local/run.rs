@@ -15,7 +15,7 @@ use super::lines::{self, LastLines};
 use super::{LocalHost, now_ms, probe};
 use crate::host::{PodSpec, Stream};
 use crate::orphans::{self, Process};
-use crate::pod::{PodId, PodState};
+use crate::pod::{Phases, PodId, PodState};
 
 /// Waits before a start is tried again: doubled from the first to the longest.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
@@ -84,7 +84,14 @@ pub async fn replica(host: &Arc<LocalHost>, spec: &Arc<PodSpec>, id: &PodId, sto
             () = stop.cancelled() => break,
             () = tokio::time::sleep(wait) => {}
         }
-        set(host, id, |pod| pod.state = PodState::Starting);
+        set(host, id, |pod| {
+            pod.state = PodState::Starting;
+            // How long starts take is learned from these, and this one begins now.
+            pod.phases = Phases {
+                asked_ms: now_ms(),
+                ..Phases::default()
+            };
+        });
     }
     host.gone(spec, id);
 }
