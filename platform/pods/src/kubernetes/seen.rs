@@ -24,6 +24,21 @@ struct Announced {
     at_ms: i64,
 }
 
+impl Announced {
+    /// Until when it counts beside what the API shows of the pod; `None` when it does not.
+    fn until_ms(&self, shown: Option<&Pod>) -> Option<i64> {
+        let life = match shown {
+            Some(pod) if pod.state != PodState::Starting => return None,
+            // The API has an address: it confirms this one, or it is another pod that speaks.
+            Some(pod) if !pod.addr.ip().is_unspecified() => {
+                (pod.addr.ip() == self.addr.ip()).then_some(CONFIRMED_MS)?
+            }
+            _ => UNCONFIRMED_MS,
+        };
+        Some(self.at_ms.saturating_add(life))
+    }
+}
+
 /// All of it.
 #[derive(Debug, Default)]
 pub struct Seen {
@@ -101,22 +116,14 @@ impl Seen {
     pub fn expire(&mut self, now_ms: i64) {
         self.chosen.retain(|_, since| now_ms - *since < CHOSEN_MS);
         let watched = &self.watched;
-        self.announced.retain(|id, said| {
-            let age = now_ms - said.at_ms;
-            match watched.get(id) {
-                // The API has an address: it confirms this one, or it is another pod that speaks.
-                Some(pod) if !pod.addr.ip().is_unspecified() => {
-                    pod.addr.ip() == said.addr.ip() && pod.state == PodState::Starting && age < CONFIRMED_MS
-                }
-                Some(pod) => pod.state == PodState::Starting && age < UNCONFIRMED_MS,
-                None => age < UNCONFIRMED_MS,
-            }
-        });
+        self.announced
+            .retain(|id, said| said.until_ms(watched.get(id)).is_some_and(|until| now_ms < until));
     }
 
     /// When something expires next, if anything can.
     pub fn next_expiry_ms(&self) -> Option<i64> {
-        let announced = self.announced.values().map(|said| said.at_ms + UNCONFIRMED_MS);
+        let announced = self.announced.iter();
+        let announced = announced.filter_map(|(id, said)| said.until_ms(self.watched.get(id)));
         let chosen = self.chosen.values().map(|since| since + CHOSEN_MS);
         announced.chain(chosen).min()
     }
@@ -222,6 +229,8 @@ mod tests {
         // The address is confirmed; the kubelet's look comes later.
         seen.apply(&kube("a", Some("10.42.1.7"), false), false, 900);
         assert_eq!(state(&mut seen, "a", 8_000), PodState::Ready);
+        // What has not expired by now expires later: else its owner would look without end.
+        assert_eq!(seen.next_expiry_ms(), Some(300 + CONFIRMED_MS));
         seen.apply(&kube("a", Some("10.42.1.7"), true), false, 9_000);
         assert_eq!(state(&mut seen, "a", 99_000), PodState::Ready);
         assert_eq!(seen.table(99_000).pods[&PodId::new("a")].phases.ready_ms, Some(300));
