@@ -6,6 +6,7 @@
 pub mod conformance;
 mod embedded;
 mod error;
+mod names;
 pub mod notifications;
 mod presign;
 mod s3;

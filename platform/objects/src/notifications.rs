@@ -1,14 +1,13 @@
 //! Event notifications of S3 servers, as AWS, MinIO and versitygw send them, read into what the embedded server tells.
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use aws_sdk_s3::primitives::{DateTime, DateTimeFormat};
-use percent_encoding::percent_decode_str;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use crate::embedded::{ChangeKind, ObjectChange};
+use crate::names;
 use crate::store::ObjectInfo;
 
 /// A change that a server tells.
@@ -135,7 +134,7 @@ fn change(at: usize, record: Value) -> Result<Option<Notification>, Notification
     let key = if plain {
         key
     } else {
-        decode(&key).ok_or(NotificationError::Key { record: at, key })?
+        String::from_utf8(names::decode(&key)).map_err(|_| NotificationError::Key { record: at, key })?
     };
     // MinIO leaves out a size of 0.
     let size_known = match size {
@@ -172,12 +171,6 @@ fn kind(event: &str) -> Option<ChangeKind> {
         ("ObjectRemoved" | "LifecycleExpiration", _) => Some(ChangeKind::Removed),
         _ => None,
     }
-}
-
-/// Decodes as forms are: `+` is a space.
-fn decode(key: &str) -> Option<String> {
-    let spaced = key.replace('+', " ");
-    percent_decode_str(&spaced).decode_utf8().ok().map(Cow::into_owned)
 }
 
 fn metadata(told: BTreeMap<String, String>) -> BTreeMap<String, String> {

@@ -9,18 +9,10 @@ use aws_sigv4::http_request::{
     sign,
 };
 use aws_sigv4::sign::v4::SigningParams;
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::error::ObjectError;
+use crate::names;
 use crate::signed::SignedUrl;
-
-/// What S3 leaves as it is in the path of an object: RFC 3986's unreserved characters, and the slash.
-const PATH: &AsciiSet = &NON_ALPHANUMERIC
-    .remove(b'-')
-    .remove(b'.')
-    .remove(b'_')
-    .remove(b'~')
-    .remove(b'/');
 
 /// S3 lets a signature live for a week.
 const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -74,7 +66,7 @@ impl Presigner {
 
     fn url(&self, bucket: &str, key: &str) -> String {
         let endpoint = self.endpoint.trim_end_matches('/');
-        let key = utf8_percent_encode(key, PATH);
+        let key = names::encode(key);
         // An address has no names below it, and a bucket with dots no certificate: the SDK too puts those into the path.
         match endpoint.split_once("://") {
             Some((scheme, host)) if !self.path_style && !bucket.contains('.') && !is_address(host) => {

@@ -7,8 +7,10 @@ use aws_sdk_s3 as sdk;
 use bytes::Bytes;
 use sdk::error::{ProvideErrorMetadata, SdkError};
 use sdk::primitives::ByteStream;
+use sdk::types::EncodingType;
 
 use crate::error::ObjectError;
+use crate::names;
 use crate::presign::Presigner;
 use crate::signed::SignedUrl;
 use crate::store::{ObjectBody, ObjectInfo, ObjectStore, PutOptions, check_bucket, check_key};
@@ -298,13 +300,23 @@ impl ObjectStore for S3Store {
             .list_objects_v2()
             .bucket(bucket)
             .prefix(prefix)
-            .max_keys(max);
+            .max_keys(max)
+            .encoding_type(EncodingType::Url);
         let request = request.set_start_after(start_after.map(str::to_owned));
         let answer = request.send().await.map_err(|e| fault(e, bucket, "", None))?;
+        // A key may have characters that XML cannot hold, and one such would fail the page. A server that does not know the
+        // encoding does not name it.
+        let encoded = answer.encoding_type() == Some(&EncodingType::Url);
         let objects = answer.contents().iter().filter_map(|object| {
             Some(ObjectInfo {
                 bucket: bucket.to_owned(),
-                key: object.key()?.to_owned(),
+                key: object.key().map(|key| {
+                    if encoded {
+                        names::decode_text(key)
+                    } else {
+                        key.to_owned()
+                    }
+                })?,
                 etag: bare(object.e_tag()),
                 size: object.size().and_then(|n| u64::try_from(n).ok()).unwrap_or(0),
                 content_type: None,

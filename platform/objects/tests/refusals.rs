@@ -1,4 +1,5 @@
-//! What the answers of a server mean: which of its refusals are for good, and which are worth another try.
+//! What the answers of a server mean: which of its refusals are for good and which are worth another try, and how it writes
+//! keys.
 #![expect(clippy::unwrap_used, reason = "test code outside of test functions")]
 
 use std::convert::Infallible;
@@ -14,19 +15,25 @@ use tokio::net::TcpListener;
 
 const BUCKET: &str = "raw-images";
 
-/// A store whose server gives this one answer, with an S3 error of that code or without a body.
+/// A store whose server answers all with an S3 error of that code, or without a body.
 async fn answered(status: u16, code: Option<&'static str>) -> S3Store {
+    let body = code.map(|code| format!("<Error><Code>{code}</Code><Message>no</Message></Error>"));
+    server(status, body.unwrap_or_default().into()).await
+}
+
+/// A store whose server gives this one answer.
+async fn server(status: u16, body: Bytes) -> S3Store {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let answer = move |_: Request<Incoming>| async move {
-        let body = code.map(|code| format!("<Error><Code>{code}</Code><Message>no</Message></Error>"));
+    let answer = move |_: Request<Incoming>| {
         let answer = Response::builder().status(status).header("connection", "close");
-        Ok::<_, Infallible>(answer.body(Full::new(Bytes::from(body.unwrap_or_default()))).unwrap())
+        let answer = answer.body(Full::new(body.clone())).unwrap();
+        async { Ok::<_, Infallible>(answer) }
     };
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             let connection = hyper::server::conn::http1::Builder::new();
-            let served = connection.serve_connection(TokioIo::new(stream), service_fn(answer));
+            let served = connection.serve_connection(TokioIo::new(stream), service_fn(&answer));
             let _ = served.await;
         }
     });
@@ -81,5 +88,19 @@ async fn the_code_tells_what_is_for_good() {
             let told = matches!(&refused, ObjectError::Refused { status: told, .. } if *told == status);
             assert_eq!((told, refused.is_retryable()), (for_good, !for_good), "{refused:?}");
         }
+    }
+}
+
+/// Keys are encoded where the server says so, and not by those that do not know how.
+#[tokio::test]
+async fn listed_keys_are_read_as_the_server_says_that_it_writes_them() {
+    for (said, written, key) in [
+        ("<EncodingType>url</EncodingType>", "a+b%2B%01/%C3%BC", "a b+\u{1}/ü"),
+        ("<EncodingType>url</EncodingType>", "a%20b", "a b"),
+        ("", "a+b%2B", "a+b%2B"),
+    ] {
+        let body = format!("<ListBucketResult>{said}<Contents><Key>{written}</Key></Contents></ListBucketResult>");
+        let listed = server(200, body.into()).await.list(BUCKET, "", None, 10).await.unwrap();
+        assert_eq!(listed[0].key, key);
     }
 }

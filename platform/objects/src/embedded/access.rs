@@ -1,8 +1,9 @@
 //! What a signature must cover.
 use http::{HeaderMap, HeaderName};
-use percent_encoding::percent_decode_str;
 use s3s::access::{S3Access, S3AccessContext};
 use s3s::{S3Result, s3_error};
+
+use crate::names;
 
 /// Refuses requests without a signature, and those with `x-amz-` headers that the signature does not cover. Without the
 /// latter, who holds a signed URL for one PUT could add `x-amz-copy-source` and read any object with it.
@@ -58,13 +59,9 @@ fn in_header(authorization: &str) -> Option<String> {
 
 /// The parameters of a URL, names and values decoded as s3s does: it knows a name in whatever way it is written.
 fn parameters(query: &str) -> impl Iterator<Item = (String, String)> {
-    let decoded = |text: &str| {
-        let text = text.replace('+', " ");
-        percent_decode_str(&text).decode_utf8_lossy().into_owned()
-    };
-    query.split('&').map(move |pair| {
+    query.split('&').map(|pair| {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        (decoded(name), decoded(value))
+        (names::decode_text(name), names::decode_text(value))
     })
 }
 

@@ -350,14 +350,17 @@ impl S3 for Service {
         let mut input: ListObjectsV2Input = req.input.into();
         input.start_after.clone_from(&marker);
         let page = self.shared.blocking(move |disk| listing::page(disk, input)).await?;
+        let written = listing::written(page.encoding_type.as_ref());
+        let next = page.next_continuation_token.as_deref().map(listing::of_token);
         Ok(S3Response::new(ListObjectsOutput {
             name: page.name,
             prefix: page.prefix,
-            marker,
+            marker: marker.as_deref().map(&written),
             delimiter: page.delimiter,
             max_keys: page.max_keys,
             is_truncated: page.is_truncated,
-            next_marker: page.next_continuation_token,
+            next_marker: next.as_deref().map(&written),
+            encoding_type: page.encoding_type,
             contents: page.contents,
             common_prefixes: page.common_prefixes,
             ..ListObjectsOutput::default()

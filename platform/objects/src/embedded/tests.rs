@@ -8,7 +8,7 @@ use sdk::primitives::ByteStream;
 use sdk::types::{CompletedMultipartUpload, CompletedPart, Delete, ObjectIdentifier};
 
 use super::{EmbeddedS3, EmbeddedS3Config, ListenerError, ObjectChange, ObjectListener};
-use crate::{S3Config, S3Store, conformance};
+use crate::{ObjectStore, S3Config, S3Store, conformance};
 
 const BUCKET: &str = "raw-images";
 
@@ -269,6 +269,44 @@ async fn a_delimiter_folds_folders_on_every_page() {
         .await
         .unwrap();
     assert_eq!((first.contents().len(), rest.contents().len()), (3, 4));
+}
+
+/// Such a key would fail each listing that it is in, and with it whoever reads all of them.
+#[tokio::test]
+async fn keys_that_xml_cannot_hold_are_listed() {
+    let world = start().await;
+    let keys = ["a\u{fffe}/1", "a\u{fffe}/2", "b \u{ffff}+%20", "c"];
+    for key in keys {
+        world.put(key, b"x").await;
+    }
+    let (mut found, mut after) = (Vec::new(), None);
+    while let [object] = world
+        .store
+        .list(BUCKET, "", after.as_deref(), 1)
+        .await
+        .unwrap()
+        .as_slice()
+    {
+        after = Some(object.key.clone());
+        found.push(object.key.clone());
+    }
+    assert_eq!(found, keys);
+    let client = &world.store.client;
+    let folded = client.list_objects_v2().bucket(BUCKET).delimiter("/").max_keys(1);
+    let folded = folded.encoding_type(sdk::types::EncodingType::Url);
+    let first = folded.clone().send().await.unwrap();
+    assert_eq!(first.common_prefixes()[0].prefix(), Some("a%EF%BF%BE/"));
+    let second = folded
+        .set_continuation_token(first.next_continuation_token)
+        .send()
+        .await;
+    assert_eq!(second.unwrap().contents()[0].key(), Some("b%20%EF%BF%BF%2B%2520"));
+    let old = client.list_objects().bucket(BUCKET).prefix("a\u{fffe}").max_keys(1);
+    let old = old.encoding_type(sdk::types::EncodingType::Url).send().await.unwrap();
+    assert_eq!(
+        (old.prefix(), old.next_marker()),
+        (Some("a%EF%BF%BE"), Some("a%EF%BF%BE/1"))
+    );
 }
 
 #[tokio::test]
