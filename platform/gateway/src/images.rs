@@ -6,9 +6,10 @@ use axum::body::Body;
 use axum::extract::{Path, RawQuery, State};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use futures::{Stream, StreamExt, TryStreamExt, stream};
 use http::StatusCode;
-use http::header::{CONTENT_TYPE, ETAG, HeaderValue};
-use imageflow_objects::{ObjectInfo, PutOptions};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, ETAG, HeaderValue};
+use imageflow_objects::{BodyError, ObjectBody, PutOptions};
 use imageflow_types::{ErrorCode, Problem, topics};
 use serde_json::json;
 
@@ -56,18 +57,21 @@ pub async fn list(State(gateway): State<Arc<Gateway>>, RawQuery(raw): RawQuery) 
 
 /// `GET /v1/images/{bucket}/{key}`.
 pub async fn get(State(gateway): State<Arc<Gateway>>, Path((bucket, key)): Path<(String, String)>) -> Answer {
-    let (info, body) = gateway
-        .deps
-        .objects
-        .get(&bucket, &key, None)
-        .await
-        .map_err(|e| object_problem(&e))?;
-    Ok(image(info, body))
+    image(&gateway, (&bucket, &key), None).await
 }
 
-/// An object as an answer.
-pub fn image(info: ObjectInfo, body: Bytes) -> Response {
-    let mut response = Response::new(Body::from(body));
+/// An object as an answer, piece by piece: it may be larger than all that is kept in memory.
+pub async fn image(gateway: &Gateway, (bucket, key): (&str, &str), if_match: Option<&str>) -> Answer {
+    let object = gateway.deps.objects.get_stream(bucket, key, if_match).await;
+    let (info, body) = object.map_err(|e| object_problem(&e))?;
+    // What fails before there is anything to send is told in words.
+    let pieces = opened(body).await.map_err(|e| broken(e.as_ref()))?;
+    let name = format!("{bucket}/{key}");
+    let pieces = pieces.inspect_err(move |error| {
+        tracing::warn!(object = name, %error, "an object broke off, and the answer with it");
+    });
+    let mut response = Response::new(Body::from_stream(pieces));
+    response.headers_mut().insert(CONTENT_LENGTH, info.size.into());
     let told = [
         (CONTENT_TYPE, info.content_type),
         (ETAG, Some(format!("\"{}\"", info.etag))),
@@ -77,7 +81,28 @@ pub fn image(info: ObjectInfo, body: Bytes) -> Response {
             response.headers_mut().insert(name, value);
         }
     }
-    response
+    Ok(response)
+}
+
+/// Each piece when the next is there, the last when the body has ended well: the store knows only then whether the bytes are
+/// those that were put, and a caller who has all of them does not hear that they are not.
+async fn opened(mut body: ObjectBody) -> Result<impl Stream<Item = Result<Bytes, BodyError>>, BodyError> {
+    let first = body.try_next().await?;
+    let mut pieces = Box::pin(stream::try_unfold((first, body), |(held, mut body)| async move {
+        let Some(held) = held else { return Ok(None) };
+        let next = body.try_next().await?;
+        Ok(Some((held, (next, body))))
+    }));
+    let ready = pieces.try_next().await?;
+    Ok(stream::iter(ready.map(Ok)).chain(pieces))
+}
+
+/// A body of which nothing was sent yet.
+fn broken(error: &(dyn std::error::Error + Send + Sync + 'static)) -> Problem {
+    match error.downcast_ref() {
+        Some(error) => object_problem(error),
+        None => Problem::new(ErrorCode::Unavailable, error.to_string()),
+    }
 }
 
 /// `DELETE /v1/images/{bucket}/{key}`.

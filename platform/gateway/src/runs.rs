@@ -13,7 +13,7 @@ use imageflow_types::{ErrorCode, Problem, RunId, RunState, RunStatus, topics};
 use serde_json::{Map, json};
 
 use crate::images::image;
-use crate::problem::{Answer, object_problem};
+use crate::problem::Answer;
 use crate::read::{flag, number, query};
 use crate::runs_view::{RunCursor, RunQuery};
 use crate::state::{Gateway, log_problem};
@@ -185,13 +185,7 @@ pub async fn output_of(gateway: &Gateway, state: &RunState, step: Option<&str>) 
             format!("run {} ({}) has no such output", state.run, state.status.as_str()),
         )
     })?;
-    let object = gateway
-        .deps
-        .objects
-        .get(&output.bucket, &output.key, Some(&output.etag))
-        .await;
-    let (info, body) = object.map_err(|e| object_problem(&e))?;
-    let mut response = image(info, body);
+    let mut response = image(gateway, (&output.bucket, &output.key), Some(&output.etag)).await?;
     if let Ok(value) = HeaderValue::try_from(state.run.as_str()) {
         response.headers_mut().insert("imageflow-run", value);
     }

@@ -10,7 +10,10 @@ use imageflow_objects::{ChangeKind, ObjectChange, ObjectInfo, ObjectListener, Ob
 use imageflow_types::work::RunRequest;
 use imageflow_types::{RunId, topics};
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
+use crate::store::PIECE;
 use crate::support::{PNG, World, state};
 
 async fn put(world: &World, key: &str, run: Option<&str>) -> ObjectInfo {
@@ -161,4 +164,56 @@ async fn images_are_put_listed_read_and_deleted() {
         .post("/v1/images?key=a/../b.png", &[], PNG)
         .await
         .problem(400, "invalid-argument");
+}
+
+/// Bytes of the body that a client gets until the gateway closes the connection, which it does not do after a whole answer.
+async fn broken_off(world: &World, path: &str) -> usize {
+    let mut stream = TcpStream::connect(world.addr).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut said = Vec::new();
+    let _ = stream.read_to_end(&mut said).await;
+    let head = said.windows(4).position(|w| w == b"\r\n\r\n");
+    head.map_or(0, |at| said.len() - at - 4)
+}
+
+#[tokio::test]
+async fn an_image_is_served_piece_by_piece_and_what_breaks_off_is_not_taken_for_whole() {
+    let world = World::start().await;
+    let image: Bytes = (0..PIECE * 5 / 2).map(|at| at as u8).collect();
+    let options = PutOptions {
+        content_type: Some("image/webp".into()),
+        ..PutOptions::default()
+    };
+    let put = world.objects.put("processed-images", "a.webp", image.clone(), options);
+    let etag = format!("\"{}\"", put.await.unwrap().etag);
+    let path = "/v1/images/processed-images/a.webp";
+    let whole = world.get(path).await;
+    assert_eq!(whole.body, image);
+    assert_eq!(whole.header("content-length"), image.len().to_string());
+    assert_eq!(
+        (whole.header("content-type"), whole.header("etag")),
+        ("image/webp", &*etag)
+    );
+    world.objects.cut(2 * PIECE);
+    assert!(broken_off(&world, path).await < image.len());
+    // All bytes came, and then it turned out that they are not the right ones.
+    world.objects.cut(image.len());
+    assert!(broken_off(&world, path).await < image.len());
+    // Nothing was sent yet.
+    for nothing in [0, PIECE] {
+        world.objects.cut(nothing);
+        world.get(path).await.problem(503, "unavailable");
+    }
+}
+
+#[tokio::test]
+async fn an_empty_object_is_served() {
+    let world = World::start().await;
+    let put = world
+        .objects
+        .put("raw-images", "empty", Bytes::new(), PutOptions::default());
+    put.await.unwrap();
+    let reply = world.get("/v1/images/raw-images/empty").await;
+    assert_eq!((reply.status.as_u16(), reply.header("content-length")), (200, "0"));
 }

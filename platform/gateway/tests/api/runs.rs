@@ -243,6 +243,9 @@ async fn who_waits_gets_the_final_state_or_the_image_itself() {
         .await
         .problem(404, "not-found");
     assert!(problem.contains("did you mean \\\"small\\\"?"), "{problem}");
+    world.objects.cut("RES".len());
+    let broken = world.get(&format!("/v1/runs/{run}/output")).await;
+    broken.problem(503, "unavailable");
 }
 
 #[tokio::test]

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use imageflow_objects::{ObjectError, ObjectInfo, ObjectStore, PutOptions, SignedUrl, check_key};
+use futures::{StreamExt, stream};
+use imageflow_objects::{ObjectBody, ObjectError, ObjectInfo, ObjectStore, PutOptions, SignedUrl, check_key};
 
 /// Makes the error with which a call fails.
 type Fault = fn() -> ObjectError;
@@ -14,13 +15,23 @@ type Fault = fn() -> ObjectError;
 pub struct MemoryStore {
     objects: Mutex<BTreeMap<(String, String), (ObjectInfo, Bytes)>>,
     faults: Mutex<BTreeMap<(String, String), Fault>>,
+    /// Bytes of an object after which reading it breaks off.
+    cut: Mutex<Option<usize>>,
 }
+
+/// Bytes of a piece of a stream.
+pub const PIECE: usize = 1000;
 
 impl MemoryStore {
     /// From now on looking at that object fails so, and with an empty key listing that bucket.
     pub fn fail(&self, bucket: &str, key: &str, fault: Fault) {
         let at = (bucket.to_owned(), key.to_owned());
         self.faults.lock().unwrap().insert(at, fault);
+    }
+
+    /// From now on reading objects breaks off after so many bytes.
+    pub fn cut(&self, after: usize) {
+        *self.cut.lock().unwrap() = Some(after);
     }
 
     /// Nothing fails any more.
@@ -115,6 +126,26 @@ impl ObjectStore for MemoryStore {
             }),
             _ => Ok((info, body)),
         }
+    }
+
+    async fn get_stream(
+        &self,
+        bucket: &str,
+        key: &str,
+        if_match: Option<&str>,
+    ) -> Result<(ObjectInfo, ObjectBody), ObjectError> {
+        let (info, bytes) = self.get(bucket, key, if_match).await?;
+        let cut = *self.cut.lock().unwrap();
+        let there = bytes.slice(..cut.unwrap_or(bytes.len()));
+        let pieces = (0..there.len()).step_by(PIECE);
+        let mut pieces: Vec<_> = pieces
+            .map(|at| Ok(there.slice(at..there.len().min(at + PIECE))))
+            .collect();
+        if cut.is_some() {
+            let source = "the line is cut".into();
+            pieces.push(Err(ObjectError::Unavailable { source }.into()));
+        }
+        Ok((info, stream::iter(pieces).boxed()))
     }
 
     async fn head(&self, bucket: &str, key: &str) -> Result<Option<ObjectInfo>, ObjectError> {
