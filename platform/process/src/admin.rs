@@ -12,6 +12,8 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::serve::serve_until;
+
 /// Whether a service is ready for work. Starts as not ready.
 #[derive(Debug, Clone, Default)]
 pub struct Readiness(Arc<AtomicBool>);
@@ -50,9 +52,7 @@ pub async fn serve_admin(
         .route("/healthz/ready", get(is_ready))
         .route("/metrics", get(show))
         .with_state(Admin { metrics, ready });
-    axum::serve(listener, router)
-        .with_graceful_shutdown(stop.cancelled_owned())
-        .await
+    serve_until(listener, router, stop).await
 }
 
 async fn is_ready(State(admin): State<Admin>) -> StatusCode {

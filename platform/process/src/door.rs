@@ -11,6 +11,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::keys::{KeyRole, Keys};
+use crate::serve::serve_until;
 
 /// Codes of gRPC.
 const PERMISSION_DENIED: u8 = 7;
@@ -90,7 +91,7 @@ impl Door {
     }
 }
 
-/// Serves the services until `stop`, then until the calls under way have ended.
+/// Serves the services until `stop`, then for a moment until the calls under way have ended.
 ///
 /// # Errors
 /// When the listener fails.
@@ -101,9 +102,7 @@ pub async fn serve_roles(
     stop: CancellationToken,
 ) -> std::io::Result<()> {
     let services = services.layer(from_fn_with_state(Arc::new(door), guard));
-    axum::serve(listener, services)
-        .with_graceful_shutdown(stop.cancelled_owned())
-        .await
+    serve_until(listener, services, stop).await
 }
 
 /// Serves what anybody who reaches it may call, until `stop`.
@@ -111,9 +110,7 @@ pub async fn serve_roles(
 /// # Errors
 /// When the listener fails.
 pub async fn serve_open(listener: TcpListener, services: Router, stop: CancellationToken) -> std::io::Result<()> {
-    axum::serve(listener, services)
-        .with_graceful_shutdown(stop.cancelled_owned())
-        .await
+    serve_until(listener, services, stop).await
 }
 
 async fn guard(State(door): State<Arc<Door>>, request: Request, next: Next) -> Response {

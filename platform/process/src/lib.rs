@@ -4,6 +4,7 @@ mod admin;
 mod door;
 mod files;
 mod keys;
+mod serve;
 mod signals;
 mod telemetry;
 #[cfg(feature = "test-util")]
