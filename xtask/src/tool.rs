@@ -1,4 +1,5 @@
 //! Running other programs, from the repository's root.
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Instant;
@@ -61,6 +62,13 @@ pub fn run(what: &str, command: &mut Command) -> Outcome {
     Err(format!("{what} failed ({status})"))
 }
 
+/// Becomes that program, which is the last thing to do: signals reach it then and its exit code reaches who waits. As a child
+/// it would outlive xtask, which a signal ends at once. Returns only when it cannot be started.
+pub fn become_program(command: &mut Command) -> Outcome {
+    let error = command.exec();
+    Err(format!("{:?} cannot be started: {error}", command.get_program()))
+}
+
 /// What a command prints.
 pub fn output(command: &mut Command) -> Result<String, String> {
     let program = format!("{:?}", command.get_program());
@@ -84,4 +92,36 @@ pub fn sources() -> Result<Vec<PathBuf>, String> {
         .map(|line| root().join(line))
         .filter(|path| path.exists())
         .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs in a process of its own, which the test below starts.
+    #[test]
+    #[ignore = "it is the part of another process"]
+    fn as_one_that_becomes_a_shell() {
+        become_program(Command::new("sh").args(["-c", "echo \"I am $$\"; exit 7"])).unwrap();
+    }
+
+    #[test]
+    fn the_last_program_has_our_pid_and_tells_its_exit_code() {
+        let mut process = Command::new(std::env::current_exe().unwrap());
+        process
+            .args(["--ignored", "--exact", "tool::tests::as_one_that_becomes_a_shell"])
+            .stdout(std::process::Stdio::piped());
+        let process = process.spawn().unwrap();
+        let told = format!("I am {}", process.id());
+        let output = process.wait_with_output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(text.lines().any(|line| line.ends_with(&told)), "{told}: {text}");
+        assert_eq!(output.status.code(), Some(7));
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_is_named() {
+        let refused = become_program(&mut Command::new("./no-such-program")).unwrap_err();
+        assert!(refused.contains("no-such-program"), "{refused}");
+    }
 }

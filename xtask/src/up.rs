@@ -44,14 +44,7 @@ pub fn up(args: &[String]) -> Outcome {
         .arg(tool::root().join("manifests/samples"))
         .args(args)
         .current_dir(tool::root());
-    let status = command
-        .status()
-        .map_err(|e| format!("imageflow cannot be started: {e}"))?;
-    if status.success() {
-        Ok(())
-    } else {
-        Err(format!("imageflow up ended with {status}"))
-    }
+    tool::become_program(&mut command)
 }
 
 /// What stands beside `--kafka` and `--s3`, when one of them has no address.
@@ -80,10 +73,8 @@ fn up_on_servers(args: &[String]) -> Outcome {
     }
     setup::servers()?;
     let built = build_all()?;
-    run(
-        "the platform on Kafka and S3",
-        with_tests(&built, "up-roles").args(args),
-    )
+    println!("==> the platform on Kafka and S3");
+    tool::become_program(with_tests(&built, "up-roles").args(args))
 }
 
 /// `cargo xtask bench NAME [PART...]`.
