@@ -20,6 +20,9 @@ pub struct Observation {
     pub starting: u32,
     /// Callers that wait for a slot. Each wants one now; what may wait belongs to `backlog`, or it would be counted twice.
     pub held: u32,
+    /// Records that wait for a slot: part of `backlog`, and no stuck ones, since all they need is a pod.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub held_batch: u32,
     /// Requests with a pod.
     pub in_flight: u32,
     /// Records that no pod has yet; `None` when it is not known, which is never taken for 0.

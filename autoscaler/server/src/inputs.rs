@@ -23,6 +23,8 @@ pub struct FunctionLoad {
     /// Interactive callers that wait for a slot. Records of the work topic that wait for one are `backlog`, not this:
     /// a caller wants a slot now, a record within the drain target.
     pub held: u32,
+    /// Records that wait for a slot of this revision, and of no other. They are part of the function's `backlog`.
+    pub held_batch: u32,
     /// Callers whom another function serves while this one has no pod: it wants one for them all the same.
     pub lent: u32,
     /// Requests with a pod.
@@ -50,6 +52,7 @@ impl FunctionLoad {
             function,
             revision: None,
             held: 0,
+            held_batch: 0,
             lent: 0,
             in_flight: 0,
             completed_since: 0,

@@ -193,6 +193,7 @@ impl State {
                 .entry((function.clone(), revision.clone()))
                 .or_insert_with(|| empty(&function, revision.as_ref()));
             load.held = load.held.saturating_add(stats.held);
+            load.held_batch = load.held_batch.saturating_add(stats.held_batch);
             load.lent = load.lent.saturating_add(stats.lent);
             load.in_flight = load.in_flight.saturating_add(stats.in_flight);
             load.expected = load.expected.saturating_add(stats.expected);

@@ -24,6 +24,7 @@ use told::{publish, publish_start, record, with_causes};
 #[derive(Debug, Clone, Default)]
 struct Load {
     held: u32,
+    held_batch: u32,
     lent: u32,
     in_flight: u32,
     completed: u64,
@@ -56,6 +57,7 @@ struct Known {
 /// A function without any work.
 static IDLE: Load = Load {
     held: 0,
+    held_batch: 0,
     lent: 0,
     in_flight: 0,
     completed: 0,
@@ -344,6 +346,7 @@ impl<C: Fn() -> i64 + Send> ScalingLoop<C> {
             ready: pods.iter().map(|p| p.ready).sum(),
             starting: pods.iter().map(|p| p.starting).sum(),
             held: load.held.saturating_add(load.lent),
+            held_batch: load.held_batch,
             in_flight: load.in_flight,
             backlog: load.backlog,
             oldest_ms: load.oldest_ms,
@@ -507,6 +510,7 @@ impl<C: Fn() -> i64 + Send> ScalingLoop<C> {
 impl Load {
     fn add(&mut self, one: FunctionLoad) {
         self.held = self.held.saturating_add(one.held);
+        self.held_batch = self.held_batch.saturating_add(one.held_batch);
         self.lent = self.lent.saturating_add(one.lent);
         self.in_flight = self.in_flight.saturating_add(one.in_flight);
         self.completed = self.completed.saturating_add(one.completed_since);
@@ -517,7 +521,8 @@ impl Load {
         self.oldest_ms = self.oldest_ms.max(one.oldest_ms);
         self.expected = self.expected.saturating_add(one.expected);
         if let Some(revision) = one.revision {
-            *self.by_revision.entry(revision).or_default() += u64::from(one.held) + u64::from(one.in_flight);
+            *self.by_revision.entry(revision).or_default() +=
+                u64::from(one.held) + u64::from(one.held_batch) + u64::from(one.in_flight);
         }
     }
 }
@@ -525,12 +530,9 @@ impl Load {
 /// The calls that make the pods what was decided. Compared with what is there, not with what was asked for before: so a
 /// host that forgot, or refused, is asked again.
 fn acts(name: &FunctionName, function: &FunctionScaling, load: &Load, pods: &[RevisionPods], desired: u32) -> Vec<Act> {
-    let mut wanted = split(
-        desired,
-        &function.revisions,
-        &load.by_revision,
-        load.backlog.unwrap_or(0),
-    );
+    // Of what waits for a slot the revision is known; the rest of the backlog will come by the traffic.
+    let unbound = load.backlog.unwrap_or(0).saturating_sub(u64::from(load.held_batch));
+    let mut wanted = split(desired, &function.revisions, &load.by_revision, unbound);
     for one in pods {
         wanted.entry(one.revision.clone()).or_insert(0);
     }

@@ -5,7 +5,7 @@ use imageflow_types::RevisionName;
 
 use crate::inputs::RevisionShare;
 
-/// Shares `pods` by each revision's own work, and the backlog by the traffic.
+/// Shares `pods` by each revision's own work, and by the traffic what of the backlog is bound to no revision yet.
 ///
 /// A revision that has work of its own gets at least one pod, even when that makes more than `pods` in all: runs are
 /// bound to the revision they began with. Without any work the traffic alone decides. The sum is `pods` otherwise.
@@ -109,6 +109,12 @@ mod tests {
             [1, 1],
             "both have runs that are bound to them"
         );
+    }
+
+    #[test]
+    fn work_that_is_bound_to_a_canary_gets_the_pod_and_not_the_traffic() {
+        assert_eq!(shared(1, &[90, 10], &[(2, 1)], 0), [0, 1]);
+        assert_eq!(shared(2, &[90, 10], &[(2, 1)], 50), [1, 1]);
     }
 
     #[test]

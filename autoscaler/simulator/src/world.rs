@@ -327,6 +327,10 @@ impl<'a> World<'a> {
             ready,
             starting,
             held,
+            held_batch: match kind {
+                Kind::Interactive => 0,
+                Kind::Batch => u32::try_from(function.waiting.len()).unwrap_or(u32::MAX),
+            },
             in_flight: function.in_flight,
             backlog: (!blind).then_some(backlog),
             oldest_ms: oldest_ms.filter(|_| kind == Kind::Batch),

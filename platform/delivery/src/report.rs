@@ -191,6 +191,7 @@ impl Totals {
             function: stats.function.to_string(),
             revision: stats.revision.to_string(),
             held: stats.held,
+            held_batch: stats.held_batch,
             lent: stats.lent,
             in_flight: stats.in_flight,
             completed_total: *completed,

@@ -1263,6 +1263,9 @@ pub struct FunctionStats {
     /// Callers whom another function serves while this one has no pod, now.
     #[prost(uint32, tag = "11")]
     pub lent: u32,
+    /// Records held while no slot is free, now. They are part of `backlog`; the work of a record is bound to this revision.
+    #[prost(uint32, tag = "12")]
+    pub held_batch: u32,
 }
 /// Answers a report.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

@@ -39,13 +39,15 @@ fn looks() -> impl Strategy<Value = Observation> {
         0_u64..200,
         0_u64..100_000,
         prop_oneof![3 => Just(0_u32), 1 => 0_u32..20],
+        few(),
     )
         .prop_map(
-            |(ready, starting, held, in_flight, backlog, oldest, completed, sum, expected)| Observation {
+            |(ready, starting, held, in_flight, backlog, oldest, completed, sum, expected, bound)| Observation {
                 now_ms: 0,
                 ready,
                 starting,
                 held,
+                held_batch: backlog.map_or(0, |most| bound.min(u32::try_from(most).unwrap_or(u32::MAX))),
                 in_flight,
                 backlog,
                 oldest_ms: oldest.map(u64::from),
@@ -246,7 +248,7 @@ proptest! {
         for (i, now_ms) in times.into_iter().enumerate() {
             let at = |k: usize| counts[7 + (i + k) % 11];
             let seen = Observation {
-                now_ms, ready: narrow(at(0)), starting: narrow(at(1)), held: narrow(at(2)), in_flight: narrow(at(3)),
+                now_ms, ready: narrow(at(0)), starting: narrow(at(1)), held: narrow(at(2)), held_batch: narrow(at(8)), in_flight: narrow(at(3)),
                 backlog: Some(at(4)), oldest_ms: Some(at(5)), completed: at(6), service_ms_sum: at(7),
                 calls: 0, started: 0, start_ms_sum: 0, scheduling_ms_sum: 0, expected: 0, partitions: Vec::new(),
             };

@@ -65,6 +65,30 @@ fn a_missed_drain_target_asks_for_more() {
     assert_eq!(decision.desired, 8, "{}", told(&decision));
 }
 
+/// Two dispatchers share pods of 4 slots, of which each may fill 2. One of them has all the work: half of each pod looks free to it.
+#[test]
+fn records_that_wait_for_the_slots_of_their_dispatcher_are_not_taken_for_stuck_ones() {
+    let config = PolicyConfig {
+        target: 4,
+        ..PolicyConfig::default()
+    };
+    let pods_for = |held_batch: u32| {
+        let (mut memory, mut pods) = (knowing(1_000), 5);
+        for second in 0..60 {
+            let mut seen = busy(T0 + second * 1_000, pods, 2 * pods, 1_000);
+            seen.held_batch = held_batch;
+            (seen.completed, seen.service_ms_sum) = (u64::from(2 * pods), u64::from(2_000 * pods));
+            let decision;
+            (memory, decision) = decide(&config, &memory, &seen);
+            pods = decision.desired;
+        }
+        (pods, memory.unreached)
+    };
+    assert_eq!(pods_for(1_000), (config.max, 0));
+    let (fewer, stuck) = pods_for(100);
+    assert!(fewer < config.max && stuck == 900, "{fewer} pods, {stuck} are stuck");
+}
+
 #[test]
 fn callers_that_wait_get_slots_at_once() {
     let seen = Observation {

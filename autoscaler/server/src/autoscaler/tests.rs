@@ -288,6 +288,24 @@ async fn each_revision_gets_its_part_and_one_without_work_or_traffic_loses_its_p
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_record_that_is_bound_to_a_canary_gets_a_pod_of_it() {
+    let mut world = World::of(vec![("blur", scaling("blur", &[90, 10]))]);
+    let waits = FunctionLoad {
+        revision: Some(revision("blur", 2)),
+        held_batch: 1,
+        ..load("blur", Some(1))
+    };
+    world.work(vec![waits]);
+    world.until(&revision("blur", 2), 1).await;
+    assert_eq!(world.pods.borrow().len(), 1, "{:?}", *world.pods.borrow());
+    assert_eq!(
+        world.autoscaler.desired(&name("blur")),
+        1,
+        "it is part of the backlog, and no work beside it"
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_host_that_refuses_is_asked_again() {
     let mut world = World::of(vec![("blur", scaling("blur", &[100]))]);
     *world.replicas.failing.lock().unwrap() = 3;

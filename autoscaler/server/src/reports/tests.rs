@@ -217,6 +217,9 @@ async fn a_reporter_is_heard_over_a_real_connection() {
         ticks.tick().await;
     }
     assert_eq!(sum(&reports.collect()).4, Some(250));
+    let mut bound = reports.collect().into_iter().filter(|load| load.held_batch > 0);
+    let bound: Vec<_> = bound.by_ref().map(|load| (load.revision, load.held_batch)).collect();
+    assert_eq!(bound, [(Some(names().1), 1)], "which pod it waits for is told");
     assert_eq!(reports.collect().iter().map(|load| load.expected).sum::<u32>(), 2);
     host.add(&function, "127.0.0.1:1".parse().unwrap(), PodState::Ready);
     let slot = held.await.unwrap();

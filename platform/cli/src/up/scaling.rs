@@ -66,6 +66,7 @@ impl StatsSource for Stats {
             .map(|stats| FunctionLoad {
                 revision: Some(stats.revision),
                 held: stats.held,
+                held_batch: stats.held_batch,
                 lent: stats.lent,
                 in_flight: stats.in_flight,
                 completed_since: stats.completed,
