@@ -3,7 +3,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
 
-use futures::{Stream, StreamExt};
+use futures::{Stream, StreamExt, stream};
 use imageflow_events::invocation::InvokedStep;
 use imageflow_events::trace::TraceParent;
 use imageflow_proto::v1::function_service_server::{FunctionService, FunctionServiceServer};
@@ -20,8 +20,12 @@ use tracing::Instrument;
 use crate::admission::{Permit, Refusal};
 use crate::app::App;
 use crate::function::{Call, Content};
+use crate::intake::Admitted;
 use crate::{REFUSED_HEADER, response, telemetry};
 
+/// Paths of the calls that carry images.
+pub(crate) const PROCESS: &str = "/imageflow.v1.FunctionService/Process";
+pub(crate) const PROCESS_STREAM: &str = "/imageflow.v1.FunctionService/ProcessStream";
 /// What a message holds beside the image.
 const ENVELOPE: usize = 1024 * 1024;
 
@@ -62,11 +66,8 @@ type Answers = Pin<Box<dyn Stream<Item = Result<ProcessResponse, Status>> + Send
 
 #[tonic::async_trait]
 impl FunctionService for Service {
-    async fn process(&self, request: Request<ProcessRequest>) -> Result<Response<ProcessResponse>, Status> {
-        let permit = self.app.admission.try_admit().map_err(|refusal| {
-            self.app.metrics.refused(refusal.reason());
-            refused(refusal)
-        })?;
+    async fn process(&self, mut request: Request<ProcessRequest>) -> Result<Response<ProcessResponse>, Status> {
+        let permit: Permit = request.extensions_mut().remove().ok_or_else(not_admitted)?;
         let trace = trace_of(request.metadata());
         let message = request.into_inner();
         let correlation_id = message.correlation_id.clone();
@@ -83,32 +84,40 @@ impl FunctionService for Service {
 
     async fn process_stream(
         &self,
-        request: Request<Streaming<ProcessRequest>>,
+        mut request: Request<Streaming<ProcessRequest>>,
     ) -> Result<Response<Self::ProcessStreamStream>, Status> {
+        let admitted: Admitted = request.extensions_mut().remove().ok_or_else(not_admitted)?;
         let trace = trace_of(request.metadata());
         let app = Arc::clone(&self.app);
         let draining = Arc::clone(&self.app);
-        let answers = request
-            .into_inner()
+        let messages = stream::unfold(request.into_inner(), move |mut messages| {
+            let admitted = admitted.clone();
+            async move {
+                let message = messages.message().await.transpose()?;
+                // Its permit came with its first bytes.
+                let call = message.and_then(|message| Ok((admitted.next().ok_or_else(not_admitted)?, message)));
+                Some((call, messages))
+            }
+        });
+        let answers = messages
             // What is read is answered; a drain stops the reading.
             .take_until(async move { draining.admission.drained().await })
-            .map(move |message| {
+            .map(move |call| {
                 let app = Arc::clone(&app);
-                async move { Ok(answer(&app, message?, trace).await) }
+                async move {
+                    let (permit, message) = call?;
+                    Ok(answer(&app, message, &permit, trace).await)
+                }
             })
             .buffer_unordered(self.app.config.concurrency_limit as usize);
         Ok(Response::new(Box::pin(answers)))
     }
 }
 
-/// One answer of a stream. It waits for its turn: the stream's flow control holds its caller back.
-async fn answer(app: &App, message: ProcessRequest, trace: Option<TraceParent>) -> ProcessResponse {
+/// One answer of a stream.
+async fn answer(app: &App, message: ProcessRequest, permit: &Permit, trace: Option<TraceParent>) -> ProcessResponse {
     let correlation_id = message.correlation_id.clone();
-    let outcome = match app.admission.admit().await {
-        Ok(permit) => process(app, message, &permit, trace).await,
-        Err(refusal) => Err(response::refusal_problem(refusal)),
-    };
-    let outcome = match outcome {
+    let outcome = match process(app, message, permit, trace).await {
         Ok(result) => Outcome::Result(result),
         Err(problem) => Outcome::Error(ProcessError {
             code: problem.code.slug().to_owned(),
@@ -133,10 +142,7 @@ async fn process(
     telemetry::continue_trace(&span, trace);
     let outcome = match tokio::time::timeout(app.config.timeout, run(app, message, permit).instrument(span)).await {
         Ok(outcome) => outcome,
-        Err(_) => Err(Problem::new(
-            ErrorCode::Timeout,
-            "the call took longer than its time limit",
-        )),
+        Err(_) => Err(timed_out()),
     };
     let name = outcome.as_ref().map_or_else(|problem| problem.code.slug(), |_| "ok");
     app.metrics.ended(name, started.elapsed());
@@ -202,13 +208,21 @@ fn trace_of(metadata: &MetadataMap) -> Option<TraceParent> {
     TraceParent::parse(metadata.get("traceparent")?.to_str().ok()?)
 }
 
-fn status(problem: &Problem) -> Status {
+pub(crate) fn timed_out() -> Problem {
+    Problem::new(ErrorCode::Timeout, "the call took longer than its time limit")
+}
+
+fn not_admitted() -> Status {
+    Status::internal("the call was not admitted")
+}
+
+pub(crate) fn status(problem: &Problem) -> Status {
     let mut metadata = MetadataMap::new();
     metadata.insert("imageflow-code", MetadataValue::from_static(problem.code.slug()));
     Status::with_metadata(Code::from_i32(problem.code.grpc()), problem.to_string(), metadata)
 }
 
-fn refused(refusal: Refusal) -> Status {
+pub(crate) fn refused(refusal: Refusal) -> Status {
     let mut status = status(&response::refusal_problem(refusal));
     status
         .metadata_mut()

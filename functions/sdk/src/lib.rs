@@ -26,6 +26,7 @@ mod error;
 mod event;
 mod function;
 mod grpc;
+mod intake;
 mod metrics;
 mod plain;
 mod query;

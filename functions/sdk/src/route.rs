@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http_body::Body as _;
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use imageflow_types::{ErrorCode, Problem};
 use tonic::service::Routes;
@@ -14,20 +16,27 @@ use tracing::Instrument;
 use crate::admission::Permit;
 use crate::app::App;
 use crate::event::Attributes;
+use crate::intake::{Admitted, Intake};
 use crate::response::{self, Body};
 use crate::transfer::{ReadError, read_limited, too_large};
-use crate::{event, plain, telemetry};
+use crate::{event, grpc, plain, telemetry};
 
 pub(crate) async fn route(
     app: Arc<App>,
-    grpc: Routes,
+    services: Routes,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
     if is_grpc(request.headers()) {
-        return grpc
-            .oneshot(request.map(Body::new))
-            .await
-            .map_err(|never| match never {});
+        return match request.uri().path() {
+            grpc::PROCESS => process(&app, services, request).await,
+            grpc::PROCESS_STREAM => {
+                let admitted = Admitted::default();
+                let mut request = request.map(|body| Body::new(Intake::new(body, Arc::clone(&app), admitted.clone())));
+                request.extensions_mut().insert(admitted);
+                services.oneshot(request).await
+            }
+            _ => services.oneshot(request.map(Body::new)).await,
+        };
     }
     let get = matches!(*request.method(), Method::GET | Method::HEAD);
     Ok(match (request.uri().path(), get) {
@@ -49,6 +58,26 @@ pub(crate) async fn route(
             // 404 asks for another attempt by the Knative table, so a wrong path is told apart by its problem only.
             response::problem(&Problem::not_found("route", path, known))
         }
+    })
+}
+
+/// One resident call. It is admitted before its message is read: five bytes announce how much memory the message gets.
+async fn process(app: &Arc<App>, services: Routes, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+    let permit = match app.admission.try_admit() {
+        Ok(permit) => permit,
+        Err(refusal) => {
+            app.metrics.refused(refusal.reason());
+            return Ok(grpc::refused(refusal).into_http());
+        }
+    };
+    let started = Instant::now();
+    let mut request = request.map(Body::new);
+    request.extensions_mut().insert(permit);
+    let answered = tokio::time::timeout(app.config.timeout, services.oneshot(request)).await;
+    answered.unwrap_or_else(|_| {
+        let problem = grpc::timed_out();
+        app.metrics.ended(problem.code.slug(), started.elapsed());
+        Ok(grpc::status(&problem).into_http())
     })
 }
 
@@ -125,8 +154,21 @@ async fn work(app: &Arc<App>, request: Request<Incoming>, permit: &Permit) -> Re
 }
 
 /// Reads what is left of a refused body, within reason: a sender that is cut off while it writes does not see the answer.
-async fn discard(body: Incoming) {
+async fn discard(mut body: Incoming) {
     const MOST: u64 = 4 * 1024 * 1024;
     const LONGEST: Duration = Duration::from_secs(1);
-    let _ = tokio::time::timeout(LONGEST, read_limited(body, MOST)).await;
+    if body.size_hint().lower() > MOST {
+        return;
+    }
+    // Nothing of it is kept: refusing must cost less than the work.
+    let reading = async {
+        let mut read = 0;
+        while let Some(Ok(frame)) = body.frame().await {
+            read += frame.data_ref().map_or(0, |data| data.len() as u64);
+            if read > MOST {
+                break;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(LONGEST, reading).await;
 }

@@ -1,4 +1,12 @@
 //! Resident calls.
+use std::convert::Infallible;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::StreamBody;
+use hyper::body::Frame;
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
 use imageflow_proto::v1::ProcessRequest;
 use imageflow_proto::v1::function_service_client::FunctionServiceClient;
 use imageflow_proto::v1::process_response::Outcome;
@@ -102,4 +110,48 @@ async fn a_failure_does_not_end_a_stream_but_a_drain_does() {
     );
     served.await.unwrap();
     drop(sender);
+}
+
+/// A call of which nothing but the head ever comes; what it is answered at once, or when its time is over.
+async fn head_only(pod: &Pod) -> http::HeaderMap {
+    let client = Client::builder(TokioExecutor::new()).http2_only(true).build_http();
+    let nothing = futures::stream::pending::<Result<Frame<Bytes>, Infallible>>();
+    let request = http::Request::post(pod.url("/imageflow.v1.FunctionService/Process"))
+        .header("content-type", "application/grpc")
+        .body(StreamBody::new(nothing))
+        .unwrap();
+    let answer = tokio::time::timeout(Duration::from_secs(20), client.request(request)).await;
+    answer
+        .expect("it does not wait for the body")
+        .unwrap()
+        .headers()
+        .clone()
+}
+
+#[tokio::test]
+async fn a_call_is_refused_before_its_message_is_read() {
+    let mut pod = Pod::start(&[("IMAGEFLOW_CONCURRENCY_LIMIT", "1")]).await;
+    let mut client = FunctionServiceClient::new(channel(&pod).await);
+    let held = tokio::spawn(async move { client.process(request("a", "x", r#"{"mode":"hold"}"#)).await });
+    pod.entered.recv().await.unwrap();
+    let refused = head_only(&pod).await;
+    assert_eq!(refused["grpc-status"], "14", "{refused:?}");
+    assert_eq!(refused["imageflow-refused"], "concurrency");
+    // Nor does it matter how much was to come.
+    let mut client = FunctionServiceClient::new(channel(&pod).await);
+    let large = client.process(request("b", vec![0_u8; 6 << 20], "")).await.unwrap_err();
+    assert_eq!(large.metadata().get("imageflow-refused").unwrap(), "concurrency");
+    pod.gate.open();
+    held.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_message_that_does_not_come_gives_its_place_back() {
+    let pod = Pod::start(&[("IMAGEFLOW_TIMEOUT_MS", "50"), ("IMAGEFLOW_CONCURRENCY_LIMIT", "1")]).await;
+    let late = head_only(&pod).await;
+    assert_eq!(
+        (&late["grpc-status"], &late["imageflow-code"]),
+        (&"4".parse().unwrap(), &"timeout".parse().unwrap())
+    );
+    assert_eq!(pod.image("/", "next").await.status, 200);
 }
