@@ -169,6 +169,12 @@ impl Reconciler {
             let Some(last) = page.last() else {
                 return found;
             };
+            // Seen: versitygw 1.8.0 lists a key with U+FFFE as another one, which it then goes on from for ever.
+            if after.as_ref() == Some(&last.key) {
+                let detail = format!("the store lists \"{}\" again and again, and none after it", last.key);
+                found.fault = Some(Problem::new(ErrorCode::Unavailable, detail));
+                return found;
+            }
             after = Some(last.key.clone());
             for info in page {
                 let internal = INTERNAL.iter().any(|prefix| info.key.starts_with(prefix));

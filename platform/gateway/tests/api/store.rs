@@ -175,10 +175,12 @@ impl ObjectStore for MemoryStore {
         let found = objects.values().map(|(info, _)| info).filter(|i| {
             i.bucket == bucket && i.key.starts_with(prefix) && start_after.is_none_or(|after| i.key.as_str() > after)
         });
-        // As S3 does it: neither media type nor metadata in a listing.
+        // As S3 does it: neither media type nor metadata in a listing. And as versitygw does it: what XML cannot hold is listed
+        // as another key.
         Ok(found
             .take(max)
             .map(|i| ObjectInfo {
+                key: i.key.replace('\u{fffe}', "\u{fffd}"),
                 content_type: None,
                 metadata: BTreeMap::new(),
                 ..i.clone()
