@@ -1,4 +1,5 @@
 //! The contract of a pod host.
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,6 +48,9 @@ pub enum PodError {
         #[source]
         source: std::io::Error,
     },
+    /// The folder is another host's: to take it over would end the pods of that one.
+    #[error("{} is in use by another pod host: end that one, or give this one a folder of its own with --data-dir", .0.display())]
+    InUse(PathBuf),
     /// The host is shutting down.
     #[error("the pod host is shutting down")]
     Closing,

@@ -1,7 +1,8 @@
 //! Pods as processes of this machine.
 use std::collections::HashMap;
+use std::fs::{File, TryLockError};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -31,7 +32,7 @@ const LONGEST_SHUTDOWN: Duration = Duration::from_secs(35);
 /// Settings of a local host.
 #[derive(Debug, Clone)]
 pub struct LocalHostConfig {
-    /// Folder for what must survive us: the record by which leftovers are found. One host at a time.
+    /// Folder for what must survive us: the record by which leftovers are found. One host at a time has it.
     pub state_dir: PathBuf,
     /// Program and arguments of the warden; the platform's id is added. It calls `warden_main` with it.
     /// Empty: no warden, leftovers are ended by the next host of the folder.
@@ -92,16 +93,33 @@ pub struct LocalHost {
     /// Ends the warden and the writer of the record, after the last pod.
     end: CancellationToken,
     keepers: Mutex<Vec<JoinHandle<()>>>,
+    /// Held until the end of the shutdown: the next host of the folder ends all pods that it finds recorded there.
+    lock: File,
+}
+
+/// Takes the folder for one host. Children do not inherit the file, so pods and warden hold nobody up.
+fn take_lock(state_dir: &Path) -> Result<File, PodError> {
+    let fail = |source| PodError::Start {
+        what: "the lock of its folder",
+        source,
+    };
+    let file = File::create(state_dir.join(".lock")).map_err(fail)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(PodError::InUse(state_dir.to_owned())),
+        Err(TryLockError::Error(source)) => Err(fail(source)),
+    }
 }
 
 impl LocalHost {
     /// Ends what an earlier host of the folder left, starts the warden, and is ready for pods. Inside a runtime.
     ///
     /// # Errors
-    /// `Start` when the folder cannot be written or the warden cannot be started.
+    /// `InUse` when another host has the folder; `Start` when it cannot be written or the warden cannot be started.
     pub fn start(config: LocalHostConfig) -> Result<Arc<Self>, PodError> {
         let fail = |what| move |source| PodError::Start { what, source };
         std::fs::create_dir_all(&config.state_dir).map_err(fail("its folder"))?;
+        let lock = take_lock(&config.state_dir)?;
         let left = orphans::take_over(&config.state_dir).map_err(fail("the pods of an earlier one"))?;
         if left > 0 {
             tracing::info!(left, "pods of an earlier platform were ended");
@@ -132,6 +150,7 @@ impl LocalHost {
             tasks: TaskTracker::new(),
             end: CancellationToken::new(),
             keepers: Mutex::default(),
+            lock,
         });
         tracing::info!(limits = ?host.enforcement(), "pods are local processes");
         let mut keepers = vec![tokio::spawn(warden::keep_record(host.clone()))];
@@ -172,6 +191,10 @@ impl LocalHost {
         }
         for dir in self.cgroups.iter().flat_map(cgroups::Cgroups::dirs) {
             cgroups::remove_tree(&dir);
+        }
+        // Not left to the end of the file: a child that is just being started shares it for a moment.
+        if let Err(error) = self.lock.unlock() {
+            tracing::warn!(%error, "the folder of pods is not free before this process ends");
         }
     }
 

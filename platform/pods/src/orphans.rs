@@ -181,7 +181,8 @@ pub fn warden_main(platform: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Ends what an earlier platform of the same folder left: how many processes.
+/// Ends what an earlier platform of the same folder left: how many processes. For who has the folder's lock only: the platform
+/// of the record is not asked whether it lives.
 pub fn take_over(state_dir: &Path) -> io::Result<usize> {
     Ok(Record::read(state_dir)?.map_or(0, |earlier| reap(&earlier)))
 }

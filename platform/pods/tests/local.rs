@@ -306,32 +306,46 @@ async fn memory_beyond_the_limit_ends_a_ready_pod_and_is_told_as_such() {
 }
 
 #[tokio::test]
-async fn what_a_killed_host_left_is_ended_by_the_next() {
+async fn a_folder_has_one_host_at_a_time() {
     let dir = tempfile::tempdir().unwrap();
     let first = host(dir.path());
     let spec = server();
     first.apply(spec.clone()).await.unwrap();
     first.scale(&spec.revision, 1).await.unwrap();
     let pid = ready(&*until(&first, |t| ready(t).len() == 1).await)[0].pid.unwrap();
-    // The first host still runs: to the next one of the folder its pods are leftovers all the same.
+    // On another thread, because a host that takes the folder over waits for the end of what it ends.
     let folder = dir.path().to_owned();
-    let next = tokio::task::spawn_blocking(move || host(&folder)).await.unwrap();
-    let died = until(&first, |t| t.pods.values().any(|p| p.pid != Some(pid))).await;
-    assert_eq!(died.pods.len(), 1);
+    let second = LocalHostConfig::new(folder.clone(), Vec::new());
+    let runtime = tokio::runtime::Handle::current();
+    let start = move || {
+        let _inside = runtime.enter();
+        LocalHost::start(second).err().map(|refused| refused.to_string())
+    };
+    let refused = tokio::task::spawn_blocking(start).await.unwrap();
+    let refused = refused.expect("the folder is taken");
+    assert!(
+        refused.contains(&folder.display().to_string()) && refused.contains("--data-dir"),
+        "{refused}"
+    );
+    let pods = ready(&first.watch().borrow());
+    assert!(exists(pid) && pods[0].pid == Some(pid), "its pods go on: {pods:?}");
     first.shutdown().await;
-    next.shutdown().await;
+    host(&folder).shutdown().await;
 }
 
-/// Runs in a process of its own, which the test below kills: a host with a warden and two pods, one of which has put the
-/// mark out of its environment.
+/// Runs in a process of its own, which the tests below kill: a host and two pods, one of which has put the mark out of its
+/// environment.
 #[tokio::test]
 #[ignore = "it is the part of another process"]
 async fn as_a_platform_that_is_killed() {
     let Some(dir) = std::env::var_os("PODS_TEST_DIR") else {
         return;
     };
-    let exe = std::env::current_exe().unwrap().to_str().unwrap().to_owned();
-    let warden = vec![exe, "--ignored".into(), "--exact".into(), "as_a_warden".into()];
+    let mut warden = Vec::new();
+    if std::env::var_os("PODS_TEST_WARDEN").is_some() {
+        let exe = std::env::current_exe().unwrap().to_str().unwrap().to_owned();
+        warden.extend([exe, "--ignored".into(), "--exact".into(), "as_a_warden".into()]);
+    }
     let host = LocalHost::start(LocalHostConfig::new(dir.into(), warden)).unwrap();
     let mut spec = server();
     host.apply(spec.clone()).await.unwrap();
@@ -363,16 +377,18 @@ fn as_a_warden() {
     }
 }
 
-#[tokio::test]
-async fn a_killed_platform_leaves_no_orphan() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut platform = tokio::process::Command::new(std::env::current_exe().unwrap())
+/// Starts the platform above on the folder, waits for its pods and kills it; their pids.
+async fn killed_platform(dir: &Path, warden: bool) -> Vec<u32> {
+    let mut platform = tokio::process::Command::new(std::env::current_exe().unwrap());
+    platform
         .args(["--ignored", "--exact", "--nocapture", "as_a_platform_that_is_killed"])
-        .env("PODS_TEST_DIR", dir.path())
+        .env("PODS_TEST_DIR", dir)
         .stdout(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
+        .kill_on_drop(true);
+    if warden {
+        platform.env("PODS_TEST_WARDEN", "1");
+    }
+    let mut platform = platform.spawn().unwrap();
     let mut lines = BufReader::new(platform.stdout.take().unwrap()).lines();
     let mut pids: Vec<u32> = Vec::new();
     while let Some(line) = lines.next_line().await.unwrap() {
@@ -385,7 +401,24 @@ async fn a_killed_platform_leaves_no_orphan() {
     }
     assert!(pids.len() == 2 && pids.iter().all(|pid| exists(*pid)), "{pids:?}");
     platform.kill().await.unwrap();
-    for pid in pids {
+    pids
+}
+
+#[tokio::test]
+async fn a_killed_platform_leaves_no_orphan() {
+    let dir = tempfile::tempdir().unwrap();
+    for pid in killed_platform(dir.path(), true).await {
         ended(pid).await;
     }
+}
+
+#[tokio::test]
+async fn what_a_killed_platform_without_a_warden_left_is_ended_by_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    let pids = killed_platform(dir.path(), false).await;
+    assert!(pids.iter().all(|pid| exists(*pid)), "nobody ends them yet: {pids:?}");
+    // The folder of a dead platform is free.
+    let next = host(dir.path());
+    assert!(!pids.iter().any(|pid| exists(*pid)), "{pids:?}");
+    next.shutdown().await;
 }

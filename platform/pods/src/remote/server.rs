@@ -193,7 +193,7 @@ fn status(error: &PodError) -> Status {
     match error {
         PodError::UnknownRevision(_) => Status::not_found(text),
         PodError::NoProgram(_) => Status::failed_precondition(text),
-        PodError::Start { .. } => Status::internal(text),
+        PodError::Start { .. } | PodError::InUse(_) => Status::internal(text),
         PodError::Closing | PodError::Unreachable { .. } => Status::unavailable(text),
     }
 }
