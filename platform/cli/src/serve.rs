@@ -181,14 +181,18 @@ async fn listen(flag: &str, address: SocketAddr) -> Result<(TcpListener, SocketA
 }
 
 /// The external object store, which roles of their own need.
-fn objects(args: &crate::args::stores::S3Args, log: &Arc<dyn EventLog>) -> Result<Objects, CliError> {
+fn objects(
+    args: &crate::args::stores::S3Args,
+    log: &Arc<dyn EventLog>,
+    resources: &Arc<ResourceStore>,
+) -> Result<Objects, CliError> {
     if args.url.is_none() {
         return Err(CliError::Usage(
             "--s3: a role of its own works on an S3 server that all roles reach, such as --s3 http://localhost:9001"
                 .to_owned(),
         ));
     }
-    Objects::external(args, log)
+    Objects::external(args, log, resources)
 }
 
 /// Another role, with the key of this one, which comes by the environment, where no list of processes shows it.

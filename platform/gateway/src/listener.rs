@@ -7,7 +7,8 @@ use imageflow_events::object::{object_event, removal_event};
 use imageflow_events::{Event, EventError, ext};
 use imageflow_objects::{ChangeKind, ListenerError, ObjectChange, ObjectInfo, ObjectListener};
 use imageflow_process::trace::onward;
-use imageflow_types::ObjectRef;
+use imageflow_resources::{ResourceStore, Seen};
+use imageflow_types::{ObjectRef, topics};
 use tracing::Instrument;
 
 use crate::events::to_record;
@@ -20,13 +21,15 @@ pub const INTERNAL: [&str; 2] = [".inputs/", ".steps/"];
 /// Raises the events of an object store.
 pub struct ObjectEvents {
     log: Arc<dyn EventLog>,
+    resources: Arc<ResourceStore>,
 }
 
 impl ObjectEvents {
-    /// Into this log.
+    /// Into this log. Whoever was told that a trigger is there, and then puts an object, finds that the router knows it: the
+    /// events say how much these resources show.
     #[must_use]
-    pub fn new(log: Arc<dyn EventLog>) -> Self {
-        Self { log }
+    pub fn new(log: Arc<dyn EventLog>, resources: Arc<ResourceStore>) -> Self {
+        Self { log, resources }
     }
 }
 
@@ -38,7 +41,7 @@ impl ObjectListener for ObjectEvents {
 
     async fn on_told(&self, change: ObjectChange, occurrence: Option<&str>) -> Result<(), ListenerError> {
         if let Some((object, event)) = event_of(change.info, change.kind, occurrence)? {
-            tell(self.log.as_ref(), &object, event).await?;
+            tell(self.log.as_ref(), &self.resources.seen(), &object, event).await?;
         }
         Ok(())
     }
@@ -70,7 +73,12 @@ pub(crate) fn event_of(
 }
 
 /// Makes an event durable. Here a trace begins: whoever put the object had no way to name one.
-pub(crate) async fn tell(log: &dyn EventLog, object: &ObjectRef, mut event: Event) -> Result<(), LogError> {
+pub(crate) async fn tell(
+    log: &dyn EventLog,
+    seen: &Seen,
+    object: &ObjectRef,
+    mut event: Event,
+) -> Result<(), LogError> {
     let span = tracing::info_span!(
         "object",
         otel.kind = "producer",
@@ -78,6 +86,8 @@ pub(crate) async fn tell(log: &dyn EventLog, object: &ObjectRef, mut event: Even
         key = object.key
     );
     event.set_extension(ext::TRACEPARENT, onward(&span, None).to_string());
-    log.produce(vec![to_record(&event)]).instrument(span).await?;
+    let mut record = to_record(&event);
+    record.headers.push((topics::SEEN.to_owned(), seen.to_string().into()));
+    log.produce(vec![record]).instrument(span).await?;
     Ok(())
 }

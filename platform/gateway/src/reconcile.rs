@@ -349,7 +349,13 @@ async fn raise(gateway: &Gateway, catalog: &Catalog, object: &ObjectRef) -> Resu
     if !wanted(gateway, catalog, &object, |trigger| takes(trigger, &event)) {
         return Ok(false);
     }
-    let told = tell(gateway.deps.log.as_ref(), &object, event).await;
+    let told = tell(
+        gateway.deps.log.as_ref(),
+        &gateway.deps.resources.seen(),
+        &object,
+        event,
+    )
+    .await;
     told.map_err(|e| Fault::Platform(log_problem(&e)))?;
     tracing::info!(
         bucket = object.bucket,

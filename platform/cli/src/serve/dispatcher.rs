@@ -52,7 +52,8 @@ pub fn report(shell: &Shell, reporter: Reporter) -> Result<(), CliError> {
 pub async fn run(args: DispatcherArgs, stop: Stop) -> Result<(), CliError> {
     let name = format!("dispatcher {}", args.member);
     let shell = Shell::open(&name, Some(args.admin_listen), &args.common, stop).await?;
-    let objects = objects(&args.s3, &shell.log()?)?;
+    let resources = shell.resources().await?;
+    let objects = objects(&args.s3, &shell.log()?, &resources)?;
     let backlogs = Arc::new(Backlogs::default());
     let (_, delivery) = delivery(&shell, &name, &args.peers, Some(backlogs.clone()))?;
     let dispatcher = Dispatcher {
@@ -62,7 +63,7 @@ pub async fn run(args: DispatcherArgs, stop: Stop) -> Result<(), CliError> {
         },
         log: shell.log()?,
         objects: objects.store,
-        resources: shell.resources().await?,
+        resources,
         delivery,
         backlogs,
         clock: now_ms,

@@ -28,10 +28,10 @@ pub async fn run(args: GatewayArgs, stop: Stop) -> Result<(), CliError> {
     log.ensure_topics_of_any_count(&[scaling::topic()])
         .await
         .map_err(log_failed)?;
-    let objects = objects(&args.s3, &log)?;
+    let resources = shell.resources_of(args.kubernetes).await?;
+    let objects = objects(&args.s3, &log, &resources)?;
     // Not that of the archive, of which a gateway may see nothing.
     buckets(&*objects.store, &BUCKETS).await?;
-    let resources = shell.resources_of(args.kubernetes).await?;
     if args.kubernetes {
         let client = kube::Client::try_default().await;
         let client = client.map_err(|e| failed("the Kubernetes API")(platform::chain(&e)))?;
@@ -47,7 +47,7 @@ pub async fn run(args: GatewayArgs, stop: Stop) -> Result<(), CliError> {
     let deps = GatewayDeps {
         log: log.clone(),
         objects: objects.store.clone(),
-        resources,
+        resources: resources.clone(),
         delivery,
         pods: host.clone(),
         scaling: Arc::new(Explained {
@@ -66,7 +66,7 @@ pub async fn run(args: GatewayArgs, stop: Stop) -> Result<(), CliError> {
     let notifications = Notifications {
         log: log.clone(),
         objects: objects.store,
-        events: Arc::new(ObjectEvents::new(log)),
+        events: Arc::new(ObjectEvents::new(log, resources)),
         member: args.member,
     };
     let role = async {

@@ -24,7 +24,8 @@ pub async fn run(args: RouterArgs, stop: Stop) -> Result<(), CliError> {
     if let Some(log) = &shell.log {
         log.keep_retention(&shell.tasks, &shell.rest);
     }
-    let objects = objects(&args.s3, &shell.log()?)?;
+    let resources = shell.resources().await?;
+    let objects = objects(&args.s3, &shell.log()?, &resources)?;
     let announcer = Announcer::default();
     let reporter = Reporter {
         name: format!("router/{}", args.member),
@@ -43,7 +44,7 @@ pub async fn run(args: RouterArgs, stop: Stop) -> Result<(), CliError> {
         },
         log: shell.log()?,
         objects: objects.store,
-        resources: shell.resources().await?,
+        resources,
         clock: now_ms,
         announce: Some(Arc::new(move |function| announcer.announce(function, Instant::now()))),
     };

@@ -181,17 +181,6 @@ impl Platform {
                 .map_err(log_failed)?;
         }
 
-        let Objects {
-            url: s3_url,
-            access_key,
-            secret_key,
-            own_credentials,
-            store: objects,
-            embedded: s3,
-        } = Objects::open(args, data, &events).await?;
-        buckets(&*objects, &BUCKETS).await?;
-        buckets(&*objects, &[topics::BUCKET_LOGS]).await?;
-
         let tasks = TaskTracker::new();
         let (door, movers, rest) = (
             CancellationToken::new(),
@@ -204,6 +193,17 @@ impl Platform {
             ..StoreConfig::new(now_ms)
         };
         let resources = resources(&events, config, &tasks, &rest).await?;
+        // After the resources: the events of objects tell how much of them is known.
+        let Objects {
+            url: s3_url,
+            access_key,
+            secret_key,
+            own_credentials,
+            store: objects,
+            embedded: s3,
+        } = Objects::open(args, data, &events, &resources).await?;
+        buckets(&*objects, &BUCKETS).await?;
+        buckets(&*objects, &[topics::BUCKET_LOGS]).await?;
         let (host, exe) = local_host(data)?;
         let pod_host: Arc<dyn PodHost> = Arc::new(host.clone());
         let delivery = Delivery::start(DeliveryConfig::default(), pod_host.clone(), &tasks, &rest);
@@ -292,7 +292,7 @@ impl Platform {
             let notifications = Notifications {
                 log: log.shared(),
                 objects: objects.clone(),
-                events: Arc::new(ObjectEvents::new(log.shared())),
+                events: Arc::new(ObjectEvents::new(log.shared(), resources.clone())),
                 member: "gateway-0".to_owned(),
             };
             let stop = movers.clone();

@@ -11,6 +11,7 @@ use imageflow_objects::{
     CaBundle, ChangeKind, EmbeddedS3, EmbeddedS3Config, ObjectBody, ObjectChange, ObjectError, ObjectInfo,
     ObjectListener, ObjectStore, PutOptions, S3Config, S3Store, SignedUrl,
 };
+use imageflow_resources::ResourceStore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -136,7 +137,7 @@ fn credentials() -> (Option<String>, Option<String>) {
 
 impl Objects {
     /// A server that is there already.
-    pub fn external(args: &S3Args, log: &Arc<dyn EventLog>) -> Result<Self, CliError> {
+    pub fn external(args: &S3Args, log: &Arc<dyn EventLog>, resources: &Arc<ResourceStore>) -> Result<Self, CliError> {
         let (Some(access_key), Some(secret_key)) = credentials() else {
             return Err(CliError::Usage(
                 "--s3: set IMAGEFLOW_S3_ACCESS_KEY and IMAGEFLOW_S3_SECRET_KEY for the server".to_owned(),
@@ -153,7 +154,7 @@ impl Objects {
             ..S3Config::new(url.clone(), access_key.clone(), secret_key.clone())
         };
         let inner: Arc<dyn ObjectStore> = Arc::new(S3Store::new(config));
-        let events = ObjectEvents::new(log.clone());
+        let events = ObjectEvents::new(log.clone(), resources.clone());
         Ok(Self {
             url,
             access_key,
@@ -164,9 +165,14 @@ impl Objects {
         })
     }
 
-    pub async fn open(args: &UpArgs, data: &Path, log: &Arc<dyn EventLog>) -> Result<Self, CliError> {
+    pub async fn open(
+        args: &UpArgs,
+        data: &Path,
+        log: &Arc<dyn EventLog>,
+        resources: &Arc<ResourceStore>,
+    ) -> Result<Self, CliError> {
         if args.s3.url.is_some() {
-            return Self::external(&args.s3, log);
+            return Self::external(&args.s3, log, resources);
         }
         let (access_key, secret_key, own_credentials) = match credentials() {
             (Some(access), Some(secret)) => (access, secret, true),
@@ -186,7 +192,7 @@ impl Objects {
             credentials: (access_key.clone(), secret_key.clone()),
             limit_bytes: limit(args.object_limit_bytes),
             max_object_bytes: 1 << 30,
-            on_durable: Arc::new(ObjectEvents::new(log.clone())),
+            on_durable: Arc::new(ObjectEvents::new(log.clone(), resources.clone())),
         })
         .await
         .map_err(|e| failed("the S3 server")(chain(&e)))?;

@@ -51,7 +51,7 @@ async fn events(world: &World, messages: Vec<Value>, expected: usize) -> Vec<Eve
     let notifications = Notifications {
         log: world.log.clone(),
         objects: world.objects.clone(),
-        events: Arc::new(ObjectEvents::new(world.log.clone())),
+        events: Arc::new(ObjectEvents::new(world.log.clone(), world.resources.clone())),
         member: "gateway-0".into(),
     };
     let running = tokio::spawn(notifications.run(stop.clone()));

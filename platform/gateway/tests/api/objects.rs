@@ -7,6 +7,7 @@ use imageflow_events::object::own_object;
 use imageflow_events::{AttributesReader, ext, record};
 use imageflow_gateway::{ObjectEvents, Reconciler};
 use imageflow_objects::{ChangeKind, ObjectChange, ObjectInfo, ObjectListener, ObjectStore, PutOptions};
+use imageflow_resources::Seen;
 use imageflow_types::work::RunRequest;
 use imageflow_types::{RunId, topics};
 use serde_json::json;
@@ -52,7 +53,7 @@ async fn subjects(world: &World) -> Vec<String> {
 #[tokio::test]
 async fn a_durable_change_becomes_an_event_in_the_log() {
     let world = World::start().await;
-    let listener: Arc<dyn ObjectListener> = Arc::new(ObjectEvents::new(world.log.clone()));
+    let listener: Arc<dyn ObjectListener> = Arc::new(ObjectEvents::new(world.log.clone(), world.resources.clone()));
     for (i, (key, run)) in [
         ("a b.png", None),
         ("out.png", Some("run-1")),
@@ -80,6 +81,28 @@ async fn a_durable_change_becomes_an_event_in_the_log() {
         assert_eq!(event.extension(ext::WRITTEN_BY).is_some(), object.key == "out.png");
         assert!(event.extension(ext::TRACEPARENT).is_some());
     }
+}
+
+#[tokio::test]
+async fn the_event_of_an_object_says_how_much_of_the_resources_was_known() {
+    let world = World::sample().await;
+    let listener = ObjectEvents::new(world.log.clone(), world.resources.clone());
+    let info = put(&world, "a.png", None).await;
+    let change = ObjectChange {
+        kind: ChangeKind::Created,
+        info,
+        sequence: 1,
+    };
+    listener.on_durable(change).await.unwrap();
+    put(&world, "missed.png", None).await;
+    let mut reconciler = Reconciler::open(&world.log).await.unwrap();
+    reconciler.run(&world.gateway).await;
+    let told = world.records(topics::EVENTS).await;
+    assert_eq!(told.len(), 2, "one by the put, one by the reconcile");
+    for record in told {
+        assert_eq!(Seen::by_writer(&record.headers), Some(world.resources.seen()));
+    }
+    assert_ne!(world.resources.seen().to_string(), "");
 }
 
 #[tokio::test]

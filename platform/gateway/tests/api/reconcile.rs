@@ -292,7 +292,10 @@ async fn results_are_told_to_a_trigger_that_wants_them() {
         info: result,
         sequence: 1,
     };
-    ObjectEvents::new(world.log.clone()).on_durable(change).await.unwrap();
+    ObjectEvents::new(world.log.clone(), world.resources.clone())
+        .on_durable(change)
+        .await
+        .unwrap();
     let by_the_put = events(&world)
         .await
         .into_iter()
