@@ -204,6 +204,11 @@ impl Platform {
         } = Objects::open(args, data, &events, &resources).await?;
         buckets(&*objects, &BUCKETS).await?;
         buckets(&*objects, &[topics::BUCKET_LOGS]).await?;
+        // Before the pods: an address that is taken shall be told before any of them is started or ended.
+        let listener = TcpListener::bind(args.listen).await;
+        let listener = listener.map_err(|e| failed("the API")(format!("it cannot listen on {}: {e}", args.listen)))?;
+        let address = listener.local_addr().map_err(|e| failed("the API")(e.to_string()))?;
+        let api_url = format!("http://{address}");
         let (host, exe) = local_host(data)?;
         let pod_host: Arc<dyn PodHost> = Arc::new(host.clone());
         let delivery = Delivery::start(DeliveryConfig::default(), pod_host.clone(), &tasks, &rest);
@@ -236,10 +241,6 @@ impl Platform {
             }
         });
 
-        let listener = TcpListener::bind(args.listen).await;
-        let listener = listener.map_err(|e| failed("the API")(format!("it cannot listen on {}: {e}", args.listen)))?;
-        let address = listener.local_addr().map_err(|e| failed("the API")(e.to_string()))?;
-        let api_url = format!("http://{address}");
         let deps = GatewayDeps {
             log: events.clone(),
             objects: objects.clone(),
