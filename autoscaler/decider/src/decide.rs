@@ -148,7 +148,8 @@ pub fn decide(config: &PolicyConfig, memory: &Memory, seen: &Observation) -> (Me
     }
     let asked = match &config.policy {
         PolicyKind::Imageflow => own(config, &mut memory, seen),
-        _ if seen.backlog.is_none() => Asked {
+        // What was measured before stays as it is until something is known again.
+        _ if seen.backlog.is_none() && !seen.has_work() => Asked {
             desired: 0,
             wanted: Wanted::default(),
             reasons: Vec::new(),

@@ -128,9 +128,10 @@ impl Policy for Decider {
             let function = &self.functions[index];
             let mut seen = Cow::Borrowed(&look.seen);
             if matches!(self.config.policy, PolicyKind::Lag(_)) && function.kind == Kind::Interactive {
-                // KEDA's add-on for HTTP scales on the requests that wait or are worked on.
+                // KEDA's add-on for HTTP scales on the requests that wait or are worked on; here it finds them when it polls.
                 let seen = seen.to_mut();
                 seen.backlog = Some(u64::from(seen.held) + u64::from(seen.in_flight));
+                (seen.held, seen.in_flight) = (0, 0);
                 seen.partitions.clear();
             }
             let (memory, decision) = decide(&self.config(function), &self.memories[index], &seen);

@@ -224,7 +224,7 @@ pub fn scale(spec: &Spec, state: &mut KpaState, stable: f64, panic: f64, ready: 
         state.panic_ms = Some(now_ms);
     } else if state
         .panic_ms
-        .is_some_and(|since| since + spec.stable_window_ms < now_ms)
+        .is_some_and(|since| since.saturating_add(spec.stable_window_ms) < now_ms)
     {
         (state.panic_ms, state.max_panic_pods) = (None, 0);
     }
@@ -309,7 +309,7 @@ pub fn look(config: &KpaConfig, bounds: (u32, u32), state: &mut KpaState, seen: 
     let stable = state.stable.average(config.aggregation, second, stable_s);
     let panic = state.panic.average(config.aggregation, second, panic_s);
     let waked = state.wanted == 0 && seen.has_work();
-    if waked || state.decided_ms.is_none_or(|at| now_ms - at >= TICK_MS) {
+    if waked || state.decided_ms.is_none_or(|at| now_ms.saturating_sub(at) >= TICK_MS) {
         state.decided_ms = Some(now_ms);
         let scaled = scale(&config.spec(), state, stable, panic, seen.ready, now_ms);
         state.wanted = if waked { scaled.pods.max(1) } else { scaled.pods };
@@ -365,7 +365,7 @@ fn to_zero(config: &KpaConfig, state: &mut KpaState, seen: &Observation) -> u32 
         return 0;
     }
     let now_ms = seen.now_ms;
-    let since = |at: Option<i64>| at.map_or(i64::MAX, |at| now_ms - at);
+    let since = |at: Option<i64>| at.map_or(i64::MAX, |at| now_ms.saturating_sub(at));
     if state.inactive_ms.is_none() && since(state.active_ms) < i64::from(config.stable_window_s) * 1_000 {
         return 1;
     }
@@ -374,7 +374,7 @@ fn to_zero(config: &KpaConfig, state: &mut KpaState, seen: &Observation) -> u32 
     let retention_ms = i64::from(config.scale_to_zero_pod_retention_s) * 1_000;
     let inactive_ms = since(state.inactive_ms);
     let over = inactive_ms >= grace_ms.max(retention_ms)
-        || (state.proxy_ms.is_some_and(|at| now_ms - at >= grace_ms) && inactive_ms >= retention_ms);
+        || (state.proxy_ms.is_some_and(|at| now_ms.saturating_sub(at) >= grace_ms) && inactive_ms >= retention_ms);
     u32::from(!over)
 }
 

@@ -153,15 +153,16 @@ pub struct Outcome {
 /// Takes in a look; decides when KEDA would poll, or the HPA would look.
 pub fn look(config: &LagConfig, bounds: (u32, u32), state: &mut LagState, seen: &Observation) -> Outcome {
     let now_ms = seen.now_ms;
-    let due = |at: Option<i64>, s: u32| at.is_none_or(|at| now_ms - at >= i64::from(s) * 1_000);
+    let due = |at: Option<i64>, s: u32| at.is_none_or(|at| now_ms.saturating_sub(at) >= i64::from(s) * 1_000);
     let whole = [Partition {
         committed: Some(0),
-        end: i64::try_from(seen.backlog.unwrap_or(0)).unwrap_or(i64::MAX),
+        end: i64::try_from(seen.known_items()).unwrap_or(i64::MAX),
     }];
-    // Where partitions are not told, the lag is that of one, which then must not limit the replicas.
-    let (partitions, known) = match seen.partitions.as_slice() {
-        [] => (&whole[..], false),
-        all => (all, true),
+    // Where partitions are not told, the lag is that of one, which then must not limit the replicas. A record is lag until it is done,
+    // and KEDA's add-on for HTTP counts calls in the same way: those that wait, and those that are worked on.
+    let (partitions, known, callers) = match seen.partitions.as_slice() {
+        [] => (&whole[..], false, 0),
+        all => (all, true, u64::from(seen.held)),
     };
     let told = LagConfig {
         allow_idle_consumers: config.allow_idle_consumers || !known,
@@ -169,22 +170,26 @@ pub fn look(config: &LagConfig, bounds: (u32, u32), state: &mut LagState, seen: 
     };
     let (min, max) = (bounds.0, bounds.1.max(1));
     let (counted, active_lag) = lag(&told, partitions, &state.commits);
+    let (counted, active_lag) = (counted.saturating_add(callers), active_lag.saturating_add(callers));
     let mut cooling = false;
+    let called = seen.held > 0;
+    if called && state.replicas == 0 {
+        // The add-on does not wait for a poll, and a threshold for records says nothing of callers.
+        wake(state, min, now_ms);
+    }
     if due(state.polled_ms, config.polling_interval_s) {
         state.polled_ms = Some(now_ms);
-        if active_lag > config.activation_lag_threshold {
+        if called || active_lag > config.activation_lag_threshold {
             state.active_ms = Some(now_ms);
             if state.replicas == 0 {
-                state.replicas = min.max(1);
-                state.recommended.clear();
-                state.synced_ms = Some(now_ms);
+                wake(state, min, now_ms);
             }
         } else if min == 0 && due(state.active_ms, config.cooldown_period_s) {
             state.replicas = 0;
         }
         state.commits = partitions.iter().map(|p| p.committed).collect();
     }
-    if active_lag <= config.activation_lag_threshold && state.replicas > 0 && min == 0 {
+    if !called && active_lag <= config.activation_lag_threshold && state.replicas > 0 && min == 0 {
         cooling = true;
     }
     if state.replicas > 0 && due(state.synced_ms, config.sync_period_s) {
@@ -196,6 +201,12 @@ pub fn look(config: &LagConfig, bounds: (u32, u32), state: &mut LagState, seen: 
         lag: counted,
         cooling,
     }
+}
+
+fn wake(state: &mut LagState, min: u32, now_ms: i64) {
+    state.replicas = min.max(1);
+    state.recommended.clear();
+    (state.active_ms, state.synced_ms) = (Some(now_ms), Some(now_ms));
 }
 
 /// One decision of the HPA on a metric of type AverageValue, with its default behaviour: up at most to the double or by 4, at once;
@@ -211,7 +222,9 @@ fn hpa(config: &LagConfig, (min, max): (u32, u32), state: &mut LagState, lag: u6
     };
     let window_ms = i64::from(config.stabilization_window_s) * 1_000;
     state.recommended.push_back((now_ms, wanted));
-    state.recommended.retain(|(at, _)| now_ms - at < window_ms.max(1));
+    state
+        .recommended
+        .retain(|(at, _)| now_ms.saturating_sub(*at) < window_ms.max(1));
     let most = state.recommended.iter().map(|(_, n)| *n).max().unwrap_or(wanted);
     let stable = if wanted < now { most.min(now) } else { wanted };
     let up = now.saturating_mul(2).max(now.saturating_add(4));
@@ -322,6 +335,33 @@ mod tests {
         assert_eq!(last.1, 0);
         // The last poll that saw work was at 180; from there the cool-down.
         assert_eq!(last.0, 480, "{changes:?}");
+    }
+
+    #[test]
+    fn callers_wake_it_at_once_and_keep_it_awake_while_they_are_served() {
+        let config = LagConfig {
+            activation_lag_threshold: 5,
+            ..LagConfig::default()
+        };
+        let (mut state, mut now_ms) = (LagState::default(), 0);
+        let mut called = |held: u32, in_flight: u32, backlog: Option<u64>| {
+            now_ms += 1_000;
+            let seen = Observation {
+                now_ms,
+                held,
+                in_flight,
+                backlog,
+                ..Observation::default()
+            };
+            look(&config, (0, 100), &mut state, &seen).pods
+        };
+        assert_eq!(called(0, 0, Some(0)), 0);
+        assert_eq!(called(0, 0, Some(3)), 0, "fewer records than make it active");
+        assert_eq!(called(1, 0, None), 1);
+        for _ in 0..1_000 {
+            assert!(called(0, 40, None) >= 1);
+        }
+        assert_eq!(called(0, 40, None), 4, "10 each");
     }
 
     #[test]

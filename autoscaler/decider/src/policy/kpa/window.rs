@@ -95,7 +95,7 @@ impl Window {
     }
 
     fn weighted(&self, second: i64, length: i64) -> f64 {
-        let Some(last) = self.last.filter(|last| second - last <= length) else {
+        let Some(last) = self.last.filter(|last| second.saturating_sub(*last) <= length) else {
             return 0.0;
         };
         let weight = (1.0 - (1.0 - WEIGHT_SUM).powf(1.0 / length as f64)).max(LEAST_WEIGHT);
