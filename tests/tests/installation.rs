@@ -117,7 +117,11 @@ async fn the_platform_installs_itself_and_does_the_main_job() {
     );
     println!("{}", said.lines().last().unwrap_or_default());
     let (well, said) = imageflow(&["doctor"]);
-    assert!(well, "{said}");
+    let workloads = [
+        "StatefulSet imageflow-backend/imageflow-gateway",
+        "StatefulSet imageflow-storage/kafka",
+    ];
+    assert!(well && workloads.iter().all(|w| said.contains(w)), "{said}");
     // A second time it changes nothing, and its keys are those of the first.
     let admin = || {
         kubectl(&[

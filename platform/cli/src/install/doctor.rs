@@ -109,22 +109,7 @@ impl Doctor {
                 }
             };
             for workload in found {
-                let name = at(&workload, "/metadata/name");
-                let what = format!("{kind} {namespace}/{name}");
-                // Those of functions are told with their function.
-                if !at(&workload, "/metadata/labels/imageflow.dev~1function").is_empty() {
-                    continue;
-                }
-                if let Some(said) = health::healthy(&workload) {
-                    self.find(true, what, said);
-                    continue;
-                }
-                let of = |pod: &&Value| at(pod, "/metadata/labels/app.kubernetes.io~1name") == name;
-                let why = pods
-                    .iter()
-                    .filter(of)
-                    .find_map(|pod| Some(format!("pod {}: {}", at(pod, "/metadata/name"), health::trouble(pod)?)));
-                self.find(false, what, why.unwrap_or_else(|| "is not ready yet".to_owned()));
+                self.findings.extend(of_workload(&workload, namespace, &pods));
             }
         }
     }
@@ -151,6 +136,27 @@ impl Doctor {
             }
         }
     }
+}
+
+/// How a workload stands; of one that is not well, what its pods say. Those of functions are told with their function.
+fn of_workload(workload: &Value, namespace: &str, pods: &[Value]) -> Option<Finding> {
+    if workload.pointer("/metadata/labels/imageflow.dev~1function").is_some() {
+        return None;
+    }
+    let name = at(workload, "/metadata/name");
+    let of = |pod: &&Value| at(pod, "/metadata/labels/app.kubernetes.io~1name") == name;
+    let why = || {
+        pods.iter()
+            .filter(of)
+            .find_map(|pod| Some(format!("pod {}: {}", at(pod, "/metadata/name"), health::trouble(pod)?)))
+            .unwrap_or_else(|| "is not ready yet".to_owned())
+    };
+    let healthy = health::healthy(workload);
+    Some(Finding {
+        well: healthy.is_some(),
+        what: format!("{} {namespace}/{name}", at(workload, "/kind")),
+        said: healthy.unwrap_or_else(why),
+    })
 }
 
 /// `imageflow doctor`
@@ -191,5 +197,38 @@ pub async fn doctor(cx: &mut Context, args: DoctorArgs) -> Result<(), CliError> 
         0 => Ok(()),
         1 => Err(CliError::Failed("one thing is wrong".to_owned())),
         n => Err(CliError::Failed(format!("{n} things are wrong"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_workload_is_told_with_what_its_pods_say_and_one_of_a_function_is_not() {
+        let deployment = |ready: i64, labels: Value| {
+            json!({ "kind": "Deployment", "metadata": { "name": "router", "generation": 1, "labels": labels }, "spec": { "replicas": 1 },
+                "status": { "observedGeneration": 1, "updatedReplicas": 1, "readyReplicas": ready } })
+        };
+        let pod = |app: &str, reason: &str| {
+            json!({ "metadata": { "name": format!("{app}-x"), "labels": { "app.kubernetes.io/name": app } },
+                "status": { "containerStatuses": [{ "state": { "waiting": { "reason": reason, "message": "no such image" } } }] } })
+        };
+        let pods = [pod("gateway", "CrashLoopBackOff"), pod("router", "ImagePullBackOff")];
+        let told = |workload: &Value| of_workload(workload, "backend", &pods).map(|f| (f.well, f.what, f.said));
+        let what = "Deployment backend/router".to_owned();
+        assert_eq!(
+            told(&deployment(0, json!({}))),
+            Some((
+                false,
+                what.clone(),
+                "pod router-x: ImagePullBackOff: no such image".to_owned()
+            ))
+        );
+        assert_eq!(
+            told(&deployment(1, Value::Null)),
+            Some((true, what, "1 of 1".to_owned()))
+        );
+        assert_eq!(told(&deployment(0, json!({ "imageflow.dev/function": "thumb" }))), None);
     }
 }
