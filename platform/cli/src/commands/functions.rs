@@ -211,6 +211,14 @@ fn words(line: &str) -> Result<Vec<String>, CliError> {
     Ok(out)
 }
 
+/// How many pods of a revision take requests; of every revision when it has no name (`-`). Those of the revision before go on
+/// until the new one's are there, so all together say nothing about it.
+fn ready_of(function: &Value, revision: &str) -> u64 {
+    let pods = function.pointer("/status/podList").and_then(Value::as_array);
+    let ready = |pod: &&Value| at(pod, "/state") == "ready" && [at(pod, "/revision").as_str(), "-"].contains(&revision);
+    pods.map_or(0, |all| all.iter().filter(ready).count() as u64)
+}
+
 /// `imageflow deploy`
 ///
 /// # Errors
@@ -238,7 +246,7 @@ pub async fn deploy(cx: &mut Context, args: DeployArgs) -> Result<(), CliError> 
                 .client
                 .get_json(format!("/v1/functions/{}", encode(&args.name)))
                 .await?;
-            let ready = now.pointer("/status/pods/ready").and_then(Value::as_u64).unwrap_or(0);
+            let ready = ready_of(&now, &revision);
             if (revision == "-" || at(&now, "/status/latestRevision") == revision) && ready >= min {
                 return Ok::<u64, CliError>(ready);
             }

@@ -19,6 +19,7 @@ use crate::error::CliError;
 use crate::output::Context;
 use crate::render::tests::run_state;
 
+mod watch;
 mod work;
 
 #[derive(Clone, Default)]
