@@ -93,7 +93,7 @@ pub enum LogError {
         /// The transactional id or the member.
         id: String,
     },
-    /// It is not known whether the transaction was committed, and it will not be heard of. The group's committed offsets tell, to
+    /// It is not known whether the transaction was committed, and it will not be heard of here. The group's committed offsets tell, to
     /// who joins anew after taking over the transactional id; to write the same again may write it twice.
     #[error("it is not known whether a transaction of {id} was committed: {source}")]
     Unresolved {

@@ -158,7 +158,9 @@ pub trait TransactionalProducer: Send {
     /// Not cancel-safe: a dropped call may still be committed. Either way it is whole.
     ///
     /// # Errors
-    /// `Fenced`, `NotAssigned` (the offsets belong to another member by now) and those of `produce`.
+    /// `Unresolved`: it may have been committed, so the same transaction must not be given again before the id was taken over
+    /// and the group's offsets were looked at. `Fenced`, `NotAssigned` (the offsets belong to another member by now) and those of
+    /// `produce`: nothing of it took effect.
     async fn commit(&mut self, transaction: Transaction) -> Result<Vec<Position>>;
 }
 

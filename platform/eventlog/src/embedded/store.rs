@@ -62,6 +62,9 @@ pub struct Store {
     latest: Keyspace,
     offsets: Keyspace,
     meta: Keyspace,
+    /// Whether the next commit is to be one that is in the journal and of which the disk does not say that it has it.
+    #[cfg(test)]
+    pub sync_fails: std::sync::atomic::AtomicBool,
 }
 
 /// Why a commit failed, and whether the database must be opened again.
@@ -93,6 +96,8 @@ impl Store {
             offsets: keyspace("offsets", OTHER_BUFFER_BYTES)?,
             meta: keyspace("meta", OTHER_BUFFER_BYTES)?,
             db,
+            #[cfg(test)]
+            sync_fails: Default::default(),
         })
     }
 
@@ -119,7 +124,15 @@ impl Store {
                 None => batch.remove(self.space(space), key),
             }
         }
-        batch.commit().map_err(|error| CommitError {
+        let written = batch.commit();
+        #[cfg(test)]
+        let written = written.and_then(
+            |()| match self.sync_fails.swap(false, std::sync::atomic::Ordering::AcqRel) {
+                true => Err(std::io::Error::other("the disk failed").into()),
+                false => Ok(()),
+            },
+        );
+        written.map_err(|error| CommitError {
             untouched: matches!(error, fjall::Error::Poisoned),
             error,
         })

@@ -33,13 +33,15 @@ pub enum Committer {
     Named(String),
 }
 
+type Answer = Result<Vec<Position>>;
+
 pub struct Write {
     pub records: Vec<NewRecord>,
     pub offsets: Vec<OffsetCommit>,
     pub group: String,
     pub committer: Committer,
     pub producer: Option<(String, u64)>,
-    pub reply: oneshot::Sender<Result<Vec<Position>>>,
+    pub reply: oneshot::Sender<Answer>,
 }
 
 pub enum Request {
@@ -204,7 +206,8 @@ impl Writer {
                         LogError::storage("writing", failure.error)
                     };
                     tracing::error!(%error, "event log write failed");
-                    return self.same_error(vec![Err(error)], writes.len());
+                    let errors = self.same_error(vec![Err(error)], writes.len());
+                    return answers(writes, results, errors, failure.untouched);
                 }
                 Err(error) => return self.same_error(vec![Err(error)], writes.len()),
             }
@@ -376,6 +379,21 @@ impl Writer {
     }
 }
 
+/// What each is answered when the batch of all of them failed. Who was refused before that stays refused. And a batch that was
+/// begun may be found in the journal when the database is opened again: a transaction of it that is written anew may be there
+/// twice, so its producer is not told to try again.
+fn answers(writes: &[Write], admitted: Vec<Answer>, errors: Vec<Answer>, untouched: bool) -> Vec<Answer> {
+    let answer = |((write, admitted), failed): ((&Write, Answer), Answer)| match (admitted, failed, &write.producer) {
+        (Err(refused), ..) => Err(refused),
+        (Ok(_), Err(error), Some((id, _))) if !untouched => Err(LogError::Unresolved {
+            id: id.clone(),
+            source: error.into(),
+        }),
+        (Ok(_), failed, _) => failed,
+    };
+    writes.iter().zip(admitted).zip(errors).map(answer).collect()
+}
+
 fn check_room(core: &Core, state: &State, pending: &mut Pending, added: u64) -> Result<()> {
     let (used, added) = (state.used, pending.added_bytes + added);
     if let Some(limit) = core.config.limit_bytes.filter(|limit| used + added > *limit) {
@@ -444,4 +462,66 @@ pub fn decode_latest(stored: &[u8]) -> Result<(i64, u64)> {
     let (offset, rest) = super::codec::take_i64(stored)?;
     let (bytes, _) = super::codec::take_i64(rest)?;
     Ok((offset, bytes as u64))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use super::*;
+    use crate::embedded::store::Store;
+    use crate::embedded::{Embedded, EmbeddedConfig};
+    use crate::{EventLog, TopicSpec, Transaction};
+
+    fn step(n: i64) -> Transaction {
+        Transaction {
+            records: vec![NewRecord::new("t").value(n.to_string())],
+            offsets: vec![OffsetCommit::new("t", 0, n)],
+            group: "g".to_owned(),
+            ..Transaction::default()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_transaction_that_the_disk_did_not_confirm_is_not_offered_to_be_written_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = EmbeddedConfig {
+            reserve_bytes: 0,
+            ..EmbeddedConfig::new(folder.path())
+        };
+        let log = Embedded::open(config).await.unwrap();
+        log.ensure_topics(&[TopicSpec::new("t", 1)]).await.unwrap();
+        let fail_next = || {
+            let fail = |store: &Store| Ok(store.sync_fails.swap(true, Ordering::AcqRel));
+            assert!(!log.handle.core.with_store(fail).unwrap());
+        };
+        let mut producer = log.transactional("id").await.unwrap();
+        fail_next();
+        let unheard = producer.commit(step(1)).await.unwrap_err();
+        assert!(
+            matches!(&unheard, LogError::Unresolved { id, .. } if id == "id"),
+            "{unheard:?}"
+        );
+        assert!(!unheard.is_retryable());
+        // Who takes the id over is told what became of it.
+        let mut producer = log.transactional("id").await.unwrap();
+        let committed = async || log.committed("g", "t").await.unwrap()[0].1.as_ref().map(|c| c.offset);
+        assert_eq!(committed().await, Some(1));
+        producer.commit(step(2)).await.unwrap();
+        assert_eq!(
+            (committed().await, log.watermarks("t").await.unwrap()[0].high),
+            (Some(2), 2)
+        );
+        // Records without a transaction may be there twice, so they are written again.
+        fail_next();
+        let refused = log.produce(vec![NewRecord::new("t").value("3")]).await.unwrap_err();
+        assert!(refused.is_retryable(), "{refused:?}");
+        // One that was refused before anything was written took no effect, whatever happened to the others.
+        let mut newer = log.transactional("id").await.unwrap();
+        fail_next();
+        let (fenced, unheard) = tokio::join!(producer.commit(step(3)), newer.commit(step(3)));
+        assert!(matches!(fenced, Err(LogError::Fenced { .. })), "{fenced:?}");
+        assert!(matches!(unheard, Err(LogError::Unresolved { .. })), "{unheard:?}");
+        log.close().await.unwrap();
+    }
 }
