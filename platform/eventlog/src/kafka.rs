@@ -23,6 +23,7 @@ use async_trait::async_trait;
 use rdkafka::admin::AdminClient;
 use rdkafka::consumer::BaseConsumer;
 use rdkafka::error::KafkaError;
+use rdkafka::producer::Producer as _;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -261,7 +262,8 @@ impl Kafka {
     }
 
     /// Ends all clients; those of consumers and followers end when they are dropped. All later calls fail with
-    /// `Closed`. Records that [`produce`](EventLog::produce) is still waiting for are written first.
+    /// `Closed`. Records that were given to [`produce`](EventLog::produce) are written first, whether or not anybody still waits
+    /// for them, but for those that the brokers do not take within a few seconds.
     pub async fn close(&self) {
         self.handle.closed.cancel();
         let Some(tasks) = lock(&self.tasks).take() else { return };
@@ -278,6 +280,10 @@ impl Kafka {
         let askers = std::mem::take(&mut *lock(&self.handle.askers));
         let readers = std::mem::take(&mut *lock(&self.handle.readers));
         end(move || {
+            // The end of a producer gives up what the brokers have not confirmed.
+            if let Some(Err(error)) = producer.as_ref().map(|producer| producer.flush(CLOSE_FOR)) {
+                tracing::warn!(%error, "Kafka did not confirm all records before the log was closed");
+            }
             drop((producer, askers, readers, endings));
             // It ends when all that was handed over has ended. A panic in there was reported by its own thread.
             let _ended = tasks.endings.join();

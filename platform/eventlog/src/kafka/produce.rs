@@ -241,14 +241,20 @@ impl Handle {
         }
         batch.wait().await;
         let result = batch.positions(self, records);
-        if result.is_err() && producer.client().fatal_error().is_some() {
-            // An idempotent producer that lost its sequence writes nothing any more; the next call makes a new one.
-            let mut current = lock(&self.producer);
-            if current.as_ref().is_some_and(|c| Arc::ptr_eq(c, &producer)) {
-                *current = None;
-            }
+        if result.is_err() {
+            self.let_go(producer);
         }
         result
+    }
+
+    /// An idempotent producer that lost its sequence writes nothing any more; the next call makes a new one. Who has it last ends
+    /// it, which waits for its threads and so is nothing for a thread of the runtime.
+    fn let_go(&self, producer: Arc<Producer>) {
+        if producer.client().fatal_error().is_none() {
+            return;
+        }
+        let current = lock(&self.producer).take_if(|current| Arc::ptr_eq(current, &producer));
+        self.retire(move || drop((current, producer)));
     }
 
     /// Writes what gathers when it may leave, whether or not its callers still wait.
@@ -266,6 +272,7 @@ impl Handle {
             for call in &calls {
                 send(&producer, &call.records, &call.batch).await;
             }
+            handle.let_go(producer);
         });
     }
 
@@ -295,5 +302,53 @@ impl Handle {
             Some(RDKafkaErrorCode::InvalidRecord) if record.key.is_none() => LogError::KeyMissing { topic },
             _ => storage("writing records", error, self.told.last_error()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::sync_channel;
+
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::types::RDKafkaApiKey;
+    use rdkafka::types::RDKafkaRespErr::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED;
+
+    use super::*;
+    use crate::kafka::topics::Topic;
+    use crate::{EventLog, Kafka, KafkaConfig};
+
+    #[tokio::test]
+    async fn a_producer_that_writes_nothing_any_more_is_replaced_and_ends_elsewhere() {
+        let cluster = MockCluster::new(1).unwrap();
+        cluster.create_topic("t", 1, 1).unwrap();
+        let log = Kafka::open(KafkaConfig::new(cluster.bootstrap_servers()))
+            .await
+            .unwrap();
+        let handle = &log.handle;
+        // The cluster is a mock that knows no settings.
+        handle.remember(
+            "t",
+            Topic {
+                partitions: 1,
+                compacted: false,
+            },
+        );
+        let (endings, ended) = sync_channel(1);
+        let before = lock(&handle.endings).replace(endings);
+        let producer = Arc::downgrade(&handle.producer().unwrap());
+        cluster.request_errors(
+            RDKafkaApiKey::InitProducerId,
+            &[RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED],
+        );
+        let refused = log.produce(vec![NewRecord::new("t").value("v")]).await;
+        assert!(refused.is_err(), "{refused:?}");
+        assert!(lock(&handle.producer).is_none(), "the next call makes a new one");
+        let ending = ended.try_recv().unwrap();
+        assert_eq!(producer.strong_count(), 2, "nothing of it ended here");
+        ending();
+        assert_eq!(producer.strong_count(), 0);
+        log.produce(vec![NewRecord::new("t").value("v")]).await.unwrap();
+        *lock(&handle.endings) = before;
+        log.close().await;
     }
 }

@@ -163,7 +163,7 @@ impl Handle {
         Ok(topic)
     }
 
-    fn remember(&self, name: &str, topic: Topic) {
+    pub(super) fn remember(&self, name: &str, topic: Topic) {
         let mut catalog = lock(&self.catalog);
         if catalog.0.len() >= MOST_KNOWN {
             catalog.0.clear();

@@ -304,6 +304,23 @@ async fn what_gathers_is_written_whoever_waits_for_it() {
 }
 
 #[tokio::test]
+async fn what_was_handed_over_is_written_before_the_log_is_closed() {
+    let Some(cluster) = shared().await else { return };
+    // Long enough for a record to be still with the client when the log is closed.
+    let slow = config(&cluster, 1).setting("producer.linger.ms", "5000");
+    let log = Kafka::open(slow).await.unwrap();
+    let topic = topic(&log, "handed-over", 1).await;
+    let mut call = log.produce(vec![NewRecord::new(&topic).value("v")]);
+    assert!(poll!(&mut call).is_pending());
+    // Nobody waits for it any more.
+    drop(call);
+    within(log.close()).await;
+    let again = open().await.unwrap();
+    assert_eq!(again.watermarks(&topic).await.unwrap()[0].high, 1);
+    again.close().await;
+}
+
+#[tokio::test]
 async fn nothing_works_after_close() {
     let Some(log) = open().await else { return };
     let topic = topic(&log, "closed-log", 1).await;
