@@ -12,6 +12,8 @@ use crate::{MAX_RECORD_BYTES, types::ConsumerConfig};
 
 /// Least `message.timeout.ms`: a broker that was killed is missed after 9 s, its successor found after 14 s.
 const MIN_MESSAGE_TIMEOUT_MS: u64 = 60_000;
+/// Most `transaction.timeout.ms` that a broker takes by default (`transaction.max.timeout.ms`).
+const MAX_TRANSACTION_TIMEOUT_MS: u64 = 900_000;
 /// Most `topic.metadata.refresh.interval.ms`: new topics are to be seen within 2 s.
 const MAX_METADATA_REFRESH_MS: u64 = 1_000;
 /// A record with what a batch puts around it.
@@ -313,13 +315,25 @@ impl KafkaConfig {
             .set("queue.buffering.max.messages", "100000")
             .set("queue.buffering.max.kbytes", "65536");
         self.overlay(&mut config, "producer.");
+        // Two names of one setting: librdkafka would take either.
+        if let Some(given) = config.get("delivery.timeout.ms").map(str::to_owned) {
+            config.remove("delivery.timeout.ms").set("message.timeout.ms", given);
+        }
         if let Some(id) = transactional {
             config.set("transactional.id", id);
-            // librdkafka wants it no shorter; longer, and a dead producer's records hold up readers for that time.
+            let number = |config: &ClientConfig, key| config.get(key).and_then(|v| v.trim().parse::<u64>().ok());
+            let message = number(&config, "message.timeout.ms");
+            // As long as a record may take, for as long as brokers allow; a dead producer's records hold up readers for that time.
             if config.get("transaction.timeout.ms").is_none() {
-                let given = ["delivery.timeout.ms", "message.timeout.ms"].map(|key| config.get(key).map(str::to_owned));
-                let timeout = given.into_iter().flatten().next().unwrap_or_default();
-                config.set("transaction.timeout.ms", timeout);
+                let timeout = message.unwrap_or_default();
+                let timeout = timeout.clamp(MIN_MESSAGE_TIMEOUT_MS, MAX_TRANSACTION_TIMEOUT_MS);
+                config.set("transaction.timeout.ms", timeout.to_string());
+            }
+            // No record may outlast its transaction, so neither for ever. What is no number is librdkafka's to refuse.
+            if let (Some(message), Some(whole)) = (message, number(&config, "transaction.timeout.ms"))
+                && (message == 0 || message > whole)
+            {
+                config.set("message.timeout.ms", whole.to_string());
             }
         }
         config
@@ -470,6 +484,33 @@ mod tests {
         assert_eq!(member.get("fetch.wait.max.ms"), Some("250"));
         assert_eq!(member.get("heartbeat.interval.ms"), Some("1500"));
         assert_eq!(member.get("group.instance.id"), Some("m"));
+    }
+
+    #[test]
+    fn a_transactional_producer_can_be_made_with_every_timeout_of_records_that_is_taken() {
+        for (settings, expected) in [
+            (&[][..], ("60000", "60000")),
+            (&[("message.timeout.ms", "300000")], ("300000", "300000")),
+            (&[("producer.delivery.timeout.ms", "300000")], ("300000", "300000")),
+            // For ever, and longer than brokers take.
+            (&[("message.timeout.ms", "0")], ("60000", "60000")),
+            (&[("message.timeout.ms", "3600000")], ("900000", "900000")),
+            (
+                &[("message.timeout.ms", "300000"), ("transaction.timeout.ms", "90000")],
+                ("90000", "90000"),
+            ),
+            (&[("transaction.timeout.ms", "90000")], ("60000", "90000")),
+        ] {
+            let new = KafkaConfig::new("b:1");
+            let config = settings
+                .iter()
+                .fold(new, |config, (key, value)| config.setting(*key, *value));
+            config.check().unwrap();
+            let made = config.producer(Some("id"));
+            let timeouts = ["message.timeout.ms", "transaction.timeout.ms"].map(|key| made.get(key).unwrap());
+            assert_eq!((timeouts[0], timeouts[1]), expected, "{settings:?}");
+            made.create::<rdkafka::producer::BaseProducer>().unwrap();
+        }
     }
 
     #[test]
