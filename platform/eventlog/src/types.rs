@@ -59,7 +59,8 @@ impl TopicSpec {
 /// When the records of a topic go away.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Cleanup {
-    /// By age and size, but never past the lowest commit of a known group.
+    /// By age, but never past the lowest commit of a known group. By size likewise on the embedded log; on Kafka the brokers do
+    /// that, and delete also what no group has read.
     Delete {
         /// Age after which a record may be deleted; `None` is never.
         retention: Option<Duration>,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use futures::future::try_join_all;
 use imageflow_eventlog::{
     Consumer, ConsumerConfig, ConsumerEvent, EventLog, Kafka, NewRecord, OffsetCommit, Record, TopicSpec, Topics,
 };
@@ -13,10 +14,10 @@ use imageflow_servers::kafka::Cluster;
 use super::subject::config;
 
 const KEYS: u32 = 50;
-/// A record is written every so often, for so long before and after the kill.
-const EVERY: Duration = Duration::from_millis(4);
-const BEFORE: u32 = 250;
-const AFTER: u32 = 750;
+/// A record of each key is written every so often: at this rate single records gather. For so many before and after the kill.
+const EVERY: Duration = Duration::from_millis(25);
+const BEFORE: u32 = 1000;
+const AFTER: u32 = 3000;
 /// A broker is missed after 9 s; then leaders are elected and clients find them.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -55,14 +56,16 @@ async fn produce(log: Arc<Kafka>, topic: String, written: Arc<AtomicU32>, stop: 
     let mut pace = tokio::time::interval(EVERY);
     pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while !stop.load(Ordering::Acquire) {
-        for key in 0..KEYS {
-            let begun = Instant::now();
+        pace.tick().await;
+        let begun = Instant::now();
+        let calls = (0..KEYS).map(|key| {
             let record = NewRecord::new(&topic).key(key.to_string()).value(round.to_string());
-            log.produce(vec![record]).await.unwrap();
-            longest = longest.max(begun.elapsed());
-            written.fetch_add(1, Ordering::AcqRel);
-            pace.tick().await;
-        }
+            log.produce(vec![record])
+        });
+        // Each by a call of its own, and all at once.
+        try_join_all(calls).await.unwrap();
+        longest = longest.max(begun.elapsed());
+        written.fetch_add(KEYS, Ordering::AcqRel);
         round += 1;
     }
     longest
