@@ -1,7 +1,10 @@
 //! SIGINT and SIGTERM.
+use std::future::poll_fn;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -36,17 +39,31 @@ impl Stop {
 /// # Errors
 /// When the handlers cannot be set.
 pub fn on_signals() -> std::io::Result<Stop> {
-    let mut signals = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
     let stop = Stop::default();
-    let tokens = stop.clone();
-    tokio::spawn(async move {
-        next(&mut signals).await;
-        tracing::info!("stopping; once more ends at once");
-        tokens.gentle.cancel();
-        next(&mut signals).await;
-        tokens.hard.cancel();
-    });
+    let next = move |cx: &mut Context<'_>| match interrupt.poll_recv(cx) {
+        Poll::Pending => terminate.poll_recv(cx).map(|_| ()),
+        Poll::Ready(_) => Poll::Ready(()),
+    };
+    tokio::spawn(follow(next, stop.clone()));
     Ok(stop)
+}
+
+/// A signal that comes this soon after the first is the same wish: `timeout` signals its child, then the child's whole group. Nobody
+/// presses Ctrl-C twice in that time.
+const ECHO: Duration = Duration::from_millis(200);
+
+async fn follow(mut next: impl FnMut(&mut Context<'_>) -> Poll<()>, stop: Stop) {
+    poll_fn(&mut next).await;
+    let first = Instant::now();
+    tracing::info!("stopping; once more ends at once");
+    stop.gentle.cancel();
+    poll_fn(&mut next).await;
+    while first.elapsed() < ECHO {
+        poll_fn(&mut next).await;
+    }
+    stop.hard.cancel();
 }
 
 /// How long what is being written may take once a service is to end: brokers that are there take milliseconds, and without
@@ -74,13 +91,6 @@ pub async fn ended(tasks: &TaskTracker) {
     }
 }
 
-async fn next(signals: &mut (Signal, Signal)) {
-    tokio::select! {
-        _ = signals.0.recv() => {}
-        _ = signals.1.recv() => {}
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -105,6 +115,24 @@ mod tests {
             let took = after + u64::from(ends.is_some());
             assert_eq!((ended, begun.elapsed()), (ends, Duration::from_secs(took)));
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_signal_that_comes_twice_at_once_is_one() {
+        let (signals, mut came) = tokio::sync::mpsc::channel(1);
+        let stop = Stop::default();
+        let next = move |cx: &mut Context<'_>| came.poll_recv(cx).map(|_| ());
+        let sent = async {
+            for after in [Duration::ZERO, ECHO / 2] {
+                tokio::time::sleep(after).await;
+                signals.send(()).await.unwrap();
+            }
+            tokio::time::sleep(ECHO).await;
+            assert!(stop.gentle.is_cancelled() && !stop.hard.is_cancelled());
+            signals.send(()).await.unwrap();
+        };
+        tokio::join!(follow(next, stop.clone()), sent);
+        assert!(stop.hard.is_cancelled());
     }
 
     #[tokio::test(start_paused = true)]
