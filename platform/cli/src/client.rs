@@ -333,6 +333,14 @@ impl Client {
         }
     }
 
+    /// An answer that did not come to its end.
+    pub(crate) fn cut(&self, what: String) -> CliError {
+        CliError::Cut {
+            server: self.base.clone(),
+            what,
+        }
+    }
+
     fn protocol(&self, what: String) -> CliError {
         CliError::Protocol {
             server: self.base.clone(),
@@ -373,7 +381,7 @@ impl Lines {
                         self.buffer.extend_from_slice(data);
                     }
                 }
-                Some(Err(e)) => return Err(self.client.protocol(format!("incompletely: {e}"))),
+                Some(Err(e)) => return Err(self.client.cut(e.to_string())),
                 None if self.buffer.trim_ascii().is_empty() => return Ok(None),
                 None => {
                     let line = self.buffer.split();

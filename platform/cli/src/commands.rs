@@ -2,6 +2,7 @@
 pub mod apply;
 pub mod events;
 pub mod files;
+pub mod follow;
 pub mod functions;
 pub mod images;
 pub mod logs;

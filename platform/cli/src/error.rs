@@ -63,6 +63,14 @@ pub enum CliError {
         /// What was wrong with the answer.
         what: String,
     },
+    /// An answer of the server broke off.
+    #[error("the answer of the server at {server} broke off: {what}")]
+    Cut {
+        /// Its base address.
+        server: String,
+        /// How.
+        what: String,
+    },
     /// The server did not answer in time.
     #[error("the server at {server} did not answer within {seconds} s")]
     Timeout {
@@ -162,7 +170,7 @@ impl CliError {
                 return problem;
             }
             Self::Usage(_) | Self::Input { .. } => ErrorCode::InvalidArgument,
-            Self::Unreachable { .. } => ErrorCode::Unavailable,
+            Self::Unreachable { .. } | Self::Cut { .. } => ErrorCode::Unavailable,
             Self::Timeout { .. } => ErrorCode::Timeout,
             Self::Failed(_) => ErrorCode::FunctionFailed,
             Self::Output { .. } | Self::Protocol { .. } | Self::Stdout(_) => ErrorCode::Internal,

@@ -77,7 +77,7 @@ fn a_list_is_what_a_bare_noun_means_and_singular_names_work() {
         panic!()
     };
     assert_eq!(args.out.output, Format::Name);
-    assert!(matches!(args.command, Some(RunsCommand::List(f)) if f.limit == 3));
+    assert!(matches!(args.command, Some(RunsCommand::List(f)) if f.limit == Some(3)));
     let Ok(Cli {
         command: Command::Scaling(args),
         ..

@@ -56,9 +56,9 @@ pub struct RunsFilter {
     /// In this state only
     #[arg(long, value_parser = ["running", "succeeded", "failed", "cancelled"])]
     pub status: Option<String>,
-    /// At most this many
-    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    pub limit: u32,
+    /// At most this many, the newest; 50 without, and 10,000 with --watch
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub limit: Option<u32>,
     /// Go on with a line for every change
     #[arg(short, long)]
     pub watch: bool,

@@ -1,15 +1,14 @@
 //! `run`: files through a flow, watched until they are done.
 use std::path::PathBuf;
-use std::time::Duration;
 
 use futures::StreamExt;
 use imageflow_types::{ErrorCode, RunId, RunState, RunStatus};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::files;
 use super::progress::{FileProgress, Progress};
 use super::results::{Results, labels, once, titles};
+use super::{files, follow};
 use crate::args::Format;
 use crate::args::work::RunArgs;
 use crate::client::{Client, NewRun, Started, encode};
@@ -215,28 +214,15 @@ impl Work<'_, '_> {
         outcome: &mut Outcome,
         told: &mut FileProgress<'_, '_>,
     ) -> Result<RunState, CliError> {
-        loop {
-            if let Some(state) = outcome.run.as_ref().filter(|s| s.status.is_final()) {
-                return Ok(state.clone());
-            }
-            let mut lines = match self.client.watch_run(id).await {
-                // It is sure to come, however far behind the platform is.
-                Err(CliError::Problem(p)) if p.code == ErrorCode::NotFound && outcome.run.is_none() => continue,
-                lines => lines?,
-            };
-            while let Some(state) = lines.next::<RunState>().await? {
-                told.state(&state);
-                let last = state.status.is_final();
-                outcome.run = Some(state);
-                if last {
-                    break;
-                }
-            }
-            // A stream may end early, for example when the server restarts; then it is asked for anew.
-            if outcome.run.as_ref().is_none_or(|s| !s.status.is_final()) {
-                tokio::time::sleep(Duration::from_millis(200)).await;
-            }
+        if let Some(state) = outcome.run.as_ref().filter(|s| s.status.is_final()) {
+            return Ok(state.clone());
         }
+        // It was asked for, so it is sure to come, however far behind the platform is.
+        follow::to_end(self.client, id, true, |state| {
+            told.state(state);
+            outcome.run = Some(state.clone());
+        })
+        .await
     }
 }
 

@@ -3,12 +3,19 @@ use http::Method;
 use imageflow_types::{RunState, RunStatus};
 use serde_json::Value;
 
+use super::follow;
 use crate::args::Format;
 use crate::args::work::{RunsArgs, RunsCommand, RunsFilter};
 use crate::client::{Call, encode, query};
 use crate::error::CliError;
 use crate::output::{Context, age, at};
 use crate::render;
+
+/// How many runs a list has when nobody says.
+const LISTED: u32 = 50;
+/// How many of the newest runs are watched when nobody says: as many as the platform takes, as a run that is not among them
+/// changes unseen.
+const WATCHED: u32 = 10_000;
 
 /// `imageflow runs`
 ///
@@ -29,7 +36,7 @@ pub async fn runs(cx: &mut Context, args: RunsArgs) -> Result<(), CliError> {
 }
 
 async fn list(cx: &mut Context, filter: &RunsFilter) -> Result<(), CliError> {
-    let limit = filter.limit.to_string();
+    let limit = filter.limit.unwrap_or(LISTED).to_string();
     let pairs = [
         ("flow", filter.flow.as_deref()),
         ("status", filter.status.as_deref()),
@@ -62,10 +69,12 @@ async fn list(cx: &mut Context, filter: &RunsFilter) -> Result<(), CliError> {
 }
 
 async fn watch(cx: &mut Context, filter: &RunsFilter) -> Result<(), CliError> {
+    let limit = filter.limit.unwrap_or(WATCHED).to_string();
     let pairs = [
         ("watch", Some("true")),
         ("flow", filter.flow.as_deref()),
         ("status", filter.status.as_deref()),
+        ("limit", Some(limit.as_str())),
     ];
     let mut lines = cx.client.lines(format!("/v1/runs{}", query(&pairs))).await?;
     while let Some(value) = lines.next::<Value>().await? {
@@ -89,25 +98,25 @@ async fn watch(cx: &mut Context, filter: &RunsFilter) -> Result<(), CliError> {
 }
 
 async fn describe(cx: &mut Context, id: &str, watch: bool) -> Result<(), CliError> {
-    let mut run = cx.client.run(id).await?;
-    if watch && !run.status.is_final() {
-        let mut lines = cx.client.watch_run(id).await?;
-        while let Some(next) = lines.next::<RunState>().await? {
-            if !matches!(cx.format, Format::Json | Format::Yaml) {
-                cx.note(format!("{}  {}", next.status.as_str(), render::progress(&next)));
+    let run = if watch {
+        let client = cx.client.clone();
+        let silent = matches!(cx.format, Format::Json | Format::Yaml);
+        follow::to_end(&client, id, false, |state| {
+            if !silent && !state.status.is_final() {
+                cx.note(format!("{}  {}", state.status.as_str(), render::progress(state)));
             }
-            run = next;
-            if run.status.is_final() {
-                break;
-            }
-        }
-    }
+        })
+        .await?
+    } else {
+        cx.client.run(id).await?
+    };
     if !cx.structured(&run)? {
         let text = render::run(&run, cx.color);
         cx.line(text)?;
     }
     match run.status {
         RunStatus::Failed if watch => Err(CliError::Failed(format!("run {id} failed"))),
+        RunStatus::Cancelled if watch => Err(CliError::Failed(format!("run {id} was cancelled"))),
         _ => Ok(()),
     }
 }
