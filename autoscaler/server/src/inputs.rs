@@ -106,6 +106,9 @@ pub trait Replicas: Send + Sync + 'static {
     /// # Errors
     /// [`ScaleError`]; it is tried again at the next look.
     async fn scale(&self, function: &FunctionName, revision: &RevisionName, replicas: u32) -> Result<(), ScaleError>;
+    /// Returns when [`pods`](Self::pods) tells what there is: before that nothing is decided, since pods that are not seen would be
+    /// forgotten.
+    async fn seen(&self) {}
     /// The revisions that have pods now. Cheap.
     fn pods(&self) -> Vec<RevisionPods>;
     /// GPU cards there are, used or not; `None` when that is not known. Cheap.

@@ -190,6 +190,12 @@ impl<C: Fn() -> i64 + Send> ScalingLoop<C> {
     }
 
     pub async fn run(mut self, stop: CancellationToken) {
+        let replicas = Arc::clone(&self.replicas);
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            () = replicas.seen() => {}
+        }
         let mut tick = tokio::time::interval(self.settings.tick);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut poked, mut sources) = (true, true);

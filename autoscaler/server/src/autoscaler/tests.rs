@@ -29,6 +29,7 @@ struct FakeReplicas {
     gpus: Option<u32>,
     pods: watch::Sender<Pods>,
     failing: Mutex<u32>,
+    seen: watch::Sender<bool>,
 }
 
 #[async_trait]
@@ -49,6 +50,9 @@ impl Replicas for FakeReplicas {
             pods.retain(|_, n| *n > 0);
         });
         Ok(())
+    }
+    async fn seen(&self) {
+        self.seen.subscribe().wait_for(|seen| *seen).await.unwrap();
     }
     fn gpus(&self) -> Option<u32> {
         self.gpus
@@ -138,6 +142,7 @@ impl World {
             gpus,
             pods,
             failing: Mutex::new(0),
+            seen: watch::channel(true).0,
         });
         let (pokes, poked) = broadcast::channel(8);
         let stop = CancellationToken::new();
@@ -244,6 +249,21 @@ async fn an_unknown_backlog_keeps_the_pods() {
     assert_eq!(world.pods.borrow()[&revision("blur", 1)], 5);
     let newest = &world.autoscaler.decisions(&name("blur"))[0];
     assert_eq!(newest.reasons, ["the backlog is not known: 5 kept"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn pods_that_are_not_seen_yet_are_not_taken_for_none() {
+    let world = World::of(vec![("blur", scaling("blur", &[100]))]);
+    world.replicas.seen.send_replace(false);
+    world.work(vec![load("blur", None)]);
+    world.pokes.send(name("blur")).unwrap();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(world.autoscaler.decisions(&name("blur")).is_empty());
+    // The host answers: there were pods all the time.
+    world.replicas.pods.send_replace(Pods::from([(revision("blur", 1), 3)]));
+    world.replicas.seen.send_replace(true);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(world.pods.borrow()[&revision("blur", 1)], 3);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,11 +1,13 @@
 //! `imageflow serve autoscaler`
 use std::sync::Arc;
 
-use imageflow_autoscaler::{Autoscaler, Functions, Keda, Parts, Reports, Settings};
+use async_trait::async_trait;
+use imageflow_autoscaler::{Autoscaler, Functions, Keda, Parts, Replicas, Reports, RevisionPods, ScaleError, Settings};
 use imageflow_eventlog::{EventLog, LogError};
 use imageflow_pods::kubernetes::lease::{LeaseConfig, Led, lead};
 use imageflow_pods::{RemoteConfig, RemoteHost};
 use imageflow_process::{ServiceRole, Stop, serve_open};
+use imageflow_types::{FunctionName, RevisionName};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -90,13 +92,13 @@ impl Warm {
             Some(address) => Some(listen("--keda-listen", address).await?),
             None => None,
         };
-        let pods = scaling::Pods(self.host.clone());
+        let (pods, connected) = (scaling::Pods(self.host.clone()), self.host.connected());
         let parts = Parts {
             functions: self.functions.clone(),
             stats: reports.clone(),
             replicas: match args.dry_run {
-                true => Arc::new(scaling::Untouched(pods)),
-                false => Arc::new(pods),
+                true => Arc::new(Remote(scaling::Untouched(pods), connected)),
+                false => Arc::new(Remote(pods, connected)),
             },
             sink: Arc::new(scaling::Sink(self.log.clone())),
             learned: scaling::learned(&self.log).await.map_err(log_failed)?,
@@ -114,6 +116,31 @@ impl Warm {
             keda,
             task,
         })
+    }
+}
+
+/// The pods of another process, which are seen when it has answered.
+struct Remote<R>(R, watch::Receiver<bool>);
+
+#[async_trait]
+impl<R: Replicas> Replicas for Remote<R> {
+    async fn seen(&self) {
+        if self.1.clone().wait_for(|connected| *connected).await.is_err() {
+            // The host has ended before it saw any, as this service will.
+            std::future::pending().await
+        }
+    }
+
+    async fn scale(&self, function: &FunctionName, revision: &RevisionName, replicas: u32) -> Result<(), ScaleError> {
+        self.0.scale(function, revision, replicas).await
+    }
+
+    fn pods(&self) -> Vec<RevisionPods> {
+        self.0.pods()
+    }
+
+    fn gpus(&self) -> Option<u32> {
+        self.0.gpus()
     }
 }
 
