@@ -28,8 +28,11 @@ const HEALTHY: Duration = Duration::from_secs(30);
 const LONGEST_DRAIN: Duration = Duration::from_secs(30);
 /// Least time between SIGTERM and SIGKILL.
 const LEAST_GRACE: Duration = Duration::from_secs(2);
-/// While a drain waits for the last request: how often it looks, and how long delivery may take to see that the pod drains.
+/// How often a drain looks whether the last request is answered.
 const LOOK: Duration = Duration::from_millis(20);
+/// How long a pod drains before it is believed that it holds no request. Who gives work from another process sees the drain
+/// late, and tells of a request up to 100 ms after it gave it (`RemoteConfig::report_every`).
+const REPORTED: Duration = Duration::from_millis(300);
 /// How long a pod is ready before it is put into its cgroup. The move stops the creation of threads on the whole machine for
 /// some 8 ms, and a tight CPU quota would stretch a start of milliseconds to seconds: neither shall be part of a cold start.
 const SETTLE: Duration = Duration::from_secs(1);
@@ -303,16 +306,17 @@ fn spawn(host: &LocalHost, spec: &PodSpec, id: &PodId) -> Result<Running, String
 
 /// No new work; its last answers; SIGTERM; SIGKILL. Most programs end at SIGTERM at once, so it waits for the answers.
 async fn drain(host: &LocalHost, spec: &PodSpec, id: &PodId, running: &mut Running) {
-    set(host, id, |pod| pod.state = PodState::Draining);
+    let mut took_work = false;
+    set(host, id, |pod| {
+        took_work = pod.state == PodState::Ready;
+        pod.state = PodState::Draining;
+    });
     let until = Instant::now() + spec.timeout.min(LONGEST_DRAIN);
-    loop {
+    if took_work {
         tokio::select! {
             // It ended by itself.
             _ = running.child.wait() => return,
-            () = tokio::time::sleep(LOOK) => {}
-        }
-        if Instant::now() >= until || host.load(id) == 0 {
-            break;
+            () = answered(until, || host.load(id)) => {}
         }
     }
     signal(running.pid, Signal::TERM);
@@ -320,6 +324,18 @@ async fn drain(host: &LocalHost, spec: &PodSpec, id: &PodId, running: &mut Runni
     if tokio::time::timeout_at(until, running.child.wait()).await.is_err() {
         tracing::warn!(pod = %id, "pod did not end in time, it is killed");
         kill(running).await;
+    }
+}
+
+/// Waits until a pod that gets no new work has answered all that it was given, at most until then.
+async fn answered(until: Instant, load: impl Fn() -> u32) {
+    let believed = Instant::now() + REPORTED;
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let now = Instant::now();
+        if now >= until || (now >= believed && load() == 0) {
+            return;
+        }
     }
 }
 
