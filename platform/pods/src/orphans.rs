@@ -11,7 +11,10 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, p
 use serde::{Deserialize, Serialize};
 
 use crate::local::cgroups;
+use crate::pod::PodId;
 
+/// The variable that says which pod it is.
+pub const POD: &str = "IMAGEFLOW_POD";
 /// The variable that marks a pod.
 pub const MARK: &str = "IMAGEFLOW_PLATFORM_ID";
 /// The variable that tells the warden where the platform's record is.
@@ -90,29 +93,88 @@ impl Record {
     }
 }
 
-/// State and field 22 of `/proc/<pid>/stat`, counted after the name, which may contain anything. A zombie is over.
-fn start_time(pid: i32) -> Option<u64> {
+/// What `/proc/<pid>/stat` tells.
+struct Stat {
+    parent: i32,
+    group: i32,
+    started: u64,
+}
+
+/// Fields 4, 5 and 22, counted after the name, which may contain anything. A zombie is over.
+fn stat(pid: i32) -> Option<Stat> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, rest) = stat.rsplit_once(')')?;
     let mut fields = rest.split_whitespace();
     if matches!(fields.next()?, "Z" | "X") {
         return None;
     }
-    fields.nth(18)?.parse().ok()
+    Some(Stat {
+        parent: fields.next()?.parse().ok()?,
+        group: fields.next()?.parse().ok()?,
+        started: fields.nth(16)?.parse().ok()?,
+    })
 }
 
-fn find(record: &Record) -> BTreeSet<Process> {
-    let wanted = format!("{MARK}={}", record.platform).into_bytes();
-    let marked = |pid: i32| {
+fn start_time(pid: i32) -> Option<u64> {
+    stat(pid).map(|stat| stat.started)
+}
+
+fn all() -> impl Iterator<Item = i32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten();
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+}
+
+/// The processes whose environment has this variable with this value.
+fn marked(name: &str, value: &str) -> impl Iterator<Item = Process> {
+    let wanted = format!("{name}={value}").into_bytes();
+    let has = move |pid: &i32| {
         let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
         environment.split(|b| *b == 0).any(|variable| variable == wanted)
     };
-    let all = fs::read_dir("/proc").into_iter().flatten();
-    let mut found: BTreeSet<Process> = all
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter(|pid| marked(*pid))
-        .filter_map(Process::of)
-        .collect();
+    all().filter(has).filter_map(Process::of)
+}
+
+/// The process, those of the group that it leads, and all that these started, as far as nobody between has ended.
+pub fn family(leader: i32) -> BTreeSet<i32> {
+    let stats: Vec<(i32, Stat)> = all().filter_map(|pid| Some((pid, stat(pid)?))).collect();
+    let mut found = BTreeSet::from([leader]);
+    loop {
+        let related = |stat: &Stat| stat.group == leader || found.contains(&stat.parent);
+        let more: Vec<i32> = stats
+            .iter()
+            .filter(|(pid, stat)| !found.contains(pid) && related(stat))
+            .map(|(pid, _)| *pid)
+            .collect();
+        if more.is_empty() {
+            return found;
+        }
+        found.extend(more);
+    }
+}
+
+/// Ends what a pod that is over has started, wherever it went. This looks at every process of the machine: too much for
+/// anything but the end of a pod.
+pub fn end_pod(pod: &PodId) {
+    let begun = Instant::now();
+    let me = i32::try_from(std::process::id()).ok();
+    let mut ended = BTreeSet::new();
+    // Once more after each: what is killed may just have started another.
+    while begun.elapsed() < GRACE {
+        let found = marked(POD, pod.as_str()).filter(|process| Some(process.pid) != me);
+        let new: Vec<Process> = found.filter(|process| !ended.contains(process)).collect();
+        if new.is_empty() {
+            return;
+        }
+        for process in new {
+            process.signal(Signal::KILL);
+            ended.insert(process);
+        }
+    }
+    tracing::warn!(%pod, "it left processes that start others faster than they can be ended");
+}
+
+fn find(record: &Record) -> BTreeSet<Process> {
+    let mut found: BTreeSet<Process> = marked(MARK, &record.platform).collect();
     // A program may have written over its environment, or its children may have been given another.
     found.extend(record.pods.iter().copied().filter(|process| process.lives()));
     found.extend(
@@ -154,9 +216,9 @@ pub fn reap(record: &Record) -> usize {
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "the warden has no runtime; ended processes need a moment to go"
+    reason = "not on a thread of the runtime, and the warden has none; ended processes need a moment to go"
 )]
-fn pause() {
+pub fn pause() {
     std::thread::sleep(Duration::from_millis(10));
 }
 

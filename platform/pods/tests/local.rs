@@ -181,9 +181,10 @@ async fn a_pod_that_drains_gives_its_last_answer_first() {
 async fn a_pod_that_dies_is_seen_and_started_again() {
     let dir = tempfile::tempdir().unwrap();
     let host = host(dir.path());
-    // With a child of its own, which must go with it.
-    let child = "import subprocess; print(subprocess.Popen(['sleep', '600']).pid, flush=True)";
-    let spec = spec(vec!["python3".into(), "-c".into(), format!("{child}{SERVER}")]);
+    // With children of its own, which must go with it: also one that left its process group.
+    let children = "import subprocess\nfor alone in (False, True):\n \
+                    print(subprocess.Popen(['sleep', '600'], start_new_session=alone).pid, flush=True)";
+    let spec = spec(vec!["python3".into(), "-c".into(), format!("{children}{SERVER}")]);
     host.apply(spec.clone()).await.unwrap();
     host.scale(&spec.revision, 1).await.unwrap();
     let first = ready(&*until(&host, |t| ready(t).len() == 1).await)[0].clone();
@@ -192,8 +193,9 @@ async fn a_pod_that_dies_is_seen_and_started_again() {
         revision: None,
         tail: 10,
     };
-    let child: u32 = host.logs(query).await.unwrap()[0].text.parse().unwrap();
-    assert!(exists(child));
+    let lines = host.logs(query).await.unwrap();
+    let children: Vec<u32> = lines[..2].iter().map(|line| line.text.parse().unwrap()).collect();
+    assert!(children.iter().all(|child| exists(*child)));
     let mut table = host.watch();
     table.mark_unchanged();
     get(&first, "/die").await;
@@ -214,7 +216,9 @@ async fn a_pod_that_dies_is_seen_and_started_again() {
         reason.contains("exit code 3") && reason.contains("last words"),
         "{reason}"
     );
-    ended(child).await;
+    for child in children {
+        ended(child).await;
+    }
     let again = ready(&*until(&host, |t| ready(t).len() == 1).await)[0].clone();
     assert_ne!(again.pid, first.pid);
     assert_ne!(again.phases.asked_ms, first.phases.asked_ms, "it is a start of its own");
@@ -225,6 +229,47 @@ async fn a_pod_that_dies_is_seen_and_started_again() {
         let table = until(&host, |t| ready(t).first().is_some_and(|p| p.restarts > restarts)).await;
         last = ready(&table)[0].clone();
     }
+    host.shutdown().await;
+}
+
+#[tokio::test]
+async fn what_a_pod_starts_before_it_is_ready_is_in_its_cgroup_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path());
+    if host.enforcement() == Enforcement::Rlimits {
+        return host.shutdown().await;
+    }
+    // A child that has nothing of its pod but where it comes from.
+    let child = "import subprocess\n\
+                 child = subprocess.Popen(['sleep', '600'], start_new_session=True, env={'PATH': os.environ['PATH']})\n\
+                 print(child.pid, flush=True)\n";
+    let program = SERVER.replace("class Handler", &format!("{child}class Handler"));
+    let spec = spec(vec!["python3".into(), "-c".into(), program]);
+    host.apply(spec.clone()).await.unwrap();
+    host.scale(&spec.revision, 1).await.unwrap();
+    let pod = ready(&*until(&host, |t| ready(t).len() == 1).await)[0].clone();
+    let query = LogQuery {
+        function: spec.function.clone(),
+        revision: None,
+        tail: 10,
+    };
+    let child: u32 = host.logs(query).await.unwrap()[0].text.parse().unwrap();
+    // The pod is put into its group some time after it is ready.
+    let mut look = tokio::time::interval(Duration::from_millis(10));
+    let inside = async {
+        while !std::fs::read_to_string(format!("/proc/{child}/cgroup"))
+            .unwrap()
+            .contains(pod.id.as_str())
+        {
+            look.tick().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), inside)
+        .await
+        .expect("it is in the group in time");
+    host.scale(&spec.revision, 0).await.unwrap();
+    until(&host, |t| t.pods.is_empty()).await;
+    ended(child).await;
     host.shutdown().await;
 }
 

@@ -1,6 +1,7 @@
 //! Limits by cgroups: one group a pod under `imageflow-<platform id>`, where we may make them.
 //!
 //! They come on top of the limits that a process has from its first moment on, see `run.rs`.
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,11 +9,14 @@ use std::path::{Path, PathBuf};
 use imageflow_types::function::Resources;
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::orphans;
 use crate::pod::PodId;
 
 /// The kernel's usual period, in microseconds, and the least quota that it takes.
 const PERIOD: u64 = 100_000;
 const LEAST_QUOTA: u64 = 1_000;
+/// How often a group is tried to be removed: its members need some milliseconds to die, and it is not removed before.
+const REMOVALS: u32 = 20;
 
 /// What holds pods to their `resources`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,13 +117,38 @@ impl Cgroups {
         fs::write(cpu.join("cpu.cfs_quota_us"), quota.to_string())
     }
 
-    /// Makes the pod's group and puts the process into it.
-    pub fn admit(&self, pod: &PodId, limits: &Resources, pid: u32) -> io::Result<()> {
+    /// Makes the pod's group and puts the process into it, with all that it has started.
+    pub fn admit(&self, pod: &PodId, limits: &Resources, pid: i32) -> io::Result<()> {
         self.create(pod, limits)?;
-        for dir in self.dirs() {
-            fs::write(dir.join(pod.as_str()).join("cgroup.procs"), pid.to_string())?;
+        self.put(pod, pid)?;
+        // What those that are in start is in too. So each look finds less, until there is none that was not tried.
+        let mut tried = BTreeSet::from([pid]);
+        loop {
+            let inside = self
+                .dirs()
+                .last()
+                .map(|dir| members(&dir.join(pod.as_str())))
+                .unwrap_or_default();
+            tried.extend(inside);
+            let family = orphans::family(pid);
+            let outside: Vec<i32> = family.difference(&tried).copied().collect();
+            if outside.is_empty() {
+                return Ok(());
+            }
+            for process in outside {
+                tried.insert(process);
+                if let Err(error) = self.put(pod, process) {
+                    // It may have ended.
+                    tracing::debug!(%pod, process, %error, "a process of the pod is not in its cgroup");
+                }
+            }
         }
-        Ok(())
+    }
+
+    fn put(&self, pod: &PodId, process: i32) -> io::Result<()> {
+        let dirs = self.dirs();
+        let mut files = dirs.iter().map(|dir| dir.join(pod.as_str()).join("cgroup.procs"));
+        files.try_for_each(|file| fs::write(file, process.to_string()))
     }
 
     /// Whether the kernel killed a process of the pod for its memory.
@@ -138,13 +167,19 @@ impl Cgroups {
     pub fn remove(&self, pod: &PodId) {
         for dir in self.dirs() {
             let dir = dir.join(pod.as_str());
-            for pid in members(&dir) {
-                if let Some(pid) = Pid::from_raw(pid) {
-                    let _ = kill_process(pid, Signal::KILL);
+            for _ in 0..REMOVALS {
+                for pid in members(&dir) {
+                    if let Some(pid) = Pid::from_raw(pid) {
+                        let _ = kill_process(pid, Signal::KILL);
+                    }
                 }
+                remove_tree(&dir);
+                if !dir.exists() {
+                    break;
+                }
+                // If this was the last try, the platform's group takes it along at the end.
+                orphans::pause();
             }
-            // Killed processes may need a moment; then the platform's group takes it along at the end.
-            let _ = fs::remove_dir(dir);
         }
     }
 }
@@ -233,5 +268,25 @@ mod tests {
         assert_eq!(one(&mounts, &own("/mine"), "cpu"), Some(dir.path().join("mine")));
         assert_eq!(one(&mounts, &own("/outside"), "cpu"), Some(dir.path().to_owned()));
         assert_eq!(one(&mounts, &own("/"), "memory"), None);
+    }
+
+    #[test]
+    fn a_group_that_has_members_is_removed_too() {
+        let Some(groups) = Cgroups::open(&uuid::Uuid::new_v4().simple().to_string()) else {
+            return;
+        };
+        // Several, so that the last still dies when the first try is made.
+        let sleep = || std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        let mut all = [0; 8].map(|_| sleep());
+        let pids = all.each_ref().map(|member| i32::try_from(member.id()).unwrap());
+        let pod = PodId::new("a");
+        groups.admit(&pod, &Resources::default(), pids[0]).unwrap();
+        pids[1..].iter().for_each(|pid| groups.put(&pod, *pid).unwrap());
+        groups.remove(&pod);
+        assert!(!groups.memory.join("a").exists() && !groups.cpu.join("a").exists());
+        for member in &mut all {
+            member.wait().unwrap();
+        }
+        groups.dirs().iter().for_each(|dir| remove_tree(dir));
     }
 }

@@ -144,8 +144,10 @@ async fn once(host: &Arc<LocalHost>, spec: &Arc<PodSpec>, id: &PodId, stop: &Can
         });
     }
     let end = watch(host, spec, id, stop, &mut running).await;
-    // What it started ends with it.
+    // What it started ends with it, also what left its process group.
     signal(running.pid, Signal::KILL);
+    let pod = id.clone();
+    in_background(move || orphans::end_pod(&pod)).await;
     let end = match end {
         Over::Stopped => End::Stopped,
         Over::Silent(reason) => End::Died(reason),
@@ -229,7 +231,9 @@ async fn watch(
 
 /// Puts a pod that has started into a cgroup of its own.
 async fn confine(host: &LocalHost, spec: &Arc<PodSpec>, id: &PodId, pid: u32) {
-    let Some(cgroups) = host.cgroups.clone() else { return };
+    let (Some(cgroups), Ok(pid)) = (host.cgroups.clone(), i32::try_from(pid)) else {
+        return;
+    };
     let (id, spec) = (id.clone(), spec.clone());
     in_background(move || {
         if let Err(error) = cgroups.admit(&id, &spec.resources, pid) {
@@ -275,7 +279,7 @@ fn spawn(host: &LocalHost, spec: &PodSpec, id: &PodId) -> Result<Running, String
         .envs(spec.env.iter().map(|(n, v)| (n, v)))
         .env("PORT", port.to_string())
         .env("IMAGEFLOW_BIND", "127.0.0.1")
-        .env("IMAGEFLOW_POD", id.as_str())
+        .env(orphans::POD, id.as_str())
         .env(orphans::MARK, &host.platform)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -381,4 +385,32 @@ fn died(
     };
     let said = if said.is_empty() { said } else { format!(": {said}") };
     format!("it ended {when}: {memory}{how}{said}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_is_told_of_late_is_waited_for() {
+        let (begun, ms) = (Instant::now(), Duration::from_millis);
+        // Given just before the drain, told of some time after.
+        let load = || u32::from((ms(150)..ms(5_000)).contains(&begun.elapsed()));
+        answered(begun + ms(30_000), load).await;
+        assert!(
+            (ms(5_000)..ms(6_000)).contains(&begun.elapsed()),
+            "{:?}",
+            begun.elapsed()
+        );
+        // Whoever has none is not held for long, whoever never ends has until then.
+        let begun = Instant::now();
+        answered(begun + ms(30_000), || 0).await;
+        assert!(begun.elapsed() < ms(1_000), "{:?}", begun.elapsed());
+        answered(begun + ms(30_000), || 1).await;
+        assert!(
+            (ms(30_000)..ms(31_000)).contains(&begun.elapsed()),
+            "{:?}",
+            begun.elapsed()
+        );
+    }
 }
