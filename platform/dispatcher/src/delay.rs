@@ -149,7 +149,9 @@ impl<'a> Delays<'a> {
                     for event in events? {
                         match event {
                             ConsumerEvent::Assigned(assigned) => self.assign(assigned),
-                            ConsumerEvent::Revoked(revoked) => self.revoke(consumer.as_mut(), &revoked).await?,
+                            ConsumerEvent::Revoked(revoked) => {
+                                dirty |= !self.revoke(consumer.as_mut(), &revoked).await?;
+                            }
                             ConsumerEvent::Records(records) => {
                                 self.take(consumer.as_mut(), records);
                                 dirty = true;
@@ -193,7 +195,12 @@ impl<'a> Delays<'a> {
     }
 
     /// Gives partitions back before the next poll: what waits is another one's to wait for, what is on its way is waited for.
-    async fn revoke(&mut self, consumer: &mut dyn Consumer, revoked: &[TopicPartition]) -> Result<(), DispatcherError> {
+    /// False when what is done in those that stay is not stored yet.
+    async fn revoke(
+        &mut self,
+        consumer: &mut dyn Consumer,
+        revoked: &[TopicPartition],
+    ) -> Result<bool, DispatcherError> {
         self.waiting.forget(revoked);
         let over = tokio::time::sleep(self.drain);
         tokio::pin!(over);
@@ -209,9 +216,9 @@ impl<'a> Delays<'a> {
         }
         // What was refused meanwhile waits again.
         self.waiting.forget(revoked);
-        self.commit(consumer).await?;
+        let stored = self.commit(consumer).await?;
         self.partitions.retain(|at, _| !revoked.contains(at));
-        Ok(())
+        Ok(stored)
     }
 
     fn take(&mut self, consumer: &mut dyn Consumer, records: Vec<Record>) {

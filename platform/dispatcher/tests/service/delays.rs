@@ -3,14 +3,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{HeaderValue, RETRY_AFTER};
-use imageflow_eventlog::{EventLog, NewRecord, TopicSpec};
+use imageflow_eventlog::{EventLog, NewRecord, OffsetCommit, TopicSpec};
 use imageflow_types::manifest::Kind;
 use imageflow_types::work::{Attempt, Delayed, StepError};
 use imageflow_types::{ErrorCode, FunctionName, RunEvent, StepRequest, topics};
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::support::{Entry, FUNCTION, World, now_ms, status, step, work};
+use crate::support::{Entry, FUNCTION, World, commits, now_ms, status, step, work};
 
 fn come_again(seconds: &'static str) -> axum::response::Response {
     let mut answer = status(503, "");
@@ -264,4 +264,74 @@ async fn a_delayed_step_that_cannot_be_read_is_kept_as_a_dead_letter() {
     let event = json!({"key": "x", "headers": [], "value": "no step"});
     assert_eq!((letters.len(), letters[0].event.clone()), (1, Some(event)));
     running.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_commit_at_a_rebalance_did_not_store_is_stored_later() {
+    let world = World::new().await;
+    // Steps of a function that is not there: each ends with a report, which the test holds.
+    let nowhere: FunctionName = "nowhere".parse().unwrap();
+    let of_partition = |partition: u32| StepRequest {
+        function: nowhere.clone(),
+        ..step(&format!("p{partition}"))
+    };
+    world.make_delays().await;
+    for partition in 0..topics::FEW_PARTITIONS {
+        world.log.hold(&of_partition(partition).run);
+        delay(&world, &of_partition(partition), 0, partition).await;
+    }
+    let running = world.dispatch();
+    world
+        .log
+        .until("all are on their way", |journal| {
+            let holding = journal.iter().filter(|e| matches!(e, Entry::Holding(_)));
+            (holding.count() == topics::FEW_PARTITIONS as usize).then_some(())
+        })
+        .await;
+    // Something behind one of them is committed: by then nothing else is left to commit.
+    let free = StepRequest {
+        function: nowhere.clone(),
+        ..step("free")
+    };
+    delay(&world, &free, 0, 0).await;
+    world
+        .log
+        .until("a commit of what is done beyond", |journal| {
+            let commits = commits(journal, topics::DELAY, 0);
+            commits.iter().any(|c| !c.metadata.is_empty()).then_some(())
+        })
+        .await;
+    let second = world.dispatch_as("dispatcher-1");
+    let moved = world.log.revoked(topics::DELAY, 1).await;
+    let stay: Vec<u32> = (0..topics::FEW_PARTITIONS).filter(|at| !moved.contains(at)).collect();
+    world.log.lose(true);
+    // While it waits for those that move, those that stay are written.
+    for at in &stay {
+        world.log.release(&of_partition(*at).run);
+        world.log.end(&of_partition(*at).run).await;
+    }
+    let tries = |journal: &[Entry]| {
+        let committing = journal.iter().filter_map(|entry| match entry {
+            Entry::Committing(offsets) => Some(offsets),
+            _ => None,
+        });
+        let of_delays = |offsets: &&Vec<OffsetCommit>| offsets.iter().any(|o| o.topic == topics::DELAY);
+        committing.filter(of_delays).count()
+    };
+    let before = tries(&world.log.journal());
+    for at in &moved {
+        world.log.release(&of_partition(*at).run);
+    }
+    world
+        .log
+        .until("the commit of the rebalance", |journal| {
+            (tries(journal) > before).then_some(())
+        })
+        .await;
+    world.log.lose(false);
+    for at in stay {
+        world.log.committed(topics::DELAY, at, 1).await;
+    }
+    running.stop().await;
+    second.stop().await;
 }
