@@ -118,7 +118,7 @@ struct Partition {
 struct Finished {
     at: TopicPartition,
     offset: i64,
-    /// By which others may wait behind it.
+    /// The key that it took, by which others may wait behind it.
     key: Option<bytes::Bytes>,
     function: FunctionName,
     step: Option<StepId>,
@@ -126,12 +126,10 @@ struct Finished {
 }
 
 /// What is to be done with a record.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "nearly all are steps, and would be allocated once more"
-)]
 enum Job {
     Do(StepRequest),
+    /// The same, with the key of its record, which it took.
+    DoInOrder(StepRequest, bytes::Bytes),
     /// It is no step.
     Keep(Box<DeadLetter>),
 }
@@ -377,18 +375,16 @@ impl Intake {
         for function in self.context.backlogs.announce(&step.next) {
             self.context.delivery.announce(function);
         }
-        let ordered = is_ordered(&self.context, &partition.function);
-        if ordered
-            && record
-                .key
-                .as_ref()
-                .is_some_and(|key| !partition.keys.insert(key.clone()))
-        {
-            partition.behind.push_back((record, step));
-        } else {
-            let job = Job::Do(step);
-            start(&mut self.tasks, &self.context, partition, at.clone(), record, job);
-        }
+        let job = match &record.key {
+            Some(key) if is_ordered(&self.context, &partition.function) => {
+                if !partition.keys.insert(key.clone()) {
+                    return partition.behind.push_back((record, step));
+                }
+                Job::DoInOrder(step, key.clone())
+            }
+            _ => Job::Do(step),
+        };
+        start(&mut self.tasks, &self.context, partition, at.clone(), record, job);
     }
 
     fn settle(&mut self, finished: Result<Finished, tokio::task::JoinError>) {
@@ -421,7 +417,7 @@ impl Intake {
             .position(|(record, _)| record.key.as_ref() == Some(&key));
         match next.and_then(|i| partition.behind.remove(i)) {
             Some((record, step)) => {
-                let job = Job::Do(step);
+                let job = Job::DoInOrder(step, key);
                 start(&mut self.tasks, &self.context, partition, finished.at, record, job);
             }
             None => {
@@ -467,12 +463,14 @@ impl Partition {
     }
 }
 
+/// Whether steps of one key go one after another. A function that is not seen yet may want that, and its steps are begun before
+/// it is.
 fn is_ordered(context: &Context, function: &FunctionName) -> bool {
     let catalog = context.resources.snapshot();
     catalog
         .functions
         .get(function)
-        .is_some_and(|f| f.spec().delivery.ordering == Ordering::Key)
+        .is_none_or(|f| f.spec().delivery.ordering == Ordering::Key)
 }
 
 fn start(
@@ -485,19 +483,25 @@ fn start(
 ) {
     let (context, stop) = (context.clone(), partition.stop.clone());
     let function = partition.function.clone();
+    let (step, key) = match job {
+        Job::Do(step) => (Ok(step), None),
+        Job::DoInOrder(step, key) => (Ok(step), Some(key)),
+        Job::Keep(letter) => (Err(letter), None),
+    };
     // Who made the work had seen the function, this view has not: it is behind.
-    let unseen = match &job {
-        Job::Do(step) if !work::is_known(&context, step) => Seen::by_writer(&record.headers),
+    let unseen = match &step {
+        Ok(step) if !work::is_known(&context, step) => Seen::by_writer(&record.headers),
         _ => None,
     };
     let said = delay::seen_by_writer(&record);
     // What the step was read from is not kept beside it.
-    let Record { offset, key, .. } = record;
+    let offset = record.offset;
+    drop(record);
     partition.running += 1;
     // A task's own memory is aligned to cache lines, which is dear to allocate for something as large as this.
     tasks.spawn(Box::pin(async move {
-        let (key, step, ended) = match job {
-            Job::Do(step) => {
+        let (step, ended) = match step {
+            Ok(step) => {
                 let id = StepId {
                     requested_ms: step.requested_ms,
                     next: step.next.clone(),
@@ -510,9 +514,9 @@ fn start(
                     Ok(()) => work::perform(&context, step, said, &stop).await,
                     Err(given_up) => Err(given_up),
                 };
-                (key, Some(id), ended)
+                (Some(id), ended)
             }
-            Job::Keep(letter) => (None, None, work::keep(&context, *letter, &stop).await),
+            Err(letter) => (None, work::keep(&context, *letter, &stop).await),
         };
         Finished {
             at,

@@ -8,6 +8,8 @@ mod counts;
 mod delays;
 #[path = "service/moves.rs"]
 mod moves;
+#[path = "service/order.rs"]
+mod order;
 #[path = "service/outages.rs"]
 mod outages;
 #[path = "service/panics.rs"]
@@ -20,7 +22,7 @@ use bytes::Bytes;
 use imageflow_dispatcher::DispatcherConfig;
 use imageflow_eventlog::OffsetCommit;
 use imageflow_objects::ObjectStore;
-use imageflow_types::{ErrorCode, FunctionName, RunEvent, StepRequest, topics};
+use imageflow_types::{ErrorCode, FunctionName, StepRequest, topics};
 use serde_json::{Value, json};
 use support::{Entry, FUNCTION, World, body, commits, function, status, step, work};
 
@@ -290,41 +292,6 @@ async fn what_follows_in_the_flow_is_announced_when_a_step_comes_and_expected_un
     call.answer(status(202, ""));
     world.completed(&step).await;
     world.log.committed(&work(), 0, 1).await;
-    running.stop().await;
-    world.assert_idle();
-}
-
-#[tokio::test]
-async fn ordered_steps_of_one_key_go_one_after_another() {
-    let world = World::with(json!({"ordering": "key"})).await;
-    // Records of one run have one key, and stages of it come in order.
-    let first = step("a");
-    let second = StepRequest {
-        stage: 1,
-        ..first.clone()
-    };
-    let other = step("b");
-    let running = world.dispatch();
-    for step in [&first, &second, &other] {
-        world.give(step, 0).await;
-    }
-    let (call, other_call) = world.pod.two(&first.run, &other.run).await;
-    other_call.answer(status(202, ""));
-    world.completed(&other).await;
-    assert!(world.pod.is_quiet().await, "the second did not wait for the first");
-    call.answer(status(202, ""));
-    world.pod.call().await.answer(status(202, ""));
-    world.log.committed(&work(), 0, 3).await;
-    let stages: Vec<u32> = world
-        .log
-        .reports(&first.run)
-        .into_iter()
-        .map(|event| match event {
-            RunEvent::StageCompleted { stage, .. } => stage,
-            other => panic!("{other:?}"),
-        })
-        .collect();
-    assert_eq!(stages, [0, 1]);
     running.stop().await;
     world.assert_idle();
 }

@@ -33,10 +33,8 @@ async fn a_function_that_is_done_has_nothing_unread_while_another_one_waits() {
     let world = World::new().await;
     let other = world.another("other").await;
     let (own, others) = (steps("own", 6), steps("other", 6));
-    for step in &own {
-        world.give(step, 0).await;
-    }
-    world.give_to(&other, &others).await;
+    world.give_all(&function(), &own, 0).await;
+    world.give_all(&other, &others, 0).await;
     let running = dispatch(&world);
     let (first, held) = calls(&world, 4, &own).await;
     world.unread(&function(), 4).await;
@@ -75,9 +73,7 @@ async fn what_another_dispatcher_has_by_now_is_not_told_as_unread() {
         world.completed(&step).await;
     }
     let to_move = steps("moves", 4);
-    for step in &to_move {
-        world.give(step, moved[0]).await;
-    }
+    world.give_all(&function(), &to_move, moved[0]).await;
     let before = calls(&world, 2, &to_move).await;
     world.unread(&function(), 2).await;
     let second = world.dispatch_as("dispatcher-1");
@@ -93,9 +89,7 @@ async fn what_another_dispatcher_has_by_now_is_not_told_as_unread() {
 #[tokio::test]
 async fn while_the_log_is_not_to_be_had_nothing_is_told_as_unread() {
     let world = World::new().await;
-    for step in steps("own", 6) {
-        world.give(&step, 0).await;
-    }
+    world.give_all(&function(), &steps("own", 6), 0).await;
     let running = dispatch(&world);
     let first = [world.pod.call().await, world.pod.call().await];
     world.unread(&function(), 4).await;
@@ -121,14 +115,12 @@ async fn topics_that_do_not_tell_what_they_hold_hold_up_no_other() {
     for n in 0..9 {
         let silent = world.another(&format!("silent{n}")).await;
         world.log.silence(topics::work(&silent));
-        world.give_to(&silent, &steps(silent.as_str(), 3)).await;
+        world.give_all(&silent, &steps(silent.as_str(), 3), 0).await;
     }
     let running = dispatch(&world);
     let held = calls(&world, 18, &[]).await;
     // They are under way when the function of the test has something, and it is counted anew when it has more.
-    for step in steps("own", 6) {
-        world.give(&step, 0).await;
-    }
+    world.give_all(&function(), &steps("own", 6), 0).await;
     let own = calls(&world, 2, &[]).await;
     world.unread(&function(), 4).await;
     world.give(&step("more"), 0).await;

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use imageflow_delivery::{Delivery, DeliveryConfig};
 use imageflow_dispatcher::backlog::Backlog;
 use imageflow_dispatcher::{Backlogs, Dispatcher, DispatcherConfig, DispatcherError};
-use imageflow_eventlog::{Embedded, EmbeddedConfig, EventLog, NewRecord, TopicSpec};
+use imageflow_eventlog::{Embedded, EmbeddedConfig, EventLog, NewRecord, TopicSpec, partition_for_key};
 use imageflow_objects::ObjectStore;
 use imageflow_pods::PodState;
 use imageflow_pods::testing::FakeHost;
@@ -199,18 +199,48 @@ impl World {
         self.log.produce(vec![record.partition(partition)]).await.unwrap();
     }
 
-    /// Puts steps of another function into the first partition of its topic.
-    pub async fn give_to(&self, function: &FunctionName, steps: &[StepRequest]) {
-        for step in steps {
+    /// Puts a step of the function into its first partition, by a router that had seen so much of the resources.
+    pub async fn give_as_of(&self, step: &StepRequest, seen: &str) {
+        let record = NewRecord::new(work()).key(step.run.as_str().to_owned());
+        let record = record.value(serde_json::to_vec(step).unwrap());
+        let record = record.header(topics::SEEN, seen.to_owned()).partition(0);
+        self.log.produce(vec![record]).await.unwrap();
+    }
+
+    /// What somebody has seen whose view shows one change more of the function than this one.
+    pub fn seen_with_one_more(&self) -> String {
+        let at = partition_for_key(format!("Function/{FUNCTION}").as_bytes(), topics::FEW_PARTITIONS);
+        let seen = self.resources.seen().to_string();
+        let of_function = |pair: &str| pair.strip_prefix(&format!("{at}:"))?.parse::<i64>().ok();
+        let next = seen.split(' ').find_map(of_function).unwrap();
+        format!("{at}:{}", next + 1)
+    }
+
+    /// Waits until a step behind those that were given is done, and they are not: one for which nobody waits, of a function that
+    /// is not there.
+    pub async fn passed_by(&self) {
+        let last = step("passes-by");
+        self.give(&last, 0).await;
+        assert!(matches!(self.log.end(&last.run).await, RunEvent::StageFailed { .. }));
+        let beyond = |journal: &[Entry]| {
+            let commits = commits(journal, &work(), 0);
+            commits.iter().any(|commit| !commit.metadata.is_empty()).then_some(())
+        };
+        self.log.until("a commit of what is done beyond", beyond).await;
+    }
+
+    /// Puts steps of a function into a partition of its topic, all at once: who reads finds none or all of them.
+    pub async fn give_all(&self, function: &FunctionName, steps: &[StepRequest], partition: u32) {
+        let record = |step: &StepRequest| {
             let step = StepRequest {
                 function: function.clone(),
                 revision: RevisionName::of(function, 1),
                 ..step.clone()
             };
             let record = NewRecord::new(topics::work(function)).key(step.run.as_str().to_owned());
-            let record = record.value(serde_json::to_vec(&step).unwrap()).partition(0);
-            self.log.produce(vec![record]).await.unwrap();
-        }
+            record.value(serde_json::to_vec(&step).unwrap()).partition(partition)
+        };
+        self.log.produce(steps.iter().map(record).collect()).await.unwrap();
     }
 
     /// Makes the topic of delays, as a dispatcher does.
