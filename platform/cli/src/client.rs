@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, Method, Request, Response, header};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::{Client as Hyper, connect::HttpConnector};
 use hyper_util::rt::TokioExecutor;
@@ -17,8 +17,17 @@ use crate::error::CliError;
 /// Most bytes of one answer that is read as a whole, and of one line of a stream.
 const ANSWER_LIMIT: usize = 256 << 20;
 const LINE_LIMIT: usize = 16 << 20;
-/// How long an ordinary request may take until its answer begins.
+/// How long an ordinary request may take until its answer begins, beside the time to send its body.
 const TIMEOUT: Duration = Duration::from_secs(30);
+/// Bytes of a body that are sent a second at least: the platform gives up a body that comes more slowly.
+const LEAST_RATE: u64 = 64 << 10;
+/// How long an answer that has begun and is read as a whole may be silent.
+const SILENCE: Duration = Duration::from_secs(60);
+/// After so long without a word the other side is asked whether it is there. A stream may be silent for hours, so only this tells
+/// one that has nothing to say from one whose machine is gone.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_RETRIES: u32 = 3;
 /// Seconds for which a watch waits for its run to begin; the platform allows no more.
 const BEGIN: u64 = 60;
 
@@ -37,7 +46,7 @@ pub struct Call {
     path: String,
     headers: HeaderMap,
     body: Bytes,
-    timeout: Duration,
+    timeout: Option<Duration>,
 }
 
 impl Call {
@@ -48,7 +57,7 @@ impl Call {
             path: path.into(),
             headers: HeaderMap::new(),
             body: Bytes::new(),
-            timeout: TIMEOUT,
+            timeout: None,
         }
     }
 
@@ -70,11 +79,17 @@ impl Call {
         self
     }
 
-    /// The same with another time until the answer begins.
+    /// The same with another time until the answer begins; sending the body is part of it.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = timeout;
+        self.timeout = Some(timeout);
         self
+    }
+
+    /// How long it may take until the answer begins.
+    fn patience(&self) -> Duration {
+        let body = Duration::from_secs(self.body.len() as u64 / LEAST_RATE);
+        self.timeout.unwrap_or(TIMEOUT + body)
     }
 }
 
@@ -89,6 +104,32 @@ pub struct NewRun<'a> {
     pub idempotency_key: &'a str,
     /// Whether steps may share a request.
     pub fuse: bool,
+    /// How long it may take until the platform has it.
+    pub timeout: Duration,
+}
+
+impl NewRun<'_> {
+    fn call(self) -> Result<Call, CliError> {
+        let (kind, name) = self.target.split_once('/').unwrap_or(("flow", self.target));
+        let kind = match kind {
+            "flow" | "flows" => "flows",
+            "function" | "functions" => "functions",
+            _ => {
+                return Err(CliError::Usage(format!(
+                    "\"{}\" is neither a flow nor function/NAME",
+                    self.target
+                )));
+            }
+        };
+        let fuse = if self.fuse { "" } else { "?fuse=false" };
+        let content_type = content_type(&self.image);
+        Ok(
+            Call::new(Method::POST, format!("/v1/{kind}/{}/runs{fuse}", encode(name)))
+                .body(content_type, self.image)
+                .header("idempotency-key", self.idempotency_key)
+                .timeout(self.timeout),
+        )
+    }
 }
 
 /// A run that was asked for and is sure to come.
@@ -132,6 +173,9 @@ impl Client {
         let mut connector = HttpConnector::new();
         connector.set_connect_timeout(Some(Duration::from_secs(5)));
         connector.set_nodelay(true);
+        connector.set_keepalive(Some(KEEPALIVE));
+        connector.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
+        connector.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
         let http = Hyper::builder(TokioExecutor::new()).build(connector);
         Ok(Self {
             http,
@@ -151,6 +195,7 @@ impl Client {
     /// # Errors
     /// The problem in the answer, or why there is none.
     pub async fn send(&self, call: Call) -> Result<Response<Incoming>, CliError> {
+        let patience = call.patience();
         let mut request = Request::builder()
             .method(call.method)
             .uri(format!("{}{}", self.base, call.path));
@@ -167,11 +212,11 @@ impl Client {
         let request = request
             .body(Full::new(call.body))
             .map_err(|e| CliError::Usage(format!("cannot make a request of these arguments: {e}")))?;
-        let answer = tokio::time::timeout(call.timeout, self.http.request(request))
+        let answer = tokio::time::timeout(patience, self.http.request(request))
             .await
             .map_err(|_| CliError::Timeout {
                 server: self.base.clone(),
-                seconds: call.timeout.as_secs(),
+                seconds: patience.as_secs(),
             })?
             .map_err(|e| self.unreachable(e))?;
         if answer.status().is_success() {
@@ -238,24 +283,7 @@ impl Client {
     /// # Errors
     /// As [`Self::json`].
     pub async fn start_run(&self, new: NewRun<'_>) -> Result<Started, CliError> {
-        let (kind, name) = new.target.split_once('/').unwrap_or(("flow", new.target));
-        let kind = match kind {
-            "flow" | "flows" => "flows",
-            "function" | "functions" => "functions",
-            _ => {
-                return Err(CliError::Usage(format!(
-                    "\"{}\" is neither a flow nor function/NAME",
-                    new.target
-                )));
-            }
-        };
-        let fuse = if new.fuse { "" } else { "?fuse=false" };
-        let content_type = content_type(&new.image);
-        let call = Call::new(Method::POST, format!("/v1/{kind}/{}/runs{fuse}", encode(name)))
-            .body(content_type, new.image)
-            .header("idempotency-key", new.idempotency_key)
-            .timeout(Duration::from_secs(120));
-        self.json(call).await
+        self.json(new.call()?).await
     }
 
     /// A run as it is now.
@@ -303,9 +331,22 @@ impl Client {
     }
 
     async fn collect(&self, body: Incoming) -> Result<Bytes, CliError> {
-        match Limited::new(body, ANSWER_LIMIT).collect().await {
-            Ok(body) => Ok(body.to_bytes()),
-            Err(e) => Err(self.protocol(format!("incompletely: {e}"))),
+        let mut body = Limited::new(body, ANSWER_LIMIT);
+        let mut bytes = BytesMut::new();
+        loop {
+            match tokio::time::timeout(SILENCE, body.frame()).await {
+                Ok(Some(Ok(frame))) => {
+                    if let Some(data) = frame.data_ref() {
+                        bytes.extend_from_slice(data);
+                    }
+                }
+                Ok(None) => return Ok(bytes.freeze()),
+                Ok(Some(Err(e))) if e.is::<LengthLimitError>() => {
+                    return Err(self.protocol(format!("more than {} MiB", ANSWER_LIMIT >> 20)));
+                }
+                Ok(Some(Err(e))) => return Err(self.cut(e.to_string())),
+                Err(_) => return Err(self.cut(format!("nothing came for {} s", SILENCE.as_secs()))),
+            }
         }
     }
 
@@ -439,6 +480,8 @@ pub fn query(pairs: &[(&str, Option<&str>)]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
 
     #[test]
@@ -467,5 +510,39 @@ mod tests {
             Client::new("http://localhost:8000/", None).unwrap().base(),
             "http://localhost:8000"
         );
+    }
+
+    #[test]
+    fn a_body_has_the_time_that_the_platform_gives_it_unless_the_user_says_how_long() {
+        let upload = Call::new(Method::POST, "/v1/images").body("image/jpeg", vec![0; 20 << 20]);
+        assert_eq!(upload.patience(), TIMEOUT + Duration::from_secs(320));
+        let run = NewRun {
+            target: "thumbs",
+            image: vec![0; 20 << 20].into(),
+            idempotency_key: "k",
+            fuse: true,
+            timeout: Duration::from_secs(1800),
+        };
+        assert_eq!(run.call().unwrap().patience(), Duration::from_secs(1800));
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_goes_silent_is_given_up() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        let client = Client::new(&base, None).unwrap();
+        let begin = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            // An answer before its question would not be one.
+            assert!(stream.read(&mut [0; 4096]).await.unwrap() > 0);
+            let head = b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nsome";
+            stream.write_all(head).await.unwrap();
+            stream
+        };
+        let (answer, _stream) = tokio::join!(client.send(Call::new(Method::GET, "/v1/status")), begin);
+        let body = answer.unwrap().into_body();
+        tokio::time::pause();
+        let error = client.collect(body).await.unwrap_err();
+        assert!(matches!(&error, CliError::Cut { .. }), "{error}");
     }
 }

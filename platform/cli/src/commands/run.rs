@@ -156,6 +156,7 @@ impl Work<'_, '_> {
             image,
             idempotency_key: &key,
             fuse: !args.no_fuse,
+            timeout: args.timeout.0,
         };
         let started = match client.start_run(new).await {
             Ok(started) => started,
