@@ -29,29 +29,46 @@ const AT_ONCE: usize = 64;
 pub async fn apply(State(gateway): State<Arc<Gateway>>, RawQuery(raw): RawQuery, body: Bytes) -> Answer {
     let text =
         std::str::from_utf8(&body).map_err(|_| Problem::new(ErrorCode::InvalidArgument, "the body is not UTF-8"))?;
-    let mut resources = documents(text)?;
-    resources.sort_by_key(class);
+    let resources = documents(text)?;
     if resources.is_empty() || resources.len() > MOST {
         let detail = format!("the body has {} documents; send 1 to {MOST}", resources.len());
         return Err(Problem::new(ErrorCode::InvalidArgument, detail).into());
     }
-    check_all(&gateway, &resources)?;
     if flag(raw.as_deref(), "dryRun", false) {
-        let items: Vec<Value> = resources
+        let items: Vec<Value> = checked(&gateway, resources)?
             .iter()
             .map(|r| json!({"kind": r.kind(), "name": r.name(), "outcome": "checked"}))
             .collect();
         return Ok(Json(json!({"items": items})).into_response());
     }
-    let mut items = Vec::with_capacity(resources.len());
-    for together in independent(resources) {
-        let kept = together.into_iter().map(|one| gateway.deps.resources.apply(one));
-        let mut kept = futures::stream::iter(kept).buffered(AT_ONCE);
-        while let Some(applied) = kept.try_next().await? {
-            items.push(outcome(&applied));
-        }
-    }
+    let kept = gateway.apply_all(resources).await?;
+    let items: Vec<Value> = kept.iter().map(outcome).collect();
     Ok(Json(json!({"items": items})).into_response())
+}
+
+impl Gateway {
+    /// Checks all resources, then keeps them: what is referred to goes before what refers to it.
+    ///
+    /// # Errors
+    /// What is wrong with one of them, and none is kept; or what kept one from being kept, when those before it are.
+    pub async fn apply_all(&self, resources: Vec<Resource>) -> Result<Vec<Applied>, Problem> {
+        let mut applied = Vec::with_capacity(resources.len());
+        for together in independent(checked(self, resources)?) {
+            let kept = together.into_iter().map(|one| self.deps.resources.apply(one));
+            let mut kept = futures::stream::iter(kept).buffered(AT_ONCE);
+            while let Some(one) = kept.try_next().await? {
+                applied.push(one);
+            }
+        }
+        Ok(applied)
+    }
+}
+
+/// The resources in the order in which they are kept, if all of them can be.
+fn checked(gateway: &Gateway, mut resources: Vec<Resource>) -> Result<Vec<Resource>, Problem> {
+    resources.sort_by_key(class);
+    check_all(gateway, &resources)?;
+    Ok(resources)
 }
 
 /// What goes first: nothing refers to what comes later.

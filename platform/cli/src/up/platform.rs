@@ -44,7 +44,6 @@ pub struct Platform {
     pub secret_key: String,
     /// Whether the S3 credentials are the user's.
     pub own_credentials: bool,
-    pub resources: Arc<ResourceStore>,
     pub objects: Arc<dyn ObjectStore>,
     pub gateway: Arc<Gateway>,
     pub host: Arc<LocalHost>,
@@ -315,7 +314,6 @@ impl Platform {
             access_key,
             secret_key,
             own_credentials,
-            resources,
             objects,
             gateway,
             host,
@@ -329,7 +327,7 @@ impl Platform {
         })
     }
 
-    /// Applies a file of manifests.
+    /// Applies a file of manifests, as the API does.
     pub async fn apply_file(&self, path: &Path) -> Result<(), CliError> {
         let text = std::fs::read_to_string(path).map_err(|source| CliError::Input {
             path: path.to_owned(),
@@ -339,9 +337,8 @@ impl Platform {
             origin: path.display().to_string(),
             errors,
         })?;
-        for resource in resources {
-            self.resources.apply(functions::anchored(resource, path)).await?;
-        }
+        let resources = resources.into_iter().map(|r| functions::anchored(r, path)).collect();
+        self.gateway.apply_all(resources).await?;
         Ok(())
     }
 

@@ -78,6 +78,20 @@ async fn one_bad_document_keeps_the_whole_file_out() {
 }
 
 #[tokio::test]
+async fn those_who_hold_the_gateway_apply_in_any_order_and_whole_as_well() {
+    let world = World::start().await;
+    let mut all = imageflow_types::Resource::from_yaml(SAMPLE).unwrap();
+    all.reverse();
+    let problem = world.gateway.apply_all(all[..2].to_vec()).await.unwrap_err();
+    assert!(problem.detail.starts_with("Flow thumbs: "), "{problem}");
+    let catalog = world.resources.snapshot();
+    assert!(catalog.flows.is_empty() && catalog.triggers.is_empty());
+    let applied = world.gateway.apply_all(all).await.unwrap();
+    let kinds: Vec<String> = applied.iter().map(|a| a.resource.kind().to_string()).collect();
+    assert_eq!(kinds, ["Function", "Flow", "Trigger"]);
+}
+
+#[tokio::test]
 async fn a_dry_run_checks_and_keeps_nothing() {
     let world = World::start().await;
     assert_eq!(world.post("/v1/apply?dryRun=true", &[], SAMPLE).await.status, 200);
