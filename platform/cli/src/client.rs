@@ -17,6 +17,8 @@ use crate::error::CliError;
 /// Most bytes of one answer that is read as a whole, and of one line of a stream.
 const ANSWER_LIMIT: usize = 256 << 20;
 const LINE_LIMIT: usize = 16 << 20;
+/// Most items that the platform lists at once.
+const PAGE: usize = 1000;
 /// How long an ordinary request may take until its answer begins, beside the time to send its body.
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes of a body that are sent a second at least: the platform gives up a body that comes more slowly.
@@ -268,6 +270,26 @@ impl Client {
         }
     }
 
+    /// The first items of a long list, from as many pages as it takes.
+    ///
+    /// # Errors
+    /// As [`Self::json`].
+    pub async fn pages(&self, path: &str, asked: &[(&str, Option<&str>)], most: usize) -> Result<Vec<Value>, CliError> {
+        let (mut items, mut after) = (Vec::new(), None::<String>);
+        loop {
+            let page = (most - items.len()).min(PAGE).to_string();
+            let place = [("limit", Some(page.as_str())), ("after", after.as_deref())];
+            let mut answer: Value = self
+                .get_json(format!("{path}{}", query(&[asked, &place].concat())))
+                .await?;
+            items.extend(taken(&mut answer, "items"));
+            after = answer.get("next").and_then(Value::as_str).map(str::to_owned);
+            if after.is_none() || items.len() >= most {
+                return Ok(items);
+            }
+        }
+    }
+
     /// Applies manifests (YAML or JSON); the outcome of each document.
     ///
     /// # Errors
@@ -434,6 +456,15 @@ impl Lines {
 
     fn parse<T: DeserializeOwned>(&self, line: &[u8]) -> Result<T, CliError> {
         serde_json::from_slice(line).map_err(|e| self.client.protocol(format!("JSON that cannot be used: {e}")))
+    }
+}
+
+/// The list in a field of an answer; an empty one when there is none.
+#[must_use]
+pub fn taken(answer: &mut Value, field: &str) -> Vec<Value> {
+    match answer.get_mut(field).map(Value::take) {
+        Some(Value::Array(list)) => list,
+        _ => Vec::new(),
     }
 }
 

@@ -11,12 +11,15 @@ use http::StatusCode;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, ETAG, HeaderValue};
 use imageflow_objects::{BodyError, ObjectBody, PutOptions};
 use imageflow_types::{ErrorCode, Problem, topics};
-use serde_json::json;
+use serde_json::{Map, json};
 
 use crate::inputs::sniff;
 use crate::problem::{Answer, object_problem};
 use crate::read::{number, query};
 use crate::state::Gateway;
+
+/// Most objects that a store lists at once.
+const MOST: usize = 1000;
 
 /// `POST /v1/images?key=NAME`: into `raw-images`, as an S3 client would.
 pub async fn upload(State(gateway): State<Arc<Gateway>>, RawQuery(raw): RawQuery, body: Bytes) -> Answer {
@@ -40,19 +43,24 @@ pub async fn upload(State(gateway): State<Arc<Gateway>>, RawQuery(raw): RawQuery
     Ok((StatusCode::CREATED, Json(info)).into_response())
 }
 
-/// `GET /v1/images`.
+/// `GET /v1/images`, in the order of keys; `next` of the answer, given as `after`, is the next page.
 pub async fn list(State(gateway): State<Arc<Gateway>>, RawQuery(raw): RawQuery) -> Answer {
     let raw = raw.as_deref();
     let bucket = query(raw, "bucket").unwrap_or_else(|| topics::BUCKET_RAW.to_owned());
     let prefix = query(raw, "prefix").unwrap_or_default();
     let after = query(raw, "after");
-    let limit = number(raw, "limit", 100, 1..=1000)?;
-    let items = gateway
-        .deps
-        .objects
-        .list(&bucket, &prefix, after.as_deref(), limit)
-        .await;
-    Ok(Json(json!({"items": items.map_err(|e| object_problem(&e))?})).into_response())
+    let limit = number(raw, "limit", 100, 1..=MOST)?;
+    // One more than the page holds tells whether there is another. The largest page has no room for it: the one after may be empty.
+    let asked = (limit + 1).min(MOST);
+    let objects = &gateway.deps.objects;
+    let items = objects.list(&bucket, &prefix, after.as_deref(), asked).await;
+    let mut items = items.map_err(|e| object_problem(&e))?;
+    let more = items.len() == asked;
+    items.truncate(limit);
+    let next = items.last().filter(|_| more).map(|last| json!(last.key));
+    let mut page = Map::from_iter([("items".to_owned(), json!(items))]);
+    page.extend(next.map(|next| ("next".to_owned(), next)));
+    Ok(Json(page).into_response())
 }
 
 /// `GET /v1/images/{bucket}/{key}`.

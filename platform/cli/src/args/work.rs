@@ -128,21 +128,49 @@ pub struct InvokeArgs {
 /// `imageflow images`
 #[derive(Debug, Args)]
 #[command(
+    args_conflicts_with_subcommands = true,
     after_help = "Examples:\n  imageflow images list processed-images\n  imageflow images put cat.jpg\n  imageflow images get processed-images/thumbs/cat.jpg -o cat.jpg"
 )]
 pub struct ImagesArgs {
     /// What to do; list without.
     #[command(subcommand)]
     pub command: Option<ImagesCommand>,
+    /// Which ones to list.
+    #[command(flatten)]
+    pub listing: ImagesListing,
 }
 
 impl ImagesArgs {
     pub(super) fn format(&self) -> Format {
         match &self.command {
-            Some(ImagesCommand::List { out, .. } | ImagesCommand::Put { out, .. }) => out.output,
-            _ => Format::Table,
+            None => self.listing.output,
+            Some(ImagesCommand::List { listing, .. }) => listing.output,
+            Some(ImagesCommand::Put { out, .. }) => out.output,
+            Some(ImagesCommand::Get { .. }) => Format::Table,
         }
     }
+}
+
+/// Which objects of a bucket to list, and how.
+#[derive(Debug, Clone, Args)]
+pub struct ImagesListing {
+    /// Only keys that begin so
+    #[arg(long)]
+    pub prefix: Option<String>,
+    /// At most this many
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+    pub limit: u32,
+    /// How results are printed: table, wide, json, yaml or name
+    // Not the flag of the other commands, which those below take too: -o of `get` is a file.
+    #[arg(
+        short,
+        long,
+        value_enum,
+        hide_possible_values = true,
+        default_value_t,
+        value_name = "FORMAT"
+    )]
+    pub output: Format,
 }
 
 /// What to do with images.
@@ -154,15 +182,9 @@ pub enum ImagesCommand {
         /// The bucket
         #[arg(default_value = "raw-images")]
         bucket: String,
-        /// Only keys that begin so
-        #[arg(long)]
-        prefix: Option<String>,
-        /// At most this many
-        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
-        limit: u32,
-        /// How results are printed.
+        /// Which ones
         #[command(flatten)]
-        out: OutputArgs,
+        listing: ImagesListing,
     },
     /// Upload images; triggers see them
     Put {

@@ -8,13 +8,11 @@ use serde_json::{Value, json};
 use super::files;
 use crate::args::Format;
 use crate::args::work::{DeadLettersArgs, DeadLettersCommand, EventsArgs, EventsCommand, LettersFilter, SendArgs};
-use crate::client::{Call, Client, encode, query};
+use crate::client::{Call, encode, query, taken};
 use crate::error::CliError;
 use crate::output::{Context, age, at};
 use crate::render;
 
-/// Most dead letters that the platform lists at once.
-const PAGE: usize = 1000;
 /// How long one call of a replay of all may take; it goes through thousands of them.
 const REPLAY: Duration = Duration::from_secs(300);
 
@@ -74,7 +72,8 @@ pub async fn dead_letters(cx: &mut Context, args: DeadLettersArgs) -> Result<(),
         limit: 50,
     }) {
         DeadLettersCommand::List { filter, limit } => {
-            let items = letters(&cx.client, &filter, limit as usize).await?;
+            let asked = filter.query();
+            let items = cx.client.pages("/v1/dead-letters", &asked, limit as usize).await?;
             let now = cx.now_ms;
             cx.list(
                 &items,
@@ -115,30 +114,6 @@ pub async fn dead_letters(cx: &mut Context, args: DeadLettersArgs) -> Result<(),
             cx.line(text)
         }
         DeadLettersCommand::Replay { filter, .. } => replay_all(cx, &filter).await,
-    }
-}
-
-/// Dead letters, newest first, from as many pages as it takes.
-async fn letters(client: &Client, filter: &LettersFilter, limit: usize) -> Result<Vec<Value>, CliError> {
-    let (mut items, mut after) = (Vec::new(), None::<String>);
-    loop {
-        let page = (limit - items.len()).min(PAGE).to_string();
-        let place = [("limit", Some(page.as_str())), ("after", after.as_deref())];
-        let pairs = [&filter.query()[..], &place].concat();
-        let mut answer: Value = client.get_json(format!("/v1/dead-letters{}", query(&pairs))).await?;
-        items.extend(taken(&mut answer, "items"));
-        after = answer.get("next").and_then(Value::as_str).map(str::to_owned);
-        if after.is_none() || items.len() >= limit {
-            return Ok(items);
-        }
-    }
-}
-
-/// The list in a field of an answer; an empty one when there is none.
-fn taken(answer: &mut Value, field: &str) -> Vec<Value> {
-    match answer.get_mut(field).map(Value::take) {
-        Some(Value::Array(list)) => list,
-        _ => Vec::new(),
     }
 }
 

@@ -5,7 +5,7 @@ use http::Method;
 use serde_json::Value;
 
 use super::files;
-use crate::args::work::{ImagesArgs, ImagesCommand, InvokeArgs};
+use crate::args::work::{ImagesArgs, ImagesCommand, ImagesListing, InvokeArgs};
 use crate::client::{Call, content_type, encode, query};
 use crate::error::CliError;
 use crate::output::{Context, at, size};
@@ -52,10 +52,8 @@ pub async fn invoke(cx: &mut Context, args: InvokeArgs) -> Result<(), CliError> 
 /// A file that cannot be read or written, or what the platform says.
 pub async fn images(cx: &mut Context, args: ImagesArgs) -> Result<(), CliError> {
     match args.command {
-        None => list(cx, "raw-images", None, 100).await,
-        Some(ImagesCommand::List {
-            bucket, prefix, limit, ..
-        }) => list(cx, &bucket, prefix.as_deref(), limit).await,
+        None => list(cx, "raw-images", &args.listing).await,
+        Some(ImagesCommand::List { bucket, listing }) => list(cx, &bucket, &listing).await,
         Some(ImagesCommand::Put { files, prefix, .. }) => {
             let mut objects: Vec<Value> = vec![];
             for file in &files {
@@ -81,10 +79,9 @@ pub async fn images(cx: &mut Context, args: ImagesArgs) -> Result<(), CliError> 
     }
 }
 
-async fn list(cx: &mut Context, bucket: &str, prefix: Option<&str>, limit: u32) -> Result<(), CliError> {
-    let limit = limit.to_string();
-    let query = query(&[("bucket", Some(bucket)), ("prefix", prefix), ("limit", Some(&limit))]);
-    let items = cx.client.items(format!("/v1/images{query}")).await?;
+async fn list(cx: &mut Context, bucket: &str, listing: &ImagesListing) -> Result<(), CliError> {
+    let asked = [("bucket", Some(bucket)), ("prefix", listing.prefix.as_deref())];
+    let items = cx.client.pages("/v1/images", &asked, listing.limit as usize).await?;
     print(cx, &items)
 }
 

@@ -150,6 +150,24 @@ async fn what_is_older_than_the_mark_is_not_told_to_a_new_trigger() {
 }
 
 #[tokio::test]
+async fn a_list_of_images_says_where_the_next_page_begins() {
+    let world = World::start().await;
+    for number in 0..1002 {
+        world.objects.others_put("raw-images", &format!("{number:04}"));
+    }
+    for (limit, expected) in [(501, vec![501, 501]), (1000, vec![1000, 2]), (400, vec![400, 400, 202])] {
+        let (mut sizes, mut after) = (Vec::new(), String::new());
+        loop {
+            let page = world.get(&format!("/v1/images?limit={limit}{after}")).await.json();
+            sizes.push(page["items"].as_array().unwrap().len());
+            let Some(next) = page["next"].as_str() else { break };
+            after = format!("&after={next}");
+        }
+        assert_eq!(sizes, expected);
+    }
+}
+
+#[tokio::test]
 async fn images_are_put_listed_read_and_deleted() {
     let world = World::start().await;
     for key in ["b.png", "a/1.png", "a/2.png"] {

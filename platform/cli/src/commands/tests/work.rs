@@ -108,6 +108,30 @@ async fn dead_letters_come_from_as_many_pages_as_it_takes() {
 }
 
 #[tokio::test]
+async fn objects_come_from_as_many_pages_as_it_takes_also_for_the_bare_noun() {
+    let page = |keys: std::ops::Range<u32>| {
+        let object = |n| json!({"bucket": "raw-images", "key": format!("a/{n}"), "size": 1});
+        keys.map(object).collect::<Vec<_>>()
+    };
+    let first = json!({"items": page(0..1000), "next": "a/999"});
+    let fake = Fake::json([first, json!({"items": page(1000..1100)}), json!({"items": page(0..1)})]).await;
+    let (result, out, _) = imageflow(&fake.base, &["images", "list", "--limit", "5000", "-o", "name"]).await;
+    result.unwrap();
+    assert_eq!(out.lines().count(), 1100);
+    let (result, out, _) = imageflow(&fake.base, &["images", "--prefix", "a/", "-o", "json"]).await;
+    result.unwrap();
+    assert_eq!(serde_json::from_str::<Value>(&out).unwrap(), Value::from(page(0..1)));
+    assert_eq!(
+        fake.requests(),
+        [
+            "GET /v1/images?bucket=raw-images&limit=1000",
+            "GET /v1/images?bucket=raw-images&limit=1000&after=a%2F999",
+            "GET /v1/images?bucket=raw-images&prefix=a%2F&limit=100"
+        ]
+    );
+}
+
+#[tokio::test]
 async fn a_replay_of_all_goes_on_until_nothing_is_left_and_tells_what_was_refused() {
     let refused = json!([{"id": "l-0", "detail": "it holds nothing"}]);
     let fake = Fake::json([
