@@ -18,7 +18,7 @@ use crate::orphans::{self, Process, Record};
 use crate::pod::{Phases, Pod, PodId, PodState, PodTable};
 
 pub mod cgroups;
-mod lines;
+pub mod lines;
 mod ports;
 mod probe;
 mod run;

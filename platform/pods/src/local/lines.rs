@@ -1,5 +1,5 @@
 //! What pods write, line by line.
-use std::collections::VecDeque;
+use std::collections::{VecDeque, vec_deque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
@@ -24,9 +24,13 @@ pub struct Kept {
 
 impl Kept {
     pub fn push(&mut self, line: LogLine, most_lines: usize) {
+        self.push_within(line, most_lines, MOST);
+    }
+
+    pub fn push_within(&mut self, line: LogLine, most_lines: usize, most_bytes: usize) {
         self.bytes += line.text.len();
         self.lines.push_back(line);
-        while self.lines.len() > most_lines || self.bytes > MOST {
+        while self.lines.len() > most_lines || self.bytes > most_bytes {
             let Some(oldest) = self.lines.pop_front() else { break };
             self.bytes -= oldest.text.len();
         }
@@ -34,6 +38,15 @@ impl Kept {
 
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = &LogLine> {
         self.lines.iter()
+    }
+}
+
+impl IntoIterator for Kept {
+    type Item = LogLine;
+    type IntoIter = vec_deque::IntoIter<LogLine>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.lines.into_iter()
     }
 }
 
@@ -81,7 +94,8 @@ pub async fn follow(
     .await;
 }
 
-async fn each_line(reader: impl AsyncRead + Unpin, mut keep: impl FnMut(String)) {
+/// Gives the lines of a stream until it ends, those that are too long cut.
+pub async fn each_line(reader: impl AsyncRead + Unpin, mut keep: impl FnMut(String)) {
     let mut reader = BufReader::new(reader);
     let mut line = Vec::new();
     let mut cut = false;
