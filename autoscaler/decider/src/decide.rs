@@ -174,7 +174,10 @@ pub fn decide(config: &PolicyConfig, memory: &Memory, seen: &Observation) -> (Me
         let kept = there.clamp(config.min, max);
         if desired <= kept {
             (desired, valid) = (kept, false);
-            reasons.push(Reason::BacklogUnknown { kept });
+            // Of thousands at zero that is no news.
+            if kept > 0 {
+                reasons.push(Reason::BacklogUnknown { kept });
+            }
         }
     }
     memory.desired = Some(desired);

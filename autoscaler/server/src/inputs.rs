@@ -281,6 +281,11 @@ pub trait DecisionSink: Send + Sync + 'static {
     /// # Errors
     /// [`StoreError`]: the decision stands all the same, and the next change stores what was learned again.
     async fn store(&self, decision: StoredDecision) -> Result<(), StoreError>;
+    /// Removes what is stored of a function that was deleted.
+    ///
+    /// # Errors
+    /// [`StoreError`]: it is removed after the next start.
+    async fn forget(&self, function: &FunctionName) -> Result<(), StoreError>;
 }
 
 /// A decision could not be stored.

@@ -18,7 +18,7 @@ use crate::store::Store;
 
 mod told;
 
-use told::{publish, publish_start, record, with_causes};
+use told::{publish, publish_gone, publish_start, record, with_causes};
 
 /// The work of one function, all its revisions together.
 #[derive(Debug, Clone, Default)]
@@ -241,6 +241,8 @@ impl<C: Fn() -> i64 + Send> ScalingLoop<C> {
             if !there {
                 shared.history.forget(name);
                 shared.desired.remove(name);
+                publish_gone(name);
+                self.store.forget(name);
             }
             there
         });
@@ -248,7 +250,8 @@ impl<C: Fn() -> i64 + Send> ScalingLoop<C> {
 
     async fn on_tick(&mut self) {
         let look = self.look();
-        self.active.extend(look.loads.keys().cloned());
+        let told = look.loads.iter().filter(|(_, load)| load.is_news());
+        self.active.extend(told.map(|(name, _)| name.clone()));
         self.active.extend(look.pods.keys().cloned());
         let still = self.later.split_off(&((self.clock)() + 1));
         self.active
@@ -287,7 +290,6 @@ impl<C: Fn() -> i64 + Send> ScalingLoop<C> {
                 Some(function) => decided.push((name, function)),
                 None => {
                     self.active.remove(&name);
-                    self.known.remove(&name);
                     let pods = look.pods.get(&name).map(Vec::as_slice).unwrap_or_default();
                     acts.extend(pods.iter().map(|p| act(&name, &p.revision, 0)));
                 }
@@ -328,7 +330,9 @@ impl<C: Fn() -> i64 + Send> ScalingLoop<C> {
             let load = loads.entry(one.function.clone()).or_default();
             load.add(one);
         }
-        for (function, load) in &loads {
+        let functions = self.functions.borrow().clone();
+        // What is still under way of a function that was deleted is nothing to remember.
+        for (function, load) in loads.iter().filter(|(function, _)| functions.contains_key(*function)) {
             // Kept for the next decision on it, which may not be now: a poke decides on one function only.
             let known = self.known.entry(function.clone()).or_default();
             known.completed = known.completed.saturating_add(load.completed);
@@ -514,6 +518,12 @@ impl<C: Fn() -> i64 + Send> ScalingLoop<C> {
 }
 
 impl Load {
+    /// Whether there is more to it than that its backlog is not known, which a function without pods shares with thousands.
+    fn is_news(&self) -> bool {
+        let now = [self.held, self.held_batch, self.lent, self.in_flight, self.expected];
+        self.backlog.is_some() || self.completed > 0 || now.into_iter().any(|count| count > 0)
+    }
+
     fn add(&mut self, one: FunctionLoad) {
         self.held = self.held.saturating_add(one.held);
         self.held_batch = self.held_batch.saturating_add(one.held_batch);

@@ -3,19 +3,27 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
+use imageflow_types::FunctionName;
+
 use crate::inputs::{DecisionSink, StoredDecision};
 
 /// Decisions that may wait to be stored.
 const WAITING: usize = 256;
 
+/// One change of what is stored.
+enum Change {
+    Decided(Box<StoredDecision>),
+    Gone(FunctionName),
+}
+
 /// The loop's end of the store.
 pub struct Store {
-    waiting: mpsc::Sender<StoredDecision>,
+    waiting: mpsc::Sender<Change>,
 }
 
 /// The end that writes; its task is owned by the autoscaler.
 pub struct Writer {
-    waiting: mpsc::Receiver<StoredDecision>,
+    waiting: mpsc::Receiver<Change>,
     sink: Arc<dyn DecisionSink>,
 }
 
@@ -33,7 +41,16 @@ pub fn store(sink: Arc<dyn DecisionSink>) -> (Store, Writer) {
 impl Store {
     /// Hands a decision over. When too many wait it is left out: the next of the same function replaces it anyway.
     pub fn put(&self, decision: StoredDecision) {
-        if let Err(refused) = self.waiting.try_send(decision) {
+        self.change(Change::Decided(Box::new(decision)));
+    }
+
+    /// Has what is stored of a function removed. When too many wait that is left to the next start.
+    pub fn forget(&self, function: &FunctionName) {
+        self.change(Change::Gone(function.clone()));
+    }
+
+    fn change(&self, change: Change) {
+        if let Err(refused) = self.waiting.try_send(change) {
             metrics::counter!("imageflow_scaling_decisions_not_stored_total").increment(1);
             tracing::warn!(error = %refused, "scaling decision is not stored, too many wait");
         }
@@ -43,9 +60,15 @@ impl Store {
 impl Writer {
     /// Stores until the loop has ended and nothing waits any more.
     pub async fn run(mut self) {
-        while let Some(decision) = self.waiting.recv().await {
-            let function = decision.record.function.clone();
-            if let Err(error) = self.sink.store(decision).await {
+        while let Some(change) = self.waiting.recv().await {
+            let (function, stored) = match change {
+                Change::Decided(decision) => (decision.record.function.clone(), self.sink.store(*decision).await),
+                Change::Gone(function) => {
+                    let gone = self.sink.forget(&function).await;
+                    (function, gone)
+                }
+            };
+            if let Err(error) = stored {
                 metrics::counter!("imageflow_scaling_decisions_not_stored_total").increment(1);
                 tracing::warn!(%function, error = &error as &dyn std::error::Error, "scaling decision is not stored");
             }

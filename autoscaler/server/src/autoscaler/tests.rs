@@ -72,12 +72,16 @@ impl Replicas for FakeReplicas {
 }
 
 #[derive(Default)]
-struct FakeSink(Mutex<Vec<StoredDecision>>);
+struct FakeSink(Mutex<Vec<StoredDecision>>, watch::Sender<Vec<FunctionName>>);
 
 #[async_trait]
 impl DecisionSink for FakeSink {
     async fn store(&self, decision: StoredDecision) -> Result<(), StoreError> {
         self.0.lock().unwrap().push(decision);
+        Ok(())
+    }
+    async fn forget(&self, function: &FunctionName) -> Result<(), StoreError> {
+        self.1.send_modify(|gone| gone.push(function.clone()));
         Ok(())
     }
 }
@@ -351,6 +355,25 @@ async fn thousands_at_zero_are_not_looked_at_and_a_minimum_needs_no_work() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_window_without_known_backlogs_is_no_news_of_thousands_at_zero() {
+    let names: Vec<String> = (0..5_000).map(|i| format!("f{i}")).collect();
+    let all = names.iter().map(|n| (n.as_str(), scaling(n, &[100]))).collect();
+    let mut world = World::of(all);
+    let unknown = |work: &dyn Fn(&str) -> Option<u64>| names.iter().map(|n| load(n, work(n))).collect();
+    world.work(unknown(&|_| None));
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(world.autoscaler.active(), 0);
+    world.work(unknown(&|function| (function == "f7").then_some(1)));
+    world.until(&revision("f7", 1), 1).await;
+    assert_eq!(world.autoscaler.active(), 1);
+    // Looked at because of its pod, and at zero again it is none the less one of many.
+    world.work(unknown(&|_| None));
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let stored = world.end().await;
+    assert!(stored.iter().all(|s| s.record.function == name("f7")));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_function_that_is_deleted_loses_its_pods() {
     let mut world = World::of(vec![("blur", scaling("blur", &[100]))]);
     world.work(vec![load("blur", Some(1))]);
@@ -358,6 +381,25 @@ async fn a_function_that_is_deleted_loses_its_pods() {
     world.functions.send_modify(|all| *all = Arc::default());
     world.until(&revision("blur", 1), 0).await;
     assert!(world.autoscaler.decisions(&name("blur")).is_empty());
+    // What is left of its work brings nothing of it back.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    world.functions.send_modify(|all| *all = Arc::default());
+    let sink = Arc::clone(&world.sink);
+    world.end().await;
+    assert_eq!(
+        *sink.1.borrow(),
+        [name("blur")],
+        "what was stored of it is removed, once"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_stored_of_a_function_that_was_deleted_meanwhile_is_removed_after_the_start() {
+    let learned = HashMap::from([(name("blur"), Memory::default()), (name("crop"), Memory::default())]);
+    let world = World::knowing(vec![("crop", scaling("crop", &[100]))], learned, None);
+    let mut gone = world.sink.1.subscribe();
+    gone.wait_for(|gone| !gone.is_empty()).await.unwrap();
+    assert_eq!(*gone.borrow(), [name("blur")]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -7,6 +7,18 @@ use serde_json::{Map, Value, json};
 use super::Decided;
 use crate::inputs::PodStart;
 
+/// All that is told of each function.
+const GAUGES: [&str; 8] = [
+    "imageflow_scaling_desired",
+    "imageflow_scaling_ready",
+    "imageflow_scaling_held",
+    "imageflow_scaling_in_flight",
+    "imageflow_scaling_arrivals_per_second",
+    "imageflow_scaling_service_seconds",
+    "imageflow_scaling_start_seconds",
+    "imageflow_scaling_backlog",
+];
+
 pub(super) fn record(one: &Decided, from: u32) -> DecisionRecord {
     let Decided {
         name,
@@ -49,22 +61,28 @@ pub(super) fn publish_start(start: &PodStart) {
 }
 
 pub(super) fn publish(name: &FunctionName, seen: &Observation, decision: &Decision) {
-    let gauge = |metric: &'static str, value: f64| metrics::gauge!(metric, "function" => name.to_string()).set(value);
-    gauge("imageflow_scaling_desired", f64::from(decision.desired));
-    gauge("imageflow_scaling_ready", f64::from(seen.ready));
-    gauge("imageflow_scaling_held", f64::from(seen.held));
-    gauge("imageflow_scaling_in_flight", f64::from(seen.in_flight));
-    gauge(
-        "imageflow_scaling_arrivals_per_second",
-        decision.figures.arrivals_per_second,
-    );
-    gauge(
-        "imageflow_scaling_service_seconds",
-        decision.figures.service_ms / 1_000.0,
-    );
-    gauge("imageflow_scaling_start_seconds", decision.figures.start_ms / 1_000.0);
-    if let Some(backlog) = seen.backlog {
-        gauge("imageflow_scaling_backlog", backlog as f64);
+    let figures = &decision.figures;
+    let values = [
+        Some(f64::from(decision.desired)),
+        Some(f64::from(seen.ready)),
+        Some(f64::from(seen.held)),
+        Some(f64::from(seen.in_flight)),
+        Some(figures.arrivals_per_second),
+        Some(figures.service_ms / 1_000.0),
+        Some(figures.start_ms / 1_000.0),
+        seen.backlog.map(|backlog| backlog as f64),
+    ];
+    for (metric, value) in GAUGES.into_iter().zip(values) {
+        if let Some(value) = value {
+            metrics::gauge!(metric, "function" => name.to_string()).set(value);
+        }
+    }
+}
+
+/// A gauge stands where it was set last: of a function that was deleted at 0.
+pub(super) fn publish_gone(name: &FunctionName) {
+    for metric in GAUGES {
+        metrics::gauge!(metric, "function" => name.to_string()).set(0.0);
     }
 }
 

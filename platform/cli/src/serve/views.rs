@@ -13,6 +13,8 @@ use imageflow_types::{FunctionName, topics};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::up::scaling::deleted;
+
 /// Decisions kept of a function.
 const KEPT: usize = 50;
 /// Between two looks at a backlog.
@@ -22,18 +24,32 @@ const ASKED_FOR: Duration = Duration::from_secs(10);
 
 /// Decisions by function, newest first. A start finds the last of each in the compacted topic.
 #[derive(Default)]
-pub struct Decisions(HashMap<FunctionName, VecDeque<DecisionRecord>>);
+pub struct Decisions(HashMap<FunctionName, Kept>);
+
+/// What is kept of one function.
+#[derive(Default)]
+struct Kept {
+    /// Where the newest of them is: all of a function are in one partition.
+    offset: Option<i64>,
+    decisions: VecDeque<DecisionRecord>,
+}
 
 impl Table for Decisions {
     fn apply(&mut self, record: &Record) {
-        let Some(value) = &record.value else { return };
+        let Some(value) = &record.value else {
+            if let Some(function) = deleted(record) {
+                self.0.remove(&function);
+            }
+            return;
+        };
         match serde_json::from_slice::<StoredDecision>(value) {
-            Ok(StoredDecision { record, .. }) => {
-                let kept = self.0.entry(record.function.clone()).or_default();
-                // A view that is followed anew reads them again.
-                if kept.front().is_none_or(|newest| newest.at_ms < record.at_ms) {
-                    kept.push_front(record);
-                    kept.truncate(KEPT);
+            Ok(StoredDecision { record: decision, .. }) => {
+                let kept = self.0.entry(decision.function.clone()).or_default();
+                // A view that is followed anew reads them again. Their times tell nothing: autoscalers have clocks of their own.
+                if kept.offset < Some(record.offset) {
+                    kept.offset = Some(record.offset);
+                    kept.decisions.push_front(decision);
+                    kept.decisions.truncate(KEPT);
                 }
             }
             Err(error) => tracing::warn!(%error, "a stored scale decision cannot be read"),
@@ -50,7 +66,9 @@ pub struct Explained {
 impl ScalingView for Explained {
     fn explain(&self, function: &FunctionName) -> Scaling {
         let (ready, _) = self.host.watch().borrow().count(function);
-        let all = self.decisions.read(|table| table.0.get(function).cloned());
+        let all = self
+            .decisions
+            .read(|table| table.0.get(function).map(|kept| kept.decisions.clone()));
         let decisions: Vec<_> = all.unwrap_or_default().into();
         Scaling {
             function: function.clone(),
@@ -140,7 +158,7 @@ mod tests {
     fn decisions_are_kept_newest_first_and_once() {
         let function = FunctionName::new("resize").unwrap();
         let mut table = Decisions::default();
-        let record = |at_ms: i64, to: u32| {
+        let record = |offset: i64, (at_ms, to): (i64, u32)| {
             let record = DecisionRecord {
                 at_ms,
                 to,
@@ -153,17 +171,23 @@ mod tests {
             Record {
                 topic: topics::SCALING.to_owned(),
                 partition: 0,
-                offset: at_ms,
+                offset,
                 timestamp_ms: at_ms,
-                key: None,
+                key: Some(function.to_string().into()),
                 headers: Vec::new(),
                 value: Some(serde_json::to_vec(&stored).unwrap().into()),
             }
         };
-        for (at, to) in [(1, 1), (2, 4), (1, 1), (2, 4), (3, 0)] {
-            table.apply(&record(at, to));
+        for (offset, decision) in [(1, (10, 1)), (2, (20, 4)), (1, (10, 1)), (2, (20, 4)), (3, (15, 0))] {
+            table.apply(&record(offset, decision));
         }
-        let kept: Vec<_> = table.0[&function].iter().map(|d| (d.at_ms, d.to)).collect();
-        assert_eq!(kept, [(3, 0), (2, 4), (1, 1)]);
+        let kept: Vec<_> = table.0[&function].decisions.iter().map(|d| (d.at_ms, d.to)).collect();
+        // The last one is of an autoscaler whose clock is late.
+        assert_eq!(kept, [(15, 0), (20, 4), (10, 1)]);
+        table.apply(&Record {
+            value: None,
+            ..record(4, (0, 0))
+        });
+        assert!(table.0.is_empty(), "the function was deleted");
     }
 }

@@ -10,7 +10,7 @@ use imageflow_autoscaler::{
 use imageflow_decider::Memory;
 use imageflow_delivery::Delivery;
 use imageflow_dispatcher::Backlogs;
-use imageflow_eventlog::{EventLog, FollowEvent, LogError, NewRecord, Start, TopicSpec};
+use imageflow_eventlog::{EventLog, FollowEvent, LogError, NewRecord, Record, Start, TopicSpec};
 use imageflow_gateway::{BacklogView, Scaling, ScalingView};
 use imageflow_pods::{LocalHost, PodHost, PodState};
 use imageflow_types::{FunctionName, RevisionName, topics};
@@ -33,11 +33,17 @@ pub async fn learned(log: &Arc<dyn EventLog>) -> Result<HashMap<FunctionName, Me
             {
                 Some(Ok(stored)) => drop(learned.insert(stored.record.function, stored.memory)),
                 Some(Err(error)) => tracing::warn!(%error, "a stored scale decision cannot be read"),
-                None => {}
+                None => drop(deleted(&record).and_then(|function| learned.remove(&function))),
             }
         }
     }
     Ok(learned)
+}
+
+/// The function of a record that removes what was stored of it.
+pub fn deleted(record: &Record) -> Option<FunctionName> {
+    let key = std::str::from_utf8(record.key.as_ref()?).ok()?;
+    FunctionName::new(key).ok()
 }
 
 /// Loads: slots and callers from the delivery, backlog from the dispatcher.
@@ -178,12 +184,20 @@ impl DecisionSink for Sink {
     async fn store(&self, decision: StoredDecision) -> Result<(), StoreError> {
         let value = serde_json::to_vec(&decision).map_err(|e| StoreError(Box::new(e)))?;
         let key = decision.record.function.to_string();
-        let record = NewRecord::new(topics::SCALING).key(key).value(value);
-        self.0
-            .produce(vec![record])
+        self.produce(NewRecord::new(topics::SCALING).key(key).value(value))
             .await
-            .map(drop)
-            .map_err(|e| StoreError(Box::new(e)))
+    }
+
+    async fn forget(&self, function: &FunctionName) -> Result<(), StoreError> {
+        self.produce(NewRecord::new(topics::SCALING).key(function.to_string()))
+            .await
+    }
+}
+
+impl Sink {
+    async fn produce(&self, record: NewRecord) -> Result<(), StoreError> {
+        let produced = self.0.produce(vec![record]).await;
+        produced.map(drop).map_err(|e| StoreError(Box::new(e)))
     }
 }
 
@@ -211,5 +225,33 @@ pub struct Waiting(pub Arc<Backlogs>);
 impl BacklogView for Waiting {
     fn backlog(&self, function: &FunctionName) -> u64 {
         self.0.get(function).waiting
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use imageflow_eventlog::{Embedded, EmbeddedConfig};
+    use imageflow_types::scaling::DecisionRecord;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_forgotten_is_not_learned_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = Embedded::open(EmbeddedConfig::new(folder.path().join("log"))).await;
+        let log: Arc<dyn EventLog> = log.unwrap();
+        log.ensure_topics(&[topic()]).await.unwrap();
+        let (gone, stays) = (FunctionName::new("gone").unwrap(), FunctionName::new("stays").unwrap());
+        let sink = Sink(log.clone());
+        for function in [&gone, &stays] {
+            let decision = StoredDecision {
+                record: DecisionRecord::of(function.clone()),
+                memory: Memory::default(),
+            };
+            sink.store(decision).await.unwrap();
+        }
+        sink.forget(&gone).await.unwrap();
+        let learned: Vec<_> = learned(&log).await.unwrap().into_keys().collect();
+        assert_eq!(learned, [stays]);
     }
 }
