@@ -94,9 +94,9 @@ pub struct Decision {
 }
 
 impl Decision {
-    /// What it gets of the GPU cards.
-    pub fn grant(&mut self, granted: u32, cards: u32) {
-        let wanted = std::mem::replace(&mut self.desired, granted);
+    /// What it gets of the GPU cards, of so many pods that it asked cards for.
+    pub fn grant(&mut self, granted: u32, wanted: u32, cards: u32) {
+        self.desired = granted;
         if granted < wanted {
             self.reasons.push(Reason::Cards { wanted, granted, cards });
         }

@@ -4,11 +4,17 @@ use std::cmp::Reverse;
 
 use serde::{Deserialize, Serialize};
 
-use crate::decide::Observation;
+use crate::decide::{Decision, Observation};
+use crate::reason::Reason;
 
-/// A function that holds cards and works is not asked to give up its last pod for so long, ms: shorter turns would be spent on
-/// cold starts.
+/// A function that holds cards and works is not asked to give up its last pod for so long after its first one was ready, ms: shorter
+/// turns would be spent on cold starts.
 pub const TURN_MS: u64 = 30_000;
+/// For so long a first pod may start before the turn counts as over, in times of what a start takes, and within bounds, ms. The least is
+/// long since starts that never came to an end have taught nothing.
+const STARTS: u64 = 4;
+const LEAST_START_MS: u64 = 120_000;
+const MOST_START_MS: u64 = 600_000;
 /// For each such time without a card a function counts as one priority higher, ms.
 pub const AGEING_MS: u64 = 10_000;
 
@@ -18,19 +24,24 @@ pub const AGEING_MS: u64 = 10_000;
 pub struct Turn {
     /// Since when it has had cards, ms since 1970.
     pub holds_ms: Option<i64>,
+    /// Since when one of its pods has taken work with them, ms since 1970.
+    pub ready_ms: Option<i64>,
     /// Since when it has wanted a card and had none, ms since 1970.
     pub waits_ms: Option<i64>,
 }
 
 impl Turn {
     /// Takes in what a function was granted at a moment.
-    pub fn note(&mut self, granted: u32, working: bool, now_ms: i64) {
+    pub fn note(&mut self, granted: u32, claim: &Claim, now_ms: i64) {
         if granted > 0 {
             self.waits_ms = None;
             self.holds_ms.get_or_insert(now_ms);
+            if claim.ready {
+                self.ready_ms.get_or_insert(now_ms);
+            }
         } else {
-            self.holds_ms = None;
-            if working {
+            (self.holds_ms, self.ready_ms) = (None, None);
+            if claim.working {
                 self.waits_ms.get_or_insert(now_ms);
             } else {
                 self.waits_ms = None;
@@ -52,6 +63,10 @@ pub struct Claim {
     pub priority: i32,
     /// Whether it has work; else it is only kept warm, or has a minimum.
     pub working: bool,
+    /// Whether a pod of it takes work.
+    pub ready: bool,
+    /// How long a start of it takes, ms.
+    pub start_ms: u64,
     /// Its turn so far.
     pub turn: Turn,
     /// Whether another function does its work while it has no card. Then it goes after those of its priority that have nobody, and
@@ -62,8 +77,10 @@ pub struct Claim {
 /// Pods for which cards are asked. To be kept warm is no reason to start: a pod that had to give its card away does not come back
 /// without work, or work that is on its way. `always` is the number that its owner wants in any case.
 #[must_use]
-pub fn wanted(seen: &Observation, desired: u32, always: u32) -> u32 {
-    if seen.has_work() || seen.expected > 0 {
+pub fn wanted(seen: &Observation, decision: &Decision, always: u32) -> u32 {
+    let desired = decision.desired;
+    let by_the_clock = || decision.reasons.iter().any(|r| matches!(r, Reason::Expected { .. }));
+    if seen.has_work() || seen.expected > 0 || by_the_clock() {
         return desired;
     }
     desired.min(always.max(seen.ready.saturating_add(seen.starting)))
@@ -85,12 +102,26 @@ fn since(from: i64, now_ms: i64) -> u64 {
     u64::try_from(now_ms.saturating_sub(from)).unwrap_or(0)
 }
 
-fn rank(claim: &Claim, now_ms: i64) -> Rank {
-    let held = claim.turn.holds_ms.map(|from| since(from, now_ms));
-    if !claim.working {
-        return Rank::Idle(Reverse(claim.priority), held.is_none());
+/// A turn begins with the first pod that is ready, or functions that start for longer than a turn would take the card from each other
+/// for ever; but not for one that never is.
+fn in_turn(claim: &Claim, now_ms: i64) -> bool {
+    let turn = &claim.turn;
+    let start_ms = claim
+        .start_ms
+        .saturating_mul(STARTS)
+        .clamp(LEAST_START_MS, MOST_START_MS);
+    match (turn.ready_ms, turn.holds_ms) {
+        (Some(from), _) => since(from, now_ms) < TURN_MS,
+        (None, from) => from.is_some_and(|from| since(from, now_ms) < start_ms),
     }
-    if held.is_some_and(|ms| ms < TURN_MS) {
+}
+
+fn rank(claim: &Claim, now_ms: i64) -> Rank {
+    let holds = claim.turn.holds_ms.is_some();
+    if !claim.working {
+        return Rank::Idle(Reverse(claim.priority), !holds);
+    }
+    if in_turn(claim, now_ms) {
         return Rank::InTurn(Reverse(claim.priority));
     }
     let waited = claim.turn.waits_ms.map_or(0, |from| since(from, now_ms));
@@ -101,7 +132,7 @@ fn rank(claim: &Claim, now_ms: i64) -> Rank {
     Rank::Works(
         Reverse(i64::from(claim.priority).saturating_add(age)),
         claim.fallback,
-        held.is_some(),
+        holds,
         Reverse(waited),
     )
 }
@@ -161,6 +192,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::{Memory, PolicyConfig, decide};
 
     fn wants(wanted: u32) -> Claim {
         Claim {
@@ -169,6 +201,8 @@ mod tests {
             weight: 1,
             priority: 0,
             working: wanted > 0,
+            ready: false,
+            start_ms: 1_000,
             turn: Turn::default(),
             fallback: false,
         }
@@ -206,7 +240,7 @@ mod tests {
             working: false,
             turn: Turn {
                 holds_ms: Some(0),
-                waits_ms: None,
+                ..Turn::default()
             },
             ..wants(1)
         };
@@ -219,8 +253,8 @@ mod tests {
         let lent = Claim {
             fallback: true,
             turn: Turn {
-                holds_ms: None,
                 waits_ms: Some(0),
+                ..Turn::default()
             },
             ..wants(1)
         };
@@ -233,8 +267,8 @@ mod tests {
     #[test]
     fn one_that_needs_many_cards_is_not_starved_by_many_that_need_one() {
         let waits = Turn {
-            holds_ms: None,
             waits_ms: Some(0),
+            ..Turn::default()
         };
         let big = Claim {
             cards: 4,
@@ -242,7 +276,8 @@ mod tests {
             ..wants(1)
         };
         let holds = Turn {
-            holds_ms: Some(90_000),
+            holds_ms: Some(50_000),
+            ready_ms: Some(90_000),
             waits_ms: None,
         };
         let small = Claim {
@@ -261,6 +296,72 @@ mod tests {
         );
     }
 
+    /// Two functions that always work, and one card, looked at each second for an hour. Gives back for how many seconds each had a pod
+    /// that was ready; `None` starts for ever.
+    fn an_hour(starts_s: [Option<u32>; 2]) -> [u32; 2] {
+        let (mut claims, mut held_s, mut worked_s) = ([wants(3); 2], [0; 2], [0; 2]);
+        for second in 0..3_600 {
+            let granted = share(1, &claims, second * 1_000);
+            for i in 0..2 {
+                held_s[i] = if granted[i] > 0 { held_s[i] + 1 } else { 0 };
+                claims[i].ready = starts_s[i].is_some_and(|s| held_s[i] > s);
+                worked_s[i] += u32::from(claims[i].ready);
+                let claim = claims[i];
+                claims[i].turn.note(granted[i], &claim, second * 1_000);
+            }
+        }
+        worked_s
+    }
+
+    #[test]
+    fn a_turn_is_as_long_as_ever_after_a_start_that_takes_longer_than_a_turn() {
+        let worked_s = an_hour([Some(45), Some(45)]);
+        // Of each 75 s, 30 are work.
+        assert!(worked_s.iter().all(|s| (660..780).contains(s)), "{worked_s:?}");
+    }
+
+    #[test]
+    fn one_that_never_starts_gives_the_card_back() {
+        let [never, other] = an_hour([None, Some(0)]);
+        assert!(never == 0 && other > 600, "{other} s");
+    }
+
+    #[test]
+    fn a_pod_for_work_that_comes_by_the_clock_may_start_and_one_that_is_kept_warm_may_not() {
+        let seen = Observation {
+            backlog: Some(0),
+            ..Observation::default()
+        };
+        let (_, mut decision) = decide(&PolicyConfig::default(), &Memory::default(), &seen);
+        decision.desired = 2;
+        assert_eq!(wanted(&seen, &decision, 0), 0);
+        decision.grant(0, 0, 1);
+        assert!(
+            !decision.reasons.iter().any(|r| matches!(r, Reason::Cards { .. })),
+            "it did not ask for one"
+        );
+        decision.desired = 2;
+        decision.reasons = vec![Reason::Expected {
+            idle_ms: 1,
+            until_ms: 2,
+            pauses: 5,
+        }];
+        assert_eq!(wanted(&seen, &decision, 0), 2);
+        decision.grant(1, 2, 1);
+        let told = decision.reasons.last();
+        assert!(
+            matches!(
+                told,
+                Some(Reason::Cards {
+                    wanted: 2,
+                    granted: 1,
+                    cards: 1
+                })
+            ),
+            "{told:?}"
+        );
+    }
+
     fn claims() -> impl Strategy<Value = Vec<Claim>> {
         let claim = (
             0..9_u32,
@@ -271,16 +372,20 @@ mod tests {
             proptest::option::of(-100_000..0_i64),
             any::<bool>(),
             any::<bool>(),
+            0..400_000_u64,
         );
         let claim = claim.prop_map(
-            |(wanted, cards, weight, priority, working, at, holds, fallback)| Claim {
+            |(wanted, cards, weight, priority, working, at, holds, fallback, start_ms)| Claim {
                 wanted,
                 cards,
                 weight,
                 priority,
                 working,
+                ready: start_ms % 2 == 0,
+                start_ms,
                 turn: Turn {
                     holds_ms: at.filter(|_| holds),
+                    ready_ms: at.filter(|_| holds && start_ms % 2 == 0),
                     waits_ms: at.filter(|_| !holds && working),
                 },
                 fallback,
@@ -303,7 +408,11 @@ mod tests {
             let moved: Vec<Claim> = claims
                 .iter()
                 .map(|c| Claim {
-                    turn: Turn { holds_ms: c.turn.holds_ms.map(|t| t + shift), waits_ms: c.turn.waits_ms.map(|t| t + shift) },
+                    turn: Turn {
+                        holds_ms: c.turn.holds_ms.map(|t| t + shift),
+                        ready_ms: c.turn.ready_ms.map(|t| t + shift),
+                        waits_ms: c.turn.waits_ms.map(|t| t + shift),
+                    },
                     ..*c
                 })
                 .collect();
@@ -311,18 +420,19 @@ mod tests {
         }
 
         /// Whoever always wants a card, against any others that always want all: it has one within the turns of all others and the
-        /// age that makes up for the difference of priorities.
+        /// age that makes up for the difference of priorities. Some are never ready.
         #[test]
         fn age_beats_priority(claims in claims(), total in 4..9_u32) {
             let mut claims: Vec<Claim> =
                 claims.into_iter().map(|c| Claim { wanted: c.wanted.max(1), working: true, turn: Turn::default(), ..c }).collect();
             let mut served = vec![0_i64; claims.len()];
             // Each round of turns serves at least one more of those who wait; 6 priorities apart is the most there is.
-            let bound = i64::try_from((TURN_MS + 7 * AGEING_MS) * (claims.len() as u64 + 1)).unwrap();
-            for now_ms in (0..3 * bound).step_by(1_000) {
+            let bound = i64::try_from((MOST_START_MS + TURN_MS + 7 * AGEING_MS) * (claims.len() as u64 + 1)).unwrap();
+            for now_ms in (0..2 * bound).step_by(5_000) {
                 let granted = share(total, &claims, now_ms);
                 for (i, claim) in claims.iter_mut().enumerate() {
-                    claim.turn.note(granted[i], true, now_ms);
+                    let claimed = *claim;
+                    claim.turn.note(granted[i], &claimed, now_ms);
                     if granted[i] > 0 || claim.fallback {
                         served[i] = now_ms;
                     }

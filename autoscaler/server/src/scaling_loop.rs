@@ -100,11 +100,13 @@ impl Decided {
     fn claim(&self, turn: Turn) -> Claim {
         let scale = &self.function.scale;
         Claim {
-            wanted: wanted(&self.seen, self.decision.desired, scale.replicas.unwrap_or(scale.min)),
+            wanted: wanted(&self.seen, &self.decision, scale.replicas.unwrap_or(scale.min)),
             cards: self.function.resources.gpu,
             weight: scale.weight,
             priority: scale.priority,
             working: self.seen.has_work(),
+            ready: self.seen.ready > 0,
+            start_ms: self.decision.figures.start_ms as u64,
             turn,
             fallback: scale.fallback.is_some(),
         }
@@ -416,9 +418,9 @@ impl<C: Fn() -> i64 + Send> ScalingLoop<C> {
         let granted = share(cards, &claims, now_ms);
         for ((one, claim), granted) in with_cards.iter_mut().zip(&claims).zip(granted) {
             if let Some(known) = self.known.get_mut(&one.name) {
-                known.turn.note(granted, claim.working, now_ms);
+                known.turn.note(granted, claim, now_ms);
             }
-            one.decision.grant(granted, cards);
+            one.decision.grant(granted, claim.wanted, cards);
         }
     }
 

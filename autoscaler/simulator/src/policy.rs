@@ -138,11 +138,13 @@ impl Policy for Decider {
             self.memories[index] = memory;
             if self.ours() && function.cards > 0 {
                 let claim = Claim {
-                    wanted: slots::wanted(&seen, decision.desired, function.bounds.0),
+                    wanted: slots::wanted(&seen, &decision, function.bounds.0),
                     cards: function.cards,
                     weight: 1,
                     priority: 0,
                     working: seen.has_work(),
+                    ready: seen.ready > 0,
+                    start_ms: decision.figures.start_ms as u64,
                     turn: self.turns[index],
                     fallback: false,
                 };
@@ -153,8 +155,8 @@ impl Policy for Decider {
         if let Some(now_ms) = looks.first().map(|look| look.seen.now_ms) {
             let all: Vec<Claim> = claims.iter().map(|(_, claim)| *claim).collect();
             for ((i, claim), granted) in claims.iter().zip(share(self.gpus, &all, now_ms)) {
-                decided[*i].grant(granted, self.gpus);
-                self.turns[looks[*i].function as usize].note(granted, claim.working, now_ms);
+                decided[*i].grant(granted, claim.wanted, self.gpus);
+                self.turns[looks[*i].function as usize].note(granted, claim, now_ms);
             }
         }
         for (look, decision) in looks.iter().zip(&decided) {
