@@ -27,6 +27,9 @@ pub struct Observation {
     pub in_flight: u32,
     /// Records that no pod has yet; `None` when it is not known, which is never taken for 0.
     pub backlog: Option<u64>,
+    /// More than `backlog` may wait: it is of some that know their part, while others do not tell theirs.
+    #[serde(skip_serializing_if = "is_false")]
+    pub partial: bool,
     /// Age of the oldest of them, ms.
     pub oldest_ms: Option<u64>,
     /// Completions since the last observation.
@@ -54,11 +57,22 @@ const fn is_zero(number: &u32) -> bool {
     *number == 0
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
+const fn is_false(flag: &bool) -> bool {
+    !*flag
+}
+
 impl Observation {
+    /// The backlog, when all of it is known.
+    #[must_use]
+    pub fn whole_backlog(&self) -> Option<u64> {
+        self.backlog.filter(|_| !self.partial)
+    }
+
     /// All pieces of work, when the backlog is known.
     #[must_use]
     pub fn items(&self) -> Option<u64> {
-        self.backlog.map(|_| self.known_items())
+        self.whole_backlog().map(|_| self.known_items())
     }
 
     /// All pieces of work that are known of.
@@ -149,7 +163,7 @@ pub fn decide(config: &PolicyConfig, memory: &Memory, seen: &Observation) -> (Me
     let asked = match &config.policy {
         PolicyKind::Imageflow => own(config, &mut memory, seen),
         // What was measured before stays as it is until something is known again.
-        _ if seen.backlog.is_none() && !seen.has_work() => Asked {
+        _ if seen.whole_backlog().is_none() && !seen.has_work() => Asked {
             desired: 0,
             wanted: Wanted::default(),
             reasons: Vec::new(),
@@ -166,7 +180,7 @@ pub fn decide(config: &PolicyConfig, memory: &Memory, seen: &Observation) -> (Me
         ..
     } = asked;
     let (mut desired, mut valid) = (bounded(config, desired, &mut reasons), true);
-    if seen.backlog.is_none() {
+    if seen.whole_backlog().is_none() {
         let max = config.max.max(config.min);
         let there = memory
             .desired
@@ -242,7 +256,7 @@ fn own(config: &PolicyConfig, memory: &mut Memory, seen: &Observation) -> Asked 
     } else if seen.expected > 0 {
         reasons.push(Reason::Announced { steps: seen.expected });
         desired = desired.max(1);
-    } else if seen.backlog.is_some() {
+    } else if seen.whole_backlog().is_some() {
         (desired, look_again_ms) = without_work(config, memory, seen, desired, &mut reasons);
     }
     Asked {

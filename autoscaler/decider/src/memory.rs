@@ -196,7 +196,7 @@ impl Memory {
 
     /// Records beside free slots for some time are not delivered, for whatever reason: more pods would not change that.
     fn learn_unreached(&mut self, config: &PolicyConfig, seen: &Observation) {
-        let Some(backlog) = seen.backlog else { return };
+        let Some(backlog) = seen.whole_backlog() else { return };
         // A pod has free slots that are not for everybody: each of those who share it fills its part only, and what waits for a slot
         // beside them is work for another pod.
         let backlog = backlog.saturating_sub(u64::from(seen.held_batch));

@@ -38,6 +38,8 @@ pub struct FunctionLoad {
     /// Records of the function's work topic that no pod has yet. Set it on any one entry of the function; when no entry of
     /// a listed function has it, the backlog is not known and no pod is taken away.
     pub backlog: Option<u64>,
+    /// `backlog` is what some know while others do not tell: at least so much waits, and no pod is taken away.
+    pub partial: bool,
     /// Age of the oldest of them, ms.
     pub oldest_ms: Option<u64>,
     /// Steps of flows under way whose results the function will work on.
@@ -59,6 +61,7 @@ impl FunctionLoad {
             calls_since: 0,
             service_ms_sum: 0,
             backlog: None,
+            partial: false,
             oldest_ms: None,
             expected: 0,
         }

@@ -199,6 +199,7 @@ impl State {
             load.expected = load.expected.saturating_add(stats.expected);
             if stats.backlog > 0 {
                 load.backlog = Some(load.backlog.unwrap_or(0).saturating_add(stats.backlog));
+                load.partial = !known;
                 load.oldest_ms = load.oldest_ms.max(Some(stats.backlog_age_ms));
             }
         }

@@ -31,6 +31,7 @@ struct Load {
     calls: u64,
     service_ms_sum: u64,
     backlog: Option<u64>,
+    partial: bool,
     oldest_ms: Option<u64>,
     expected: u32,
     by_revision: BTreeMap<RevisionName, u64>,
@@ -64,6 +65,7 @@ static IDLE: Load = Load {
     calls: 0,
     service_ms_sum: 0,
     backlog: Some(0),
+    partial: false,
     oldest_ms: None,
     expected: 0,
     by_revision: BTreeMap::new(),
@@ -361,6 +363,7 @@ impl<C: Fn() -> i64 + Send> ScalingLoop<C> {
             held_batch: load.held_batch,
             in_flight: load.in_flight,
             backlog: load.backlog,
+            partial: load.partial,
             oldest_ms: load.oldest_ms,
             completed: std::mem::take(&mut known.completed),
             service_ms_sum: std::mem::take(&mut known.service_ms_sum),
@@ -536,6 +539,7 @@ impl Load {
         self.service_ms_sum = self.service_ms_sum.saturating_add(one.service_ms_sum);
         // `None` of one part does not hide what another knows.
         self.backlog = self.backlog.max(one.backlog);
+        self.partial |= one.partial;
         self.oldest_ms = self.oldest_ms.max(one.oldest_ms);
         self.expected = self.expected.saturating_add(one.expected);
         if let Some(revision) = one.revision {

@@ -333,6 +333,7 @@ impl<'a> World<'a> {
             },
             in_flight: function.in_flight,
             backlog: (!blind).then_some(backlog),
+            partial: false,
             oldest_ms: oldest_ms.filter(|_| kind == Kind::Batch),
             completed: std::mem::take(&mut function.completed),
             service_ms_sum: std::mem::take(&mut function.service_sum),

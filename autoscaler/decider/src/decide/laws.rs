@@ -94,25 +94,29 @@ fn looks() -> impl Strategy<Value = Observation> {
         0_u64..100_000,
         prop_oneof![3 => Just(0_u32), 1 => 0_u32..20],
         few(),
+        prop::bool::weighted(0.2),
     )
         .prop_map(
-            |(ready, starting, held, in_flight, backlog, oldest, completed, sum, expected, bound)| Observation {
-                now_ms: 0,
-                ready,
-                starting,
-                held,
-                held_batch: backlog.map_or(0, |most| bound.min(u32::try_from(most).unwrap_or(u32::MAX))),
-                in_flight,
-                backlog,
-                oldest_ms: oldest.map(u64::from),
-                completed,
-                service_ms_sum: if completed == 0 { 0 } else { sum },
-                calls: 0,
-                started: 0,
-                start_ms_sum: 0,
-                scheduling_ms_sum: 0,
-                expected,
-                partitions: Vec::new(),
+            |(ready, starting, held, in_flight, backlog, oldest, completed, sum, expected, bound, partial)| {
+                Observation {
+                    now_ms: 0,
+                    ready,
+                    starting,
+                    held,
+                    held_batch: backlog.map_or(0, |most| bound.min(u32::try_from(most).unwrap_or(u32::MAX))),
+                    in_flight,
+                    backlog,
+                    partial: partial && backlog.is_some(),
+                    oldest_ms: oldest.map(u64::from),
+                    completed,
+                    service_ms_sum: if completed == 0 { 0 } else { sum },
+                    calls: 0,
+                    started: 0,
+                    start_ms_sum: 0,
+                    scheduling_ms_sum: 0,
+                    expected,
+                    partitions: Vec::new(),
+                }
             },
         )
 }
@@ -260,7 +264,7 @@ proptest! {
         config in configs(), history in histories(), look in looks(), steps in 1_u32..20,
     ) {
         let (memory, now) = remember(&config, &history);
-        let seen = Observation { now_ms: now + 1_000, held: 0, in_flight: 0, backlog: Some(0), expected: steps, ..look };
+        let seen = Observation { now_ms: now + 1_000, held: 0, in_flight: 0, backlog: Some(0), partial: false, expected: steps, ..look };
         let least = config.min.max(1).min(config.max);
         let (next, decision) = decide(&config, &Memory { recent: Default::default(), ..memory }, &seen);
         prop_assert_eq!(decision.desired, least, "{:?}", decision);
@@ -285,9 +289,12 @@ proptest! {
     }
 
     #[test]
-    fn an_unknown_backlog_never_takes_pods_away(config in of_all(), history in histories(), look in looks()) {
+    fn an_unknown_backlog_never_takes_pods_away(
+        config in of_all(), history in histories(), look in looks(), partial in any::<bool>(),
+    ) {
         let (memory, now) = remember(&config, &history);
-        let seen = Observation { now_ms: now + 1_000, backlog: None, ..look };
+        let backlog = look.backlog.filter(|_| partial);
+        let seen = Observation { now_ms: now + 1_000, backlog, partial, ..look };
         let there = memory.desired.unwrap_or(seen.ready + seen.starting).clamp(config.min, config.max);
         let (_, decision) = decide(&config, &memory, &seen);
         prop_assert!(decision.desired >= there);
@@ -310,7 +317,7 @@ proptest! {
             let at = |k: usize| counts[7 + (i + k) % 11];
             let seen = Observation {
                 now_ms, ready: narrow(at(0)), starting: narrow(at(1)), held: narrow(at(2)), held_batch: narrow(at(8)), in_flight: narrow(at(3)),
-                backlog: Some(at(4)), oldest_ms: Some(at(5)), completed: at(6), service_ms_sum: at(7),
+                backlog: Some(at(4)), partial: at(9) % 3 == 0, oldest_ms: Some(at(5)), completed: at(6), service_ms_sum: at(7),
                 calls: 0, started: 0, start_ms_sum: 0, scheduling_ms_sum: 0, expected: 0, partitions: Vec::new(),
             };
             let decision;

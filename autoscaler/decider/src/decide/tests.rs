@@ -65,6 +65,33 @@ fn a_missed_drain_target_asks_for_more() {
     assert_eq!(decision.desired, 8, "{}", told(&decision));
 }
 
+#[test]
+fn a_part_of_the_backlog_asks_for_more_pods_but_takes_none_away_and_teaches_no_rate() {
+    let config = PolicyConfig::default();
+    let (mut memory, decision) = decide(&config, &knowing(100), &busy(T0, 0, 0, 1_000));
+    assert_eq!(decision.desired, 5);
+    let mut rates = Vec::new();
+    for second in 1..60 {
+        let mut seen = busy(T0 + second * 1_000, 5, 10, 100);
+        (seen.completed, seen.service_ms_sum) = (100, 10_000);
+        // In the end the others tell theirs again, which was there all the time.
+        seen.partial = second < 59;
+        seen.backlog = Some(if seen.partial { 100 } else { 990 });
+        let decision;
+        (memory, decision) = decide(&config, &memory, &seen);
+        assert!(decision.desired >= 5, "{}", told(&decision));
+        assert_eq!(decision.valid, !seen.partial);
+        rates.push(memory.load.rate());
+    }
+    let (last, before) = rates.split_last().unwrap();
+    assert!(before.iter().all(|rate| rate == &rates[0]), "{before:?}");
+    assert!((90.0..110.0).contains(last), "{last}: what was done came meanwhile");
+    let mut seen = busy(T0 + 60_000, 5, 10, 3_000);
+    seen.partial = true;
+    let (_, decision) = decide(&config, &memory, &seen);
+    assert!(decision.desired > 5 && decision.valid, "{}", told(&decision));
+}
+
 /// Two dispatchers share pods of 4 slots, of which each may fill 2. One of them has all the work: half of each pod looks free to it.
 #[test]
 fn records_that_wait_for_the_slots_of_their_dispatcher_are_not_taken_for_stuck_ones() {

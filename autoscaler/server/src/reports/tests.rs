@@ -139,6 +139,24 @@ async fn without_a_consumer_and_until_its_group_has_settled_a_backlog_is_not_kno
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_one_consumer_knows_while_partitions_move_is_a_part() {
+    let (start, all) = (Instant::now(), functions());
+    let mut state = state(start);
+    let part = |state: &mut State, now| {
+        let loads = state.collect(&all, now);
+        let mine = loads.into_iter().find(|l| l.function == names().0).unwrap();
+        (mine.backlog, mine.partial)
+    };
+    state.take(1, report("d1", 1, vec![waiting(5, 10)]), start).unwrap();
+    state.take(2, report("d2", 1, vec![waiting(7, 10)]), start).unwrap();
+    assert_eq!(part(&mut state, start), (Some(12), true));
+    let settled = start + SETTLE;
+    assert_eq!(part(&mut state, settled), (Some(12), false));
+    state.leave(2, settled);
+    assert_eq!(part(&mut state, settled), (Some(5), true));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_connection_that_was_made_again_is_not_ended_by_the_end_of_the_old_one() {
     let (start, all) = (Instant::now(), functions());
     let mut state = state(start);
