@@ -139,18 +139,54 @@ impl Context {
             + Debug
             + 'static,
     {
-        let mut value = serde_json::to_value(wanted)?;
-        prune(&mut value);
-        let name = wanted.name_any();
-        if let Some(live) = self.found(store, &name)
-            && is_there(&value, &live.value()?)
-        {
+        let Some(value) = self.missing(store, wanted)? else {
             return Ok(false);
-        }
+        };
         let params = PatchParams::apply(FIELD_MANAGER).force();
+        let name = wanted.name_any();
         self.api::<K>().patch(&name, &params, &Patch::Apply(&value)).await?;
         count_write(&K::kind(&()));
         Ok(true)
+    }
+
+    /// The same for what was made by a POST. An apply owns nothing that the POST has set, so it would leave there what is not wanted
+    /// any more: beside a new kind of probe the old one, which the API server refuses. A merge replaces lists, as that of the
+    /// containers, as a whole.
+    pub async fn merge<K>(&self, store: &Store<Compact<K>>, wanted: &K) -> Result<bool>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + Serialize
+            + DeserializeOwned
+            + Debug
+            + 'static,
+    {
+        let Some(value) = self.missing(store, wanted)? else {
+            return Ok(false);
+        };
+        let params = PatchParams {
+            field_manager: Some(FIELD_MANAGER.to_owned()),
+            ..PatchParams::default()
+        };
+        let name = wanted.name_any();
+        self.api::<K>().patch(&name, &params, &Patch::Merge(&value)).await?;
+        count_write(&K::kind(&()));
+        Ok(true)
+    }
+
+    /// What is wanted as JSON, unless all of it is there.
+    fn missing<K>(&self, store: &Store<Compact<K>>, wanted: &K) -> Result<Option<Value>>
+    where
+        K: Resource<DynamicType = ()> + Clone + Serialize + 'static,
+    {
+        let mut value = serde_json::to_value(wanted)?;
+        prune(&mut value);
+        if let Some(live) = self.found(store, &wanted.name_any())
+            && is_there(&value, &live.value()?)
+        {
+            return Ok(None);
+        }
+        Ok(Some(value))
     }
 
     /// Tells people what happened to a resource.

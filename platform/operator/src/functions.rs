@@ -197,7 +197,7 @@ async fn deployments(name: &FunctionName, revisions: &[Revision], context: &Cont
             continue;
         };
         if context.found(&context.children.deployments, named.as_str()).is_some() {
-            context.ensure(&context.children.deployments, &deployment).await?;
+            context.merge(&context.children.deployments, &deployment).await?;
             continue;
         }
         // Without pods; from then on their number is the autoscaler's.

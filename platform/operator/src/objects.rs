@@ -18,6 +18,9 @@ pub const FIELD_MANAGER: &str = "imageflow-operator";
 const USER: u32 = 65532;
 /// Longer than a drain: the pod's own limit ends it first.
 const GRACE_SECONDS: u64 = 10;
+/// Between two questions whether a container is alive, and how many unanswered ones end it.
+const LIVE_SECONDS: u64 = 10;
+const LIVE_FAILURES: u64 = 3;
 /// Room for what a program writes while it works.
 const SCRATCH: &str = "1Gi";
 
@@ -137,12 +140,6 @@ pub fn deployment(
     if gpu > 0 {
         limits.insert("nvidia.com/gpu", gpu.to_string());
     }
-    let probe = |path: &str, seconds: u32, failures: u32| {
-        json!({
-            "httpGet": { "path": path, "port": "http" },
-            "periodSeconds": seconds, "failureThreshold": failures, "timeoutSeconds": 1,
-        })
-    };
     let mut pod = json!({
         "automountServiceAccountToken": false,
         "enableServiceLinks": false,
@@ -159,16 +156,16 @@ pub fn deployment(
             "ports": [{ "name": "http", "containerPort": FUNCTION_PORT, "protocol": "TCP" }],
             "env": environment(function, revision, template, settings),
             "resources": { "limits": limits, "requests": limits },
-            // Quick, since each is a part of a cold start; a program gets a minute to listen.
-            "startupProbe": probe("/healthz/ready", 1, 60),
-            "readinessProbe": probe("/healthz/ready", 1, 2),
-            "livenessProbe": probe("/healthz/live", 10, 3),
             "securityContext": {
                 "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": { "drop": ["ALL"] },
             },
         }],
     });
-    if !matches!(template.program()?, Program::Operation(_)) {
+    let by_catalogue = matches!(template.program()?, Program::Operation(_));
+    for (name, probe) in probes(by_catalogue, template.timeout.0.as_secs()) {
+        pod["containers"][0][name] = probe;
+    }
+    if !by_catalogue {
         // Functions of the catalogue write no files. A kubelet looks for what it has to mount each 300 ms, so a pod without
         // any volume starts sooner by most of that.
         pod["containers"][0]["volumeMounts"] = json!([{ "name": "scratch", "mountPath": "/tmp" }]);
@@ -184,8 +181,7 @@ pub fn deployment(
         "metadata": metadata(revision.as_str(), settings, &labels, owner),
         "spec": {
             "selector": { "matchLabels": selects },
-            // A revision never changes, so there is nothing to roll; and its pods may be the last cards of a node.
-            "strategy": { "type": "Recreate" },
+            "strategy": strategy(gpu),
             "revisionHistoryLimit": 1,
             "template": {
                 "metadata": {
@@ -196,6 +192,49 @@ pub fn deployment(
             },
         },
     })))
+}
+
+/// What the kubelet asks a container, and how often.
+///
+/// Of an image it is only asked that connections are taken: it need not know any route but `POST /`, and with one thread it
+/// answers nothing while it works. It has no readiness probe: a connection that nobody takes stays in the queue of its listener,
+/// which may hold five, so asking each second would fill it and have a program at work be called unready. It is ready from its
+/// start on. For the same reason it is given up only after longer than a request may take, by when it has looked at its queue.
+fn probes(by_catalogue: bool, timeout_seconds: u64) -> Vec<(&'static str, Value)> {
+    let probe = |action: Value, seconds: u64, failures: u64| {
+        let mut probe = action;
+        probe["periodSeconds"] = json!(seconds);
+        probe["failureThreshold"] = json!(failures);
+        probe["timeoutSeconds"] = json!(1);
+        probe
+    };
+    let connect = json!({ "tcpSocket": { "port": "http" } });
+    let get = |path: &str| json!({ "httpGet": { "path": path, "port": "http" } });
+    // Starts are looked at each second, since that is a part of a cold start; a program gets a minute to listen.
+    if by_catalogue {
+        return vec![
+            ("startupProbe", probe(get("/healthz/ready"), 1, 60)),
+            ("readinessProbe", probe(get("/healthz/ready"), 1, 2)),
+            (
+                "livenessProbe",
+                probe(get("/healthz/live"), LIVE_SECONDS, LIVE_FAILURES),
+            ),
+        ];
+    }
+    let patience = timeout_seconds.div_ceil(LIVE_SECONDS) + LIVE_FAILURES;
+    vec![
+        ("startupProbe", probe(connect.clone(), 1, 60)),
+        ("livenessProbe", probe(connect, LIVE_SECONDS, patience)),
+    ]
+}
+
+/// How pods are replaced when all of them change, as in an upgrade of the platform: a few at a time, so that the function is never
+/// without any. Not with GPUs: the old pods may hold the last cards, for which the new ones would wait for ever.
+fn strategy(gpu: u32) -> Value {
+    if gpu > 0 {
+        return json!({ "type": "Recreate" });
+    }
+    json!({ "type": "RollingUpdate", "rollingUpdate": { "maxUnavailable": "25%", "maxSurge": 1 } })
 }
 
 /// The contract of a pod's environment (DESIGN 4.3).
@@ -251,12 +290,17 @@ pub fn service(function: &FunctionName, owner: &Owner, settings: &Settings) -> S
     }))
 }
 
-/// Drains of nodes take the pods of a function one by one.
+/// Drains of nodes take the pods of a function one by one. Those that are not ready can go at any time: else a function that crashes
+/// would keep its nodes from being drained for ever.
 #[must_use]
 pub fn budget(function: &FunctionName, owner: &Owner, settings: &Settings) -> PodDisruptionBudget {
     made(json!({
         "metadata": metadata(function.as_str(), settings, &labels(function), owner),
-        "spec": { "maxUnavailable": 1, "selector": { "matchLabels": { FUNCTION_LABEL: function } } },
+        "spec": {
+            "maxUnavailable": 1,
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+            "selector": { "matchLabels": { FUNCTION_LABEL: function } },
+        },
     }))
 }
 
@@ -387,11 +431,16 @@ mod tests {
         assert_eq!(pod["tolerations"][0]["key"], "nvidia.com/gpu");
     }
 
-    #[test]
-    fn secrets_and_the_image_of_the_user_are_passed_on() {
+    fn image() -> FunctionSpec {
         let mut template = FunctionSpec::of_operation("resize");
         template.operation = None;
         template.image = Some("mine:1".into());
+        template
+    }
+
+    #[test]
+    fn secrets_and_the_image_of_the_user_are_passed_on() {
+        let mut template = image();
         template.image_pull_secrets = vec![imageflow_types::function::LocalRef {
             name: "registry".into(),
         }];
@@ -417,6 +466,50 @@ mod tests {
             json!({ "name": "mine", "key": "token" })
         );
         assert!(token.get("value").is_none());
+    }
+
+    /// An image that serves only `POST /` answers 404 to anything else, and nothing at all while its one thread works.
+    #[test]
+    fn an_image_is_asked_for_connections_alone_and_has_the_time_of_a_request() {
+        let made = deploy(&image());
+        let container = &made["spec"]["template"]["spec"]["containers"][0];
+        for name in ["startupProbe", "livenessProbe"] {
+            assert_eq!(container[name]["tcpSocket"]["port"], "http", "{name}");
+            assert!(container[name].get("httpGet").is_none(), "{name}");
+        }
+        assert!(container.get("readinessProbe").is_none());
+        for timeout in [1, 60, 3600] {
+            let mut template = image();
+            template.timeout = imageflow_types::HumanDuration::from_secs(timeout);
+            let made = deploy(&template);
+            let live = &made["spec"]["template"]["spec"]["containers"][0]["livenessProbe"];
+            let patience = live["periodSeconds"].as_u64().unwrap() * live["failureThreshold"].as_u64().unwrap();
+            assert!(patience > timeout, "{live}");
+        }
+        // Programs of the catalogue know the routes.
+        let made = deploy(&FunctionSpec::of_operation("resize"));
+        let container = &made["spec"]["template"]["spec"]["containers"][0];
+        assert_eq!(container["startupProbe"]["httpGet"]["path"], "/healthz/ready");
+        assert_eq!(container["readinessProbe"]["httpGet"]["path"], "/healthz/ready");
+        assert_eq!(container["livenessProbe"]["httpGet"]["path"], "/healthz/live");
+    }
+
+    #[test]
+    fn all_pods_go_at_once_only_where_the_new_ones_need_their_cards() {
+        let mut template = FunctionSpec::of_operation("resize");
+        let made = deploy(&template);
+        assert_eq!(
+            made["spec"]["strategy"],
+            json!({ "type": "RollingUpdate", "rollingUpdate": { "maxUnavailable": "25%", "maxSurge": 1 } })
+        );
+        template.resources.gpu = 1;
+        assert_eq!(deploy(&template)["spec"]["strategy"], json!({ "type": "Recreate" }));
+    }
+
+    #[test]
+    fn pods_that_never_get_ready_do_not_keep_a_node() {
+        let budget = budget(&FunctionName::new("resize").unwrap(), &owner(), &settings());
+        assert_eq!(json!(budget)["spec"]["unhealthyPodEvictionPolicy"], "AlwaysAllow");
     }
 
     #[test]

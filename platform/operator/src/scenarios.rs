@@ -31,6 +31,8 @@ const MONITORS: &str = "/servicemonitors";
 struct Asked {
     what: String,
     query: String,
+    /// How a patch is meant.
+    patch: String,
     body: Value,
 }
 
@@ -97,6 +99,11 @@ fn client(server: &Arc<ApiServer>) -> Client {
             let asked = Asked {
                 what: format!("{} {rest}", head.method),
                 query: head.uri.query().unwrap_or_default().to_owned(),
+                patch: head
+                    .headers
+                    .get("content-type")
+                    .map_or("", |v| v.to_str().unwrap())
+                    .to_owned(),
                 body: serde_json::from_slice(&bytes).unwrap_or_default(),
             };
             let (status, body) = server.answer(&asked, &head.method, &path);
@@ -370,6 +377,33 @@ async fn what_is_as_it_should_be_is_not_written_and_what_was_changed_is_put_righ
     world.seen.deployments.apply_watcher_event(&Event::Apply(object(live)));
     world.reconcile(&done()).await.unwrap();
     assert_eq!(words(&world.server.writes()), ["PATCH networkpolicies/thumb"]);
+}
+
+/// An upgrade of the operator changes what Deployments are that an older one has made.
+#[tokio::test]
+async fn a_deployment_that_was_made_otherwise_is_replaced_but_for_its_number_of_pods() {
+    let mut world = World::new().await;
+    world.context.no_monitoring();
+    world.show_all();
+    let live = world
+        .context
+        .found(&world.context.children.deployments, "thumb-00001")
+        .unwrap();
+    let mut live = live.value().unwrap();
+    live["spec"]["replicas"] = json!(3);
+    live["spec"]["strategy"] = json!({ "type": "Recreate" });
+    live["spec"]["template"]["spec"]["containers"][0]["startupProbe"] = json!({ "exec": { "command": ["true"] } });
+    world.seen.deployments.apply_watcher_event(&Event::Apply(object(live)));
+    world.reconcile(&done()).await.unwrap();
+    let writes = world.server.writes();
+    assert_eq!(words(&writes), ["PATCH deployments/thumb-00001"]);
+    // By an apply the API server would keep the old action of the probe beside the new one, and refuse both.
+    assert_eq!(writes[0].patch, "application/merge-patch+json");
+    let spec = &writes[0].body["spec"];
+    assert!(spec.get("replicas").is_none(), "{spec}");
+    assert_eq!(spec["strategy"]["type"], "RollingUpdate");
+    let containers = spec["template"]["spec"]["containers"].as_array().unwrap();
+    assert!(containers[0]["startupProbe"].get("exec").is_none());
 }
 
 #[tokio::test]
