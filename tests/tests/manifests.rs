@@ -286,6 +286,20 @@ fn mutations() -> Vec<(&'static str, &'static str, &'static str, Value, &'static
             "maxUnavailable",
         ),
         (
+            "PodDisruptionBudget",
+            "imageflow-gateway",
+            "/spec/unhealthyPodEvictionPolicy",
+            Value::Null,
+            "let go wrongly",
+        ),
+        (
+            "PodDisruptionBudget",
+            "minio",
+            "/spec/unhealthyPodEvictionPolicy",
+            json!("AlwaysAllow"),
+            "let go wrongly",
+        ),
+        (
             "Service",
             "backend-api",
             "/spec/selector/app.kubernetes.io~1name",

@@ -5,6 +5,9 @@ use serde_json::{Value, json};
 
 use super::render::{kind, list, name, namespace, selects, string, template};
 
+/// Who keep data: a pod of theirs that is not ready may have the only other copy. All others that crash must not hold a drain.
+const KEEPERS: [&str; 2] = ["kafka", "minio"];
+
 /// What is wrong, a line each.
 pub fn broken(objects: &[Value]) -> Vec<String> {
     let mut all = Vec::new();
@@ -224,6 +227,10 @@ fn references(objects: &[Value], object: &Value, wrong: &mut Vec<String>) {
             }
             if spec.get("minAvailable").is_some() || spec.get("maxUnavailable").is_none() {
                 wrong.push("it can hold a drain for good: say maxUnavailable".to_owned());
+            }
+            let goes = spec["unhealthyPodEvictionPolicy"] == "AlwaysAllow";
+            if goes == KEEPERS.contains(&name(object)) {
+                wrong.push("its pods that are not ready are kept or let go wrongly in a drain".to_owned());
             }
         }
         "HorizontalPodAutoscaler" => {
