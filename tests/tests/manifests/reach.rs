@@ -201,3 +201,26 @@ fn everybody_reaches_whom_they_need_and_nobody_else() {
         assert!(changed, "{}/{} changes nothing", namespace(&gone), name(&gone));
     }
 }
+
+/// Functions fetch and store by signed URLs: without a way to the S3 server itself no function can work.
+#[test]
+fn functions_reach_an_s3_server_that_is_elsewhere_and_nothing_beside_it() {
+    let Some(tools) = tools() else { return };
+    for (name, address, ports) in [
+        ("external", [192, 0, 2, 1], [443, 9000]),
+        ("cluster", [10, 77, 0, 1], [9000, 9001]),
+    ] {
+        let mut all = policies::policies(&overlay(&tools, name));
+        let (function, policy) = function();
+        all.push(policy);
+        let server = Peer::address("s3", address.into(), &ports);
+        let beside = Peer::address("beside", [198, 51, 100, 7].into(), &ports);
+        let stranger = Peer::pod("stranger", "imageflow-processing", json!({}), &[]);
+        for port in ports {
+            let from = |who: &Peer, to: &Peer| policies::reaches(&all, who, to, port);
+            assert!(from(&function, &server), "overlays/{name}: cut off from {port}");
+            assert!(!from(&function, &beside), "overlays/{name}: open to {port}");
+            assert!(!from(&stranger, &server), "overlays/{name}: open to anybody");
+        }
+    }
+}
