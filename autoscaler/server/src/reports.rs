@@ -123,8 +123,8 @@ impl State {
             now: Vec::new(),
             totals: HashMap::new(),
         };
-        let known = self.reporters.get(&report.reporter);
-        if known.is_none_or(|r| r.gone.is_some()) && report.consumes_work {
+        let known = self.reporters.get(&report.reporter).filter(|r| r.gone.is_none());
+        if known.is_some_and(|r| r.consumes_work) != report.consumes_work {
             self.settled = now + SETTLE;
         }
         let reporter = self.reporters.entry(report.reporter.clone()).or_insert_with(fresh);
@@ -133,6 +133,7 @@ impl State {
         }
         // A second one of the name displaces the first, as in a consumer group.
         (reporter.connection, reporter.sequence, reporter.gone) = (connection, report.sequence, None);
+        reporter.consumes_work = report.consumes_work;
         for stats in &report.functions {
             let function = function(&stats.function)?;
             let Some(revision) = revision(stats)? else { continue };

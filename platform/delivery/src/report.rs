@@ -45,6 +45,9 @@ pub struct FunctionBacklog {
 pub trait BacklogSource: Send + Sync + 'static {
     /// Every function of which something waits, or for which something is on its way.
     fn backlogs(&self) -> Vec<FunctionBacklog>;
+
+    /// Whether it reads them now. While it does not, as in an outage of the log, a function that is not listed may have any backlog.
+    fn reads(&self) -> bool;
 }
 
 /// Reports to the autoscaler.
@@ -111,7 +114,7 @@ impl Reporter {
         let (reports, outbound) = mpsc::channel(1);
         let mut acks = client.report(ReceiverStream::new(outbound)).await?.into_inner();
         let mut told = Instant::now() - ALIVE;
-        let mut last = Vec::new();
+        let mut last = (Vec::new(), false);
         let mut every = tokio::time::interval(EVERY);
         every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -134,7 +137,10 @@ impl Reporter {
             poked.sort_unstable();
             poked.dedup();
             let functions = self.functions(totals);
-            if poked.is_empty() && functions == last && told.elapsed() < ALIVE {
+            // Asked when what waits was listed: it is said before the list is emptied that it is not read any more.
+            let reads = self.backlogs.as_ref().is_some_and(|backlogs| backlogs.reads());
+            let now = (functions, reads);
+            if poked.is_empty() && now == last && told.elapsed() < ALIVE {
                 continue;
             }
             totals.sequence += 1;
@@ -143,11 +149,11 @@ impl Reporter {
                 reporter: self.name.clone(),
                 sequence: totals.sequence,
                 at_ms: (self.clock)(),
-                functions: functions.clone(),
+                functions: now.0.clone(),
                 pokes: poked.iter().map(ToString::to_string).collect(),
-                consumes_work: self.backlogs.is_some(),
+                consumes_work: reads,
             };
-            (last, told) = (functions, Instant::now());
+            (last, told) = (now, Instant::now());
             if reports.send(report).await.is_err() {
                 return Ok(());
             }

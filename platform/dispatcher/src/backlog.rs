@@ -1,6 +1,7 @@
 //! How much work waits for each function: what the autoscaler and the 429 of the gateway go by.
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use imageflow_delivery::{BacklogSource, FunctionBacklog};
 use imageflow_types::FunctionName;
@@ -24,6 +25,17 @@ pub struct Backlogs {
     functions: Mutex<HashMap<FunctionName, Counts>>,
     /// Steps here whose results a function will work on.
     expected: Mutex<HashMap<FunctionName, u32>>,
+    /// Whether the topics are read now.
+    read: AtomicBool,
+}
+
+/// As long as it lives the topics are read.
+pub(crate) struct Reading(Arc<Backlogs>);
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.0.read.store(false, Ordering::Relaxed);
+    }
 }
 
 #[derive(Debug, Default)]
@@ -49,6 +61,12 @@ impl Backlogs {
             .iter()
             .map(|(name, counts)| (name.clone(), counts.view()))
             .collect()
+    }
+
+    /// The topics are read from now on.
+    pub(crate) fn reading(self: &Arc<Self>) -> Reading {
+        self.read.store(true, Ordering::Relaxed);
+        Reading(self.clone())
     }
 
     /// How many results of steps that are here each function will work on; those without any are left out.
@@ -140,6 +158,10 @@ impl Backlogs {
 }
 
 impl BacklogSource for Backlogs {
+    fn reads(&self) -> bool {
+        self.read.load(Ordering::Relaxed)
+    }
+
     fn backlogs(&self) -> Vec<FunctionBacklog> {
         let mut expected: HashMap<FunctionName, u32> = self.expected().into_iter().collect();
         let all = self.all().into_iter().filter(|(_, backlog)| backlog.waiting > 0);

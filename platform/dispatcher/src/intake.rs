@@ -208,6 +208,7 @@ impl Dispatcher {
         let topics = Topics::Pattern(topics::WORK_PREFIX.to_owned());
         let group = ConsumerConfig::new(topics::GROUP_DISPATCHER, config.member.clone(), topics);
         let mut consumer = context.log.consumer(group).await?;
+        let reading = context.backlogs.reading();
         let mut intake = Intake {
             context: context.clone(),
             config: config.clone(),
@@ -229,6 +230,8 @@ impl Dispatcher {
         };
         let takes = async {
             let result = intake.run(consumer.as_mut(), &stop).await;
+            // Before what was read is forgotten.
+            drop(reading);
             stop.cancel();
             // Who is no member any more has nothing to finish: others do the same steps by now.
             let lost = result.is_err();

@@ -1223,7 +1223,7 @@ pub struct StatsReport {
     /// Functions for which work met no pod: decide now, not at the next tick.
     #[prost(string, repeated, tag = "6")]
     pub pokes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// The reporter takes work off the topics, so that a function which it does not list has no backlog with it.
+    /// The reporter takes work off the topics now, so that a function which it does not list has no backlog with it.
     #[prost(bool, tag = "7")]
     pub consumes_work: bool,
 }

@@ -157,6 +157,27 @@ async fn what_one_consumer_knows_while_partitions_move_is_a_part() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_consumer_that_cannot_read_for_a_while_has_no_empty_backlog() {
+    let (start, all) = (Instant::now(), functions());
+    let mut state = state(start);
+    let backlog = |state: &mut State, now| {
+        let loads = state.collect(&all, now);
+        loads.iter().find(|l| l.function == names().0).map(|l| l.backlog)
+    };
+    state.take(1, report("d1", 1, vec![waiting(5, 10)]), start).unwrap();
+    let outage = start + SETTLE;
+    assert_eq!(backlog(&mut state, outage), Some(Some(5)));
+    let mut blind = report("d1", 2, vec![]);
+    blind.consumes_work = false;
+    state.take(1, blind, outage).unwrap();
+    assert_eq!(backlog(&mut state, outage + SETTLE * 9), Some(None));
+    let over = outage + SETTLE * 9;
+    state.take(1, report("d1", 3, vec![]), over).unwrap();
+    assert_eq!(backlog(&mut state, over), Some(None), "it reads, but not yet all");
+    assert_eq!(backlog(&mut state, over + SETTLE), None, "nothing waits");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_connection_that_was_made_again_is_not_ended_by_the_end_of_the_old_one() {
     let (start, all) = (Instant::now(), functions());
     let mut state = state(start);
@@ -172,6 +193,9 @@ struct Waits(Mutex<Vec<FunctionBacklog>>);
 impl BacklogSource for Waits {
     fn backlogs(&self) -> Vec<FunctionBacklog> {
         self.0.lock().unwrap().clone()
+    }
+    fn reads(&self) -> bool {
+        !self.0.lock().unwrap().is_empty()
     }
 }
 

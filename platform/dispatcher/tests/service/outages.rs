@@ -1,8 +1,9 @@
 //! The log fails for a while: the service goes on.
+use imageflow_delivery::BacklogSource;
 use imageflow_dispatcher::DispatcherConfig;
 use imageflow_types::StepRequest;
 
-use crate::support::{Entry, World, function, status, step, work};
+use crate::support::{Entry, World, function, status, step, within, work};
 
 #[tokio::test]
 async fn what_cannot_be_counted_stays_unknown_until_the_log_is_back() {
@@ -56,4 +57,29 @@ async fn a_log_that_fails_is_joined_again_and_what_was_under_way_is_done() {
     world.log.committed(&work(), 1, 1).await;
     running.stop().await;
     world.assert_idle();
+}
+
+#[tokio::test]
+async fn while_the_log_fails_it_is_said_that_nothing_is_read() {
+    let world = World::new().await;
+    let reads = async |now: bool| {
+        let told = async {
+            while world.backlogs.reads() != now {
+                tokio::task::yield_now().await;
+            }
+        };
+        within("it is said whether work is read", told).await;
+    };
+    world.log.fail(1, 0, 0);
+    let running = world.dispatch_hasty();
+    assert!(!world.backlogs.reads(), "it has joined nothing");
+    reads(true).await;
+    // It cannot join again before it is told that it may.
+    world.log.fail(u32::MAX, 0, 1);
+    world.give(&step("a"), 0).await;
+    reads(false).await;
+    world.log.fail(0, 0, 0);
+    reads(true).await;
+    running.stop().await;
+    assert!(!world.backlogs.reads());
 }
