@@ -8,16 +8,15 @@ use imageflow_types::manifest::{API_VERSION, Document, Metadata};
 use imageflow_types::names::{FunctionName, RevisionName};
 use imageflow_types::revision::template_digest;
 use imageflow_types::{ErrorCode, Revision as KeptRevision};
-use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::runtime::controller::Action;
 use kube::{Resource, ResourceExt};
-use serde_json::json;
 
-use crate::context::{Context, ReconcileError, Result, annotations_of, count_write, ready};
+use crate::context::{Context, ReconcileError, Result, annotations_of, count_write};
 use crate::crd::{Function, Revision, RevisionResource};
 use crate::objects::{self, FIELD_MANAGER, Owner};
+use crate::status;
 use crate::told::{complain, keep, removed};
 
 /// A look without a cause: the watches tell of all that changes, so this finds what nobody told.
@@ -26,16 +25,6 @@ const RESYNC: Duration = Duration::from_secs(600);
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// Revisions kept of a function beside those that have traffic.
 const KEPT_REVISIONS: usize = 20;
-/// Reasons of pods that people have to do something about.
-const TROUBLE: [(&str, &str); 6] = [
-    ("ImagePullBackOff", "ImagePullFailed"),
-    ("ErrImagePull", "ImagePullFailed"),
-    ("ErrImageNeverPull", "ImagePullFailed"),
-    ("InvalidImageName", "ImagePullFailed"),
-    ("CrashLoopBackOff", "CrashLoop"),
-    ("CreateContainerConfigError", "ConfigMissing"),
-];
-
 /// Brings everything that belongs to a function to where its spec says.
 ///
 /// # Errors
@@ -69,7 +58,7 @@ pub async fn reconcile(function: Arc<Function>, context: Arc<Context>) -> Result
         }
         return Err(problem.into());
     }
-    status(&function, &name, &revisions, &context).await?;
+    status::write(&function, &name, &revisions, &context).await?;
     Ok(Action::requeue(RESYNC))
 }
 
@@ -247,103 +236,9 @@ async fn monitor(name: &FunctionName, owner: &Owner, context: &Context) -> Resul
     Ok(())
 }
 
-async fn status(function: &Function, name: &FunctionName, revisions: &[Revision], context: &Context) -> Result<()> {
-    let now = serde_json::to_value(&function.status)?;
-    let generation = function.meta().generation.unwrap_or(0);
-    let latest = revisions.last().map(|r| r.name_any()).unwrap_or_default();
-    let (mut replicas, mut ready_replicas) = (0, 0);
-    for revision in revisions {
-        if let Some(deployment) = context.found(&context.children.deployments, &revision.name_any()) {
-            let status = &deployment.value()?["status"];
-            replicas += status["replicas"].as_u64().unwrap_or(0);
-            ready_replicas += status["readyReplicas"].as_u64().unwrap_or(0);
-        }
-    }
-    let pods = Context::of(&context.children.pods, name);
-    let (is, reason, message) = match trouble(&pods) {
-        Some((reason, message)) if ready_replicas == 0 => (false, reason, message),
-        _ if replicas == 0 => (
-            true,
-            "ScaledToZero",
-            format!("revision {latest} starts with the first request"),
-        ),
-        _ => (true, "Deployed", format!("revision {latest}")),
-    };
-    let program = match function.spec.0.program() {
-        Some(Program::Operation(operation)) => operation.to_owned(),
-        Some(Program::Image(image)) => image.to_owned(),
-        Some(Program::Command(_)) | None => String::new(),
-    };
-    let wanted = json!({
-        "observedGeneration": generation,
-        "program": program,
-        "latestRevision": latest,
-        "replicas": replicas,
-        "readyReplicas": ready_replicas,
-        "selector": objects::selector(name),
-        "conditions": ready(&now, is, reason, &message, generation, (context.clock)()),
-    });
-    context.status(function, &now, wanted).await
-}
-
-/// What people have to do something about, in the words of the kubelet or the scheduler.
-fn trouble(pods: &[Arc<Pod>]) -> Option<(&'static str, String)> {
-    pods.iter().find_map(|pod| {
-        let status = pod.status.as_ref()?;
-        let unscheduled =
-            status.conditions.iter().flatten().find(|c| {
-                c.type_ == "PodScheduled" && c.status == "False" && c.reason.as_deref() == Some("Unschedulable")
-            });
-        if let Some(condition) = unscheduled {
-            return Some(("Unschedulable", condition.message.clone().unwrap_or_default()));
-        }
-        let waiting = status
-            .container_statuses
-            .iter()
-            .flatten()
-            .find_map(|c| c.state.as_ref()?.waiting.as_ref())?;
-        let said = waiting.reason.as_deref()?;
-        let (_, reason) = TROUBLE.iter().find(|(known, _)| *known == said)?;
-        Some((*reason, waiting.message.clone().unwrap_or_else(|| said.to_owned())))
-    })
-}
-
 /// What is done after an error.
 pub fn again<K>(_: Arc<K>, error: &ReconcileError, _: Arc<Context>) -> Action {
     tracing::warn!(%error, "a resource could not be reconciled; it is tried again");
     metrics::counter!("imageflow_operator_reconcile_errors_total").increment(1);
     Action::requeue(LOOK_AGAIN)
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::Value;
-
-    use super::*;
-
-    fn pod(status: Value) -> Arc<Pod> {
-        Arc::new(serde_json::from_value(json!({ "metadata": { "name": "p" }, "status": status })).unwrap())
-    }
-
-    #[test]
-    fn what_keeps_pods_from_starting_is_told_in_the_words_of_who_knows() {
-        let waiting = pod(
-            json!({ "containerStatuses": [{ "name": "function", "image": "i", "imageID": "", "ready": false, "restartCount": 0,
-            "state": { "waiting": { "reason": "ErrImagePull", "message": "no such image" } } }] }),
-        );
-        assert_eq!(
-            trouble(&[waiting]),
-            Some(("ImagePullFailed", "no such image".to_owned()))
-        );
-        let unscheduled = pod(
-            json!({ "conditions": [{ "type": "PodScheduled", "status": "False", "reason": "Unschedulable",
-            "message": "0/3 nodes are available: 3 Insufficient nvidia.com/gpu" }] }),
-        );
-        assert_eq!(trouble(&[unscheduled]).unwrap().0, "Unschedulable");
-        let creating = pod(
-            json!({ "containerStatuses": [{ "name": "function", "image": "i", "imageID": "", "ready": false, "restartCount": 0,
-            "state": { "waiting": { "reason": "ContainerCreating" } } }] }),
-        );
-        assert_eq!(trouble(&[creating, pod(json!({}))]), None);
-    }
 }

@@ -12,6 +12,7 @@ pub mod objects;
 #[cfg(test)]
 mod scenarios;
 mod schema;
+mod status;
 mod told;
 mod watched;
 

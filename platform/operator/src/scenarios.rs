@@ -23,6 +23,8 @@ use crate::objects::{self, Master, Owner, Settings};
 use crate::watched::{Children, Compact};
 use crate::{functions, mirror};
 
+mod status;
+
 const NAMESPACE: &str = "imageflow-processing";
 const MONITORS: &str = "/servicemonitors";
 
@@ -526,33 +528,4 @@ async fn what_others_need_stays_until_they_are_gone() {
     assert_eq!(words(&writes), ["PATCH functions/thumb"]);
     assert_eq!(writes[0].body["metadata"]["finalizers"], json!(["somebody.else/too"]));
     assert!(world.context.store.snapshot().functions.is_empty());
-}
-
-/// Pods that cannot start are told of in the status, by the words of who knows.
-#[tokio::test]
-async fn the_status_says_what_keeps_pods_from_starting() {
-    let mut world = World::new().await;
-    world.server.answers(Method::GET, MONITORS, 404);
-    world.context.no_monitoring();
-    world.show_all();
-    let live = world
-        .context
-        .found(&world.context.children.deployments, "thumb-00001")
-        .unwrap();
-    let mut live = live.value().unwrap();
-    live["status"] = json!({ "replicas": 1 });
-    world.seen.deployments.apply_watcher_event(&Event::Apply(object(live)));
-    let pod = json!({ "metadata": { "name": "thumb-00001-x", "namespace": NAMESPACE, "labels": { "imageflow.dev/function": "thumb" } },
-        "status": { "containerStatuses": [{ "name": "function", "image": "i", "imageID": "", "ready": false, "restartCount": 0,
-            "state": { "waiting": { "reason": "ImagePullBackOff", "message": "no such image" } } }] } });
-    world.seen.pods.apply_watcher_event(&Event::Apply(object(pod)));
-    world.reconcile(&done()).await.unwrap();
-    let writes = world.server.writes();
-    assert_eq!(words(&writes), ["PATCH functions/thumb/status"]);
-    let condition = &writes[0].body["status"]["conditions"][0];
-    assert_eq!(
-        (&condition["status"], &condition["reason"]),
-        (&json!("False"), &json!("ImagePullFailed"))
-    );
-    assert_eq!(condition["message"], "no such image");
 }
