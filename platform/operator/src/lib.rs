@@ -6,6 +6,7 @@
 mod authority;
 mod context;
 pub mod crd;
+mod forgotten;
 mod functions;
 mod mirror;
 pub mod objects;
@@ -122,11 +123,18 @@ impl Operator {
         let triggers = Controller::new(triggers, watcher::Config::default())
             .with_config(config())
             .graceful_shutdown_on(stop.clone().cancelled_owned())
-            .run(mirror::reconcile::<Trigger>, functions::again, context);
+            .run(mirror::reconcile::<Trigger>, functions::again, context.clone());
+        let forgetting = async {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = forgotten::keep(&context) => {}
+            }
+        };
         tokio::join!(
             drain("function", functions),
             drain("flow", flows),
-            drain("trigger", triggers)
+            drain("trigger", triggers),
+            forgetting,
         );
     }
 }

@@ -23,6 +23,7 @@ use crate::objects::{self, Master, Owner, Settings};
 use crate::watched::{Children, Compact};
 use crate::{functions, mirror};
 
+mod forgotten;
 mod status;
 
 const NAMESPACE: &str = "imageflow-processing";
