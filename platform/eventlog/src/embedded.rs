@@ -404,7 +404,7 @@ impl EventLog for Embedded {
 
     async fn usage(&self) -> Result<Usage> {
         Ok(Usage {
-            bytes: self.handle.core.open_state()?.used,
+            bytes: Some(self.handle.core.open_state()?.used),
             limit: self.handle.core.config.limit_bytes,
         })
     }

@@ -365,6 +365,30 @@ impl EventLog for Kafka {
 
     async fn usage(&self) -> Result<Usage> {
         self.handle.check_open()?;
-        Ok(Usage { bytes: 0, limit: None })
+        // Its disks are the brokers', and so is what happens when they fill.
+        Ok(Usage {
+            bytes: None,
+            limit: None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::mocking::MockCluster;
+
+    use super::*;
+
+    /// People would read 0 as an empty log.
+    #[tokio::test]
+    async fn what_is_not_measured_is_not_told_as_nothing() {
+        let cluster = MockCluster::new(1).unwrap();
+        let log = Kafka::open(KafkaConfig::new(cluster.bootstrap_servers()))
+            .await
+            .unwrap();
+        let usage = log.usage().await.unwrap();
+        assert_eq!((usage.bytes, usage.limit), (None, None));
+        log.close().await;
+        assert!(matches!(log.usage().await, Err(LogError::Closed)));
     }
 }

@@ -269,8 +269,8 @@ pub struct Watermarks {
 /// Bytes of a log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Usage {
-    /// Bytes of the records held.
-    pub bytes: u64,
+    /// Bytes of the records held; `None` when the log does not measure them.
+    pub bytes: Option<u64>,
     /// Bytes above which produce fails; `None` when the log has no limit of its own.
     pub limit: Option<u64>,
 }

@@ -160,12 +160,11 @@ impl Gateway {
     /// Refuses new work before the log is full: what is under way needs room to end.
     pub(crate) async fn check_room(&self) -> Result<(), Problem> {
         let usage = self.deps.log.usage().await.map_err(|e| log_problem(&e))?;
-        let Some(limit) = usage.limit else { return Ok(()) };
-        if usage.bytes as f64 > limit as f64 * self.config.max_log_fraction {
-            let detail = format!(
-                "the event log holds {} of {limit} bytes; new work is taken when some is done",
-                usage.bytes
-            );
+        let (Some(bytes), Some(limit)) = (usage.bytes, usage.limit) else {
+            return Ok(());
+        };
+        if bytes as f64 > limit as f64 * self.config.max_log_fraction {
+            let detail = format!("the event log holds {bytes} of {limit} bytes; new work is taken when some is done");
             return Err(Problem::new(ErrorCode::Overloaded, detail).retry_after(5));
         }
         Ok(())

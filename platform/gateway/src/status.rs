@@ -28,6 +28,7 @@ pub async fn get(State(gateway): State<Arc<Gateway>>) -> Answer {
         "functions": catalog.functions.len(), "flows": catalog.flows.len(), "triggers": catalog.triggers.len(),
         "pods": table.pods.len(),
         "runsRunning": gateway.runs.count(&running),
+        // Of Kafka neither is known, which is not 0.
         "log": {"bytes": usage.bytes, "limitBytes": usage.limit},
         "endpoints": {"api": gateway.config.api_url, "s3": gateway.config.s3_url},
     }))
@@ -39,7 +40,9 @@ pub async fn live() -> &'static str {
     "ok"
 }
 
-/// `GET /healthz/ready`: ready as long as the log answers.
+/// `GET /healthz/ready`: ready until the log is closed, which this process does when it stops. Whether Kafka's brokers are there is
+/// asked of nobody: without them all gateways would turn unready at once, and callers get no answer at all in place of a 503 that
+/// says what is wrong.
 pub async fn ready(State(gateway): State<Arc<Gateway>>) -> Answer {
     gateway.deps.log.usage().await.map_err(|e| log_problem(&e))?;
     Ok("ok".into_response())

@@ -27,12 +27,12 @@ impl Room {
     /// By what the log holds.
     #[must_use]
     pub fn of(usage: Usage) -> Self {
-        match usage.limit {
-            Some(limit) => Self::Limited {
-                spare: ((limit as f64 * SHORT) as u64).saturating_sub(usage.bytes),
-                tight: usage.bytes as f64 > limit as f64 * TIGHT,
+        match (usage.bytes, usage.limit) {
+            (Some(bytes), Some(limit)) => Self::Limited {
+                spare: ((limit as f64 * SHORT) as u64).saturating_sub(bytes),
+                tight: bytes as f64 > limit as f64 * TIGHT,
             },
-            None => Self::Plenty,
+            _ => Self::Plenty,
         }
     }
 
@@ -143,7 +143,12 @@ mod tests {
     #[test]
     fn room_is_by_share_of_the_limit_and_endless_without_one() {
         let limit = 1_000_000_000;
-        let room = |bytes, limit| Room::of(Usage { bytes, limit });
+        let room = |bytes, limit| {
+            Room::of(Usage {
+                bytes: Some(bytes),
+                limit,
+            })
+        };
         assert_eq!(room(u64::MAX, None), Room::Plenty);
         let half = room(limit / 2, Some(limit));
         assert!(half.takes(350_000_000) && !half.takes(350_000_001) && !half.is_tight());
