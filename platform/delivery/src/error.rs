@@ -53,6 +53,9 @@ pub enum DeliveryError {
     /// The function took longer than its timeout; of a caller who waits, this is his wait for a pod and its work together.
     #[error("the function did not answer within {0:?}")]
     Timeout(Duration),
+    /// The function answered, but the process had no room for that in time: this is no attempt.
+    #[error("the answers under way left no room for the function's within {0:?}")]
+    NoRoom(Duration),
     /// The answer is over the limit.
     #[error("the answer is larger than {0} bytes")]
     AnswerTooLarge(usize),
@@ -66,7 +69,7 @@ impl DeliveryError {
     #[must_use]
     pub const fn code(&self) -> ErrorCode {
         match self {
-            Self::Overloaded { .. } => ErrorCode::Overloaded,
+            Self::Overloaded { .. } | Self::NoRoom(_) => ErrorCode::Overloaded,
             Self::NoSlot { .. } | Self::Timeout(_) => ErrorCode::Timeout,
             Self::StartFailed { .. } => ErrorCode::StartFailed,
             Self::Refused { .. } | Self::NotReached(_) | Self::Closing => ErrorCode::Unavailable,
@@ -75,7 +78,7 @@ impl DeliveryError {
         }
     }
 
-    /// Whether the function saw the request, so that a failure counts as an attempt.
+    /// Whether the function saw the request and may be at fault, so that a failure counts as an attempt.
     #[must_use]
     pub const fn is_attempt(&self) -> bool {
         match self {
@@ -85,6 +88,7 @@ impl DeliveryError {
             | Self::NoSlot { .. }
             | Self::Refused { .. }
             | Self::NotReached(_)
+            | Self::NoRoom(_)
             | Self::Closing => false,
         }
     }
@@ -94,7 +98,9 @@ impl From<&DeliveryError> for Problem {
     fn from(error: &DeliveryError) -> Self {
         let problem = Self::new(error.code(), error.to_string());
         match error {
-            DeliveryError::Overloaded { .. } | DeliveryError::Closing => problem.retry_after(1),
+            DeliveryError::Overloaded { .. } | DeliveryError::NoRoom(_) | DeliveryError::Closing => {
+                problem.retry_after(1)
+            }
             _ => problem,
         }
     }

@@ -3,6 +3,7 @@
 //! Interactive callers go before batch, and each class has a share that the other cannot take away.
 
 mod announcer;
+mod answers;
 mod error;
 mod hold;
 mod pool;

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::answers::Answers;
 use crate::hold::{Class, Demand, Hold};
 use crate::stand_in::Lent;
 use crate::stats::RevisionStats;
@@ -29,6 +30,9 @@ pub struct DeliveryConfig {
     pub max_held: usize,
     /// Most bytes of an answer.
     pub max_answer_bytes: usize,
+    /// Most bytes of all answers that are under way, but for small ones; more wait at their pods. Half of what a dispatcher may
+    /// have of memory, and a quarter of a gateway's, half of which is for requests: 256 MiB.
+    pub max_answers_bytes: usize,
     /// After so many failed starts in a row, with no pod ready, waiting callers are told.
     pub start_failures: u32,
 }
@@ -38,6 +42,7 @@ impl Default for DeliveryConfig {
         Self {
             max_held: 1_000,
             max_answer_bytes: 64 << 20,
+            max_answers_bytes: 256 << 20,
             start_failures: 3,
         }
     }
@@ -81,6 +86,7 @@ struct State {
 pub struct Delivery {
     pub(crate) config: DeliveryConfig,
     pub(crate) client: Client<HttpConnector, Full<Bytes>>,
+    pub(crate) answers: Answers,
     host: Arc<dyn PodHost>,
     table: watch::Receiver<Arc<PodTable>>,
     state: Mutex<State>,
@@ -159,6 +165,7 @@ impl Delivery {
         let (pokes, _) = broadcast::channel(1024);
         let mut table = host.watch();
         let delivery = Arc::new(Self {
+            answers: Answers::new(config.max_answers_bytes, config.max_answer_bytes),
             config,
             client,
             host,
@@ -242,6 +249,12 @@ impl Delivery {
             queue.coming > 0 || !queue.hold.is_empty() || in_flight.get(revision).is_some_and(|n| *n > 0)
         });
         all
+    }
+
+    /// Bytes that answers may still take of `max_answers_bytes` before one waits.
+    #[must_use]
+    pub fn room_for_answers(&self) -> usize {
+        self.answers.free()
     }
 
     pub(crate) fn table(&self) -> watch::Receiver<Arc<PodTable>> {

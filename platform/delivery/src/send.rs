@@ -1,11 +1,13 @@
 //! One request to one pod.
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Request, Response, Uri};
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use http_body_util::Full;
 
+use crate::answers::Unread;
 use crate::error::DeliveryError;
 use crate::hold::{Class, Demand};
 use crate::pool::{Delivery, Slot};
@@ -17,10 +19,11 @@ const REFUSED: &str = "imageflow-refused";
 const MAX_REFUSALS: u32 = 20;
 
 impl Delivery {
-    /// Sends one request to the slot's pod; the URI's path and query are kept, its authority is the pod's.
+    /// Sends one request to the slot's pod; the URI's path and query are kept, its authority is the pod's. A large answer waits for
+    /// room, and keeps it until nobody has its bytes any more: who keeps some of them for good copies them.
     ///
     /// # Errors
-    /// `Refused` and `NotReached` are no attempts; `PodLost`, `Timeout` and `AnswerTooLarge` are.
+    /// `Refused`, `NotReached` and `NoRoom` are no attempts; `PodLost`, `Timeout` and `AnswerTooLarge` are.
     pub async fn send(
         self: &Arc<Self>,
         slot: &Slot,
@@ -40,6 +43,7 @@ impl Delivery {
                 source: Box::new(error),
             })?;
         let begun = Instant::now();
+        let no_room = AtomicBool::new(false);
         let call = async {
             let response = self
                 .client
@@ -53,20 +57,18 @@ impl Delivery {
                     self.lost(slot, Box::new(error))
                 })?;
             let (head, body) = response.into_parts();
-            let body = Limited::new(body, self.config.max_answer_bytes)
-                .collect()
-                .await
-                .map_err(|source| {
-                    if source.downcast_ref::<LengthLimitError>().is_some() {
-                        return DeliveryError::AnswerTooLarge(self.config.max_answer_bytes);
-                    }
-                    self.lost(slot, source)
-                })?;
-            Ok(Response::from_parts(head, body.to_bytes()))
+            let body = self.answers.read(body, &no_room).await.map_err(|unread| match unread {
+                Unread::TooLarge => DeliveryError::AnswerTooLarge(self.config.max_answer_bytes),
+                Unread::Lost(source) => self.lost(slot, Box::new(source)),
+            })?;
+            Ok(Response::from_parts(head, body))
         };
-        let response = tokio::time::timeout(timeout, call)
-            .await
-            .map_err(|_| DeliveryError::Timeout(timeout))??;
+        let response = tokio::time::timeout(timeout, call).await.map_err(|_| {
+            if no_room.load(Ordering::Relaxed) {
+                return DeliveryError::NoRoom(timeout);
+            }
+            DeliveryError::Timeout(timeout)
+        })??;
         if let Some(why) = response.headers().get(REFUSED) {
             return Err(DeliveryError::Refused {
                 why: why.to_str().unwrap_or("unknown").to_owned(),

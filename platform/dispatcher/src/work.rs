@@ -346,7 +346,7 @@ async fn hand_over(
         }
         Err(error) if error.is_attempt() => Ok(undelivered(&error)),
         Err(_) => {
-            // Refused or not reached: the pod is busy with others or has just gone.
+            // Refused or not reached: the pod is busy with others or has just gone. Or we had no room for its answer.
             tokio::time::sleep(Duration::from_millis(20)).await;
             Err(Undelivered::NoAttempt {
                 alone: demand == Demand::Alone,

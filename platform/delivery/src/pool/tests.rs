@@ -423,8 +423,8 @@ async fn an_evicted_pod_does_not_fail_who_waits_for_the_next() {
     another.await.unwrap().unwrap();
 }
 
-/// A pod that refuses the first request and answers the second.
-async fn refusing_server() -> (std::net::SocketAddr, Arc<AtomicU32>) {
+/// A pod that answers its first request so and the others so.
+async fn server(answer: fn(bool) -> Response<Full<Bytes>>) -> (std::net::SocketAddr, Arc<AtomicU32>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     let seen = Arc::new(AtomicU32::new(0));
@@ -435,15 +435,7 @@ async fn refusing_server() -> (std::net::SocketAddr, Arc<AtomicU32>) {
             let counter = counter.clone();
             let service = service_fn(move |_: Request<hyper::body::Incoming>| {
                 let first = counter.fetch_add(1, Ordering::SeqCst) == 0;
-                async move {
-                    let response = Response::builder();
-                    let response = if first {
-                        response.status(503).header("imageflow-refused", "concurrency")
-                    } else {
-                        response.status(200)
-                    };
-                    Ok::<_, Infallible>(response.body(Full::new(Bytes::from_static(b"ok"))).unwrap())
-                }
+                async move { Ok::<_, Infallible>(answer(first)) }
             });
             tokio::spawn(
                 hyper::server::conn::http1::Builder::new()
@@ -454,10 +446,21 @@ async fn refusing_server() -> (std::net::SocketAddr, Arc<AtomicU32>) {
     (addr, seen)
 }
 
+/// Refuses the first request and answers the second.
+fn refusing(first: bool) -> Response<Full<Bytes>> {
+    let response = Response::builder();
+    let response = if first {
+        response.status(503).header("imageflow-refused", "concurrency")
+    } else {
+        response.status(200)
+    };
+    response.body(Full::new(Bytes::from_static(b"ok"))).unwrap()
+}
+
 #[tokio::test]
 async fn a_refusal_is_no_attempt_and_is_tried_again() {
     let world = World::new(DeliveryConfig::default());
-    let (addr, seen) = refusing_server().await;
+    let (addr, seen) = server(refusing).await;
     world.pods([pod("a", addr, 2, PodState::Ready)]);
     let (function, revision) = names();
     let request = || Request::post("/x?y=1").body(Bytes::new()).unwrap();
@@ -484,6 +487,42 @@ async fn a_pod_that_cannot_be_reached_is_no_attempt() {
         .err()
         .unwrap();
     assert!(!error.is_attempt(), "{error}");
+}
+
+#[tokio::test]
+async fn a_call_whose_answer_finds_no_room_is_no_attempt() {
+    const LARGE: usize = 100 << 10;
+    let room = 2 * LARGE - 1024;
+    let world = World::new(DeliveryConfig {
+        max_answers_bytes: room,
+        ..DeliveryConfig::default()
+    });
+    let (addr, _) = server(|_| Response::new(Full::from(vec![7; LARGE]))).await;
+    world.pods([pod("a", addr, 2, PodState::Ready)]);
+    let send = || {
+        let (slot, delivery) = (world.spawn(Class::Batch, Demand::One, PATIENT), world.delivery.clone());
+        let request = Request::post("/").body(Bytes::new()).unwrap();
+        tokio::spawn(async move { delivery.send(&slot.await.unwrap().unwrap(), request, PATIENT).await })
+    };
+    let first = send().await.unwrap().unwrap();
+    assert_eq!(world.delivery.room_for_answers(), room - LARGE);
+    let second = send();
+    // Who waits has what there is.
+    while world.delivery.room_for_answers() > 0 && !second.is_finished() {
+        tokio::task::yield_now().await;
+    }
+    tokio::time::pause();
+    tokio::time::advance(PATIENT).await;
+    let error = second.await.unwrap().err().unwrap();
+    assert!(
+        matches!(error, DeliveryError::NoRoom(_)) && !error.is_attempt(),
+        "{error}"
+    );
+    assert_eq!(world.delivery.room_for_answers(), room - LARGE);
+    tokio::time::resume();
+    drop(first);
+    assert_eq!(send().await.unwrap().unwrap().body().len(), LARGE);
+    assert_eq!(world.delivery.room_for_answers(), room);
 }
 
 /// A GPU function without a pod: its callers go to who stands in for it as soon as that one has a pod, and it keeps asking for its

@@ -8,7 +8,7 @@ use imageflow_types::work::Input;
 use imageflow_types::{ErrorCode, RunEvent, StepRequest, topics};
 use serde_json::{Value, json};
 
-use crate::support::{World, body, replied, send, status, step, work};
+use crate::support::{World, body, function, replied, send, status, step, within, work};
 
 const PROCESSED: &str = topics::BUCKET_PROCESSED;
 
@@ -136,6 +136,33 @@ async fn the_answer_of_a_foreign_function_is_stored_with_its_sidecar() {
     let data = json!({"contentType": "image/png", "size": 13});
     assert_eq!(sidecar(&world, &step).await, data);
     assert_eq!((result.data, result.reused), (data, false));
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn answers_for_which_there_is_no_room_at_once_are_stored_one_after_the_other() {
+    const LARGE: usize = 100 << 10;
+    const ROOM: usize = LARGE + LARGE / 2;
+    let world = World::new().await.with_room_for_answers(ROOM);
+    let steps = ["a", "b", "c", "d"].map(step);
+    let running = world.dispatch();
+    world.give_all(&function(), &steps, 0).await;
+    let mut calls = Vec::new();
+    for _ in &steps {
+        calls.push(world.pod.call().await);
+    }
+    for call in calls {
+        call.answer(body("image/png", &[7; LARGE]));
+    }
+    for step in &steps {
+        assert_eq!(world.completed(step).await.output.unwrap().size, LARGE as u64);
+    }
+    let given_back = async {
+        while world.delivery.room_for_answers() < ROOM {
+            tokio::task::yield_now().await;
+        }
+    };
+    within("what was stored takes no room", given_back).await;
     running.stop().await;
 }
 

@@ -128,6 +128,16 @@ impl World {
         world
     }
 
+    /// The same with memory for so many bytes of answers.
+    pub fn with_room_for_answers(mut self, bytes: usize) -> Self {
+        let config = DeliveryConfig {
+            max_answers_bytes: bytes,
+            ..DeliveryConfig::default()
+        };
+        self.delivery = Delivery::start(config, self.host.clone(), &self.tasks, &self.stop);
+        self
+    }
+
     /// Applies a function of this spec.
     pub async fn apply(&self, function: &FunctionName, mut spec: Value) {
         spec["command"] = json!(["/bin/true"]);

@@ -3,7 +3,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -11,7 +11,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
-use crate::support::{PNG, World};
+use crate::support::{PNG, Setup, World};
 
 struct Asked {
     uri: String,
@@ -118,6 +118,33 @@ async fn plain_words_of_a_foreign_program_are_not_lost() {
         "{:?}",
         reply.body
     );
+}
+
+#[tokio::test]
+async fn who_reads_slowly_has_room_of_that_for_answers_and_others_wait() {
+    // More than the kernel takes of what nobody reads.
+    const LARGE: usize = 32 << 20;
+    const ROOM: usize = LARGE + LARGE / 2;
+    let setup = Setup {
+        max_answers_bytes: ROOM,
+        ..Setup::default()
+    };
+    let world = World::sample_with(setup).await;
+    let (addr, _asked) = pod(|| Response::new(Full::from(vec![7; LARGE]))).await;
+    world.pod_at(addr);
+    let path = "/v1/functions/resize/invoke";
+    let first = world.open(Method::POST, path, &[], PNG).await;
+    assert_eq!(world.delivery.room_for_answers(), ROOM - LARGE);
+    let reads_when_another_waits = async {
+        // Who waits has what there is.
+        while world.delivery.room_for_answers() > 0 {
+            tokio::task::yield_now().await;
+        }
+        first.into_body().collect().await.unwrap().to_bytes().len()
+    };
+    let (second, first) = tokio::join!(world.post(path, &[], PNG), reads_when_another_waits);
+    assert_eq!((second.status.as_u16(), second.body.len(), first), (200, LARGE, LARGE));
+    assert_eq!(world.delivery.room_for_answers(), ROOM);
 }
 
 #[tokio::test]

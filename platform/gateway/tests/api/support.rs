@@ -60,6 +60,7 @@ pub struct Setup {
     pub log_limit: Option<u64>,
     pub max_log_fraction: f64,
     pub limits: HttpLimits,
+    pub max_answers_bytes: usize,
 }
 
 impl Default for Setup {
@@ -70,6 +71,7 @@ impl Default for Setup {
             log_limit: None,
             max_log_fraction: 0.9,
             limits: HttpLimits::default(),
+            max_answers_bytes: DeliveryConfig::default().max_answers_bytes,
         }
     }
 }
@@ -79,6 +81,7 @@ pub struct World {
     pub log: Arc<dyn EventLog>,
     pub objects: Arc<MemoryStore>,
     pub host: Arc<FakeHost>,
+    pub delivery: Arc<Delivery>,
     pub resources: Arc<ResourceStore>,
     pub gateway: Arc<Gateway>,
     pub stop: CancellationToken,
@@ -182,11 +185,16 @@ impl World {
             .unwrap();
         let host = Arc::new(FakeHost::default());
         let objects = Arc::new(MemoryStore::default());
+        let config = DeliveryConfig {
+            max_answers_bytes: setup.max_answers_bytes,
+            ..DeliveryConfig::default()
+        };
+        let delivery = Delivery::start(config, host.clone(), &tasks, &stop);
         let deps = GatewayDeps {
             log: log.clone(),
             objects: objects.clone(),
             resources: resources.clone(),
-            delivery: Delivery::start(DeliveryConfig::default(), host.clone(), &tasks, &stop),
+            delivery: delivery.clone(),
             pods: host.clone(),
             scaling: Arc::new(Nothing),
             backlog: Arc::new(Backlog(setup.backlog)),
@@ -214,6 +222,7 @@ impl World {
             log,
             objects,
             host,
+            delivery,
             resources,
             gateway,
             stop,
