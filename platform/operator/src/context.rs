@@ -139,14 +139,8 @@ impl Context {
             + Debug
             + 'static,
     {
-        let Some(value) = self.missing(store, wanted)? else {
-            return Ok(false);
-        };
         let params = PatchParams::apply(FIELD_MANAGER).force();
-        let name = wanted.name_any();
-        self.api::<K>().patch(&name, &params, &Patch::Apply(&value)).await?;
-        count_write(&K::kind(&()));
-        Ok(true)
+        self.patch(store, wanted, &params, Patch::Apply).await
     }
 
     /// The same for what was made by a POST. An apply owns nothing that the POST has set, so it would leave there what is not wanted
@@ -161,15 +155,33 @@ impl Context {
             + Debug
             + 'static,
     {
-        let Some(value) = self.missing(store, wanted)? else {
-            return Ok(false);
-        };
         let params = PatchParams {
             field_manager: Some(FIELD_MANAGER.to_owned()),
             ..PatchParams::default()
         };
+        self.patch(store, wanted, &params, Patch::Merge).await
+    }
+
+    async fn patch<K>(
+        &self,
+        store: &Store<Compact<K>>,
+        wanted: &K,
+        params: &PatchParams,
+        kind: fn(Value) -> Patch<Value>,
+    ) -> Result<bool>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + Serialize
+            + DeserializeOwned
+            + Debug
+            + 'static,
+    {
+        let Some(value) = self.missing(store, wanted)? else {
+            return Ok(false);
+        };
         let name = wanted.name_any();
-        self.api::<K>().patch(&name, &params, &Patch::Merge(&value)).await?;
+        self.api::<K>().patch(&name, params, &kind(value)).await?;
         count_write(&K::kind(&()));
         Ok(true)
     }

@@ -200,6 +200,12 @@ impl World {
     }
 }
 
+/// Lets this much time pass on the clock of the tests, which stands still otherwise: every look that falls into it is taken. For
+/// what must not happen meanwhile, of which no state tells, and for bounds.
+async fn pass(time: Duration) {
+    tokio::time::sleep(time).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_poke_gives_a_pod_at_once_even_before_the_waiting_is_counted() {
     let mut world = World::of(vec![("blur", scaling("blur", &[100]))]);
@@ -224,7 +230,7 @@ async fn pods_come_with_the_backlog_and_go_after_it_and_every_change_says_why() 
         (Duration::from_secs(2)..Duration::from_secs(5)).contains(&took),
         "{took:?}"
     );
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    pass(Duration::from_secs(2)).await;
     assert_eq!(world.autoscaler.active(), 0);
 
     let decisions = world.autoscaler.decisions(&name("blur"));
@@ -249,7 +255,7 @@ async fn an_unknown_backlog_keeps_the_pods() {
     world.work(vec![busy]);
     world.until(&revision("blur", 1), 5).await;
     world.work(vec![load("blur", None)]);
-    tokio::time::sleep(Duration::from_secs(3_600)).await;
+    pass(Duration::from_secs(3_600)).await;
     assert_eq!(world.pods.borrow()[&revision("blur", 1)], 5);
     let newest = &world.autoscaler.decisions(&name("blur"))[0];
     assert_eq!(newest.reasons, ["the backlog is not known: 5 kept"]);
@@ -261,12 +267,12 @@ async fn pods_that_are_not_seen_yet_are_not_taken_for_none() {
     world.replicas.seen.send_replace(false);
     world.work(vec![load("blur", None)]);
     world.pokes.send(name("blur")).unwrap();
-    tokio::time::sleep(Duration::from_secs(60)).await;
+    pass(Duration::from_secs(60)).await;
     assert!(world.autoscaler.decisions(&name("blur")).is_empty());
     // The host answers: there were pods all the time.
     world.replicas.pods.send_replace(Pods::from([(revision("blur", 1), 3)]));
     world.replicas.seen.send_replace(true);
-    tokio::time::sleep(Duration::from_secs(60)).await;
+    pass(Duration::from_secs(60)).await;
     assert_eq!(world.pods.borrow()[&revision("blur", 1)], 3);
 }
 
@@ -350,7 +356,7 @@ async fn thousands_at_zero_are_not_looked_at_and_a_minimum_needs_no_work() {
     all[7].1 = Arc::new(pinned);
     let mut world = World::of(all);
     world.until(&revision("f7", 1), 2).await;
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    pass(Duration::from_secs(5)).await;
     assert_eq!(world.autoscaler.active(), 1);
 }
 
@@ -361,14 +367,14 @@ async fn a_window_without_known_backlogs_is_no_news_of_thousands_at_zero() {
     let mut world = World::of(all);
     let unknown = |work: &dyn Fn(&str) -> Option<u64>| names.iter().map(|n| load(n, work(n))).collect();
     world.work(unknown(&|_| None));
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    pass(Duration::from_secs(5)).await;
     assert_eq!(world.autoscaler.active(), 0);
     world.work(unknown(&|function| (function == "f7").then_some(1)));
     world.until(&revision("f7", 1), 1).await;
     assert_eq!(world.autoscaler.active(), 1);
     // Looked at because of its pod, and at zero again it is none the less one of many.
     world.work(unknown(&|_| None));
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    pass(Duration::from_secs(5)).await;
     let stored = world.end().await;
     assert!(stored.iter().all(|s| s.record.function == name("f7")));
 }
@@ -382,7 +388,7 @@ async fn a_function_that_is_deleted_loses_its_pods() {
     world.until(&revision("blur", 1), 0).await;
     assert!(world.autoscaler.decisions(&name("blur")).is_empty());
     // What is left of its work brings nothing of it back.
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    pass(Duration::from_secs(5)).await;
     world.functions.send_modify(|all| *all = Arc::default());
     let sink = Arc::clone(&world.sink);
     world.end().await;
