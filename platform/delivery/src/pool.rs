@@ -208,6 +208,7 @@ impl Delivery {
     /// Numbers of every revision that has any, and starts the next period.
     #[must_use]
     pub fn collect(&self) -> Vec<RevisionStats> {
+        metrics::gauge!("imageflow_function_answers_free_bytes").set(self.room_for_answers() as f64);
         let mut state = self.lock();
         let mut in_flight: HashMap<RevisionName, u32> = HashMap::new();
         for endpoint in state.endpoints.values() {
