@@ -36,7 +36,7 @@ use self::group::Members;
 use self::offsets::Asker;
 use self::pace::Pace;
 use self::produce::{Call, Producer};
-use self::reading::Reader;
+use self::reading::{Polled, Reader, take};
 use self::topics::Catalog;
 use self::transactions::KafkaTransactions;
 use crate::error::{LogError, Result};
@@ -112,6 +112,7 @@ impl Handle {
     fn context(&self) -> Context {
         Context {
             told: self.told.clone(),
+            group: None,
         }
     }
 
@@ -131,7 +132,8 @@ impl Handle {
 
     /// Serves what clients are told while nobody uses them, so that it does not pile up.
     fn keep(&self) {
-        let drain = |client: &Asker| while client.poll(Duration::ZERO).is_some() {};
+        let nothing = |client: &Asker| matches!(take(&self.told, || client.poll(Duration::ZERO)), Polled::Nothing);
+        let drain = |client: &Asker| while !nothing(client) {};
         drain(&self.meta());
         let askers: Vec<Asker> = lock(&self.askers).iter().map(|(_, client)| client.clone()).collect();
         askers.iter().for_each(drain);
@@ -170,7 +172,10 @@ impl Kafka {
     pub async fn open(config: KafkaConfig) -> std::result::Result<Arc<Self>, KafkaOpenError> {
         config.check()?;
         let told = Arc::new(Told::default());
-        let context = || Context { told: told.clone() };
+        let context = || Context {
+            told: told.clone(),
+            group: None,
+        };
         let admin = config.admin().create_with_context(context());
         let admin: Arc<AdminClient<Context>> = Arc::new(admin.map_err(KafkaOpenError::client)?);
         let meta: BaseConsumer<Context> = config

@@ -294,6 +294,10 @@ pub async fn what_was_acknowledged_survives_a_crash(subject: &mut dyn Subject) {
         .await
         .must("commit");
     drop(producer);
+    // Brokers 4.0 to 4.3.1 may forget to end a transaction that was acknowledged, when all copies of a partition crash before its
+    // end is written there (KAFKA-20734, docs/guide.md): what is tested here begins behind that.
+    let before = subject.log().committed(&group, &topic).await.must("committed");
+    assert_eq!(before, vec![(0, Some(commit.clone()))]);
     subject.crash().await;
     let log = subject.log();
     assert_eq!(

@@ -17,7 +17,7 @@ use super::context::{Context, Rebalance, lock};
 use super::failure::{code, storage};
 use super::group::Membership;
 use super::left_out::{self, Seen, Step, Watch};
-use super::offsets::{Asker, End, commits, ends};
+use super::offsets::{Asker, End, commits, ends, held};
 use super::reading::{Polled, READ_BYTES, TICK, record_bytes, take};
 use crate::error::{LogError, Result};
 use crate::log::Consumer;
@@ -293,7 +293,12 @@ impl KafkaConsumer {
                     self.assigning = None;
                     return self.assign(begins);
                 }
-                Ok(Err(error)) => tracing::warn!(%error, self.member.group, "new partitions wait for their offsets"),
+                Ok(Err(error)) => {
+                    let (group, partitions) = (&self.member.group, assigning.partitions.clone());
+                    let is_held = self.handle.is_held(group, partitions).await;
+                    let why = if is_held { held(group) } else { error.to_string() };
+                    tracing::warn!(error = why, group, "new partitions wait for their offsets");
+                }
                 Err(error) => return Err(LogError::storage("taking partitions over", error)),
             }
             tokio::time::sleep(ASK_AGAIN).await;

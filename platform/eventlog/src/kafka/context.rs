@@ -90,6 +90,8 @@ impl Told {
 #[derive(Debug, Clone, Default)]
 pub struct Context {
     pub told: Arc<Told>,
+    /// The group in whose name the client asks.
+    pub group: Option<Arc<str>>,
 }
 
 impl ClientContext for Context {

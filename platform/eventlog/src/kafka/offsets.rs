@@ -21,6 +21,17 @@ const ASK_AGAIN: Duration = Duration::from_millis(50);
 /// So long a client's word is taken that a topic does not exist which others describe.
 const BELIEVED: Duration = Duration::from_secs(2);
 
+/// So long an answer is waited for that explains why there was none to another question.
+const HELD_FOR: Duration = Duration::from_secs(2);
+
+/// Why brokers do not tell what a group committed.
+pub fn held(group: &str) -> String {
+    format!(
+        "a transaction with offsets of the group {group} has not ended; should that last longer than the transaction.timeout.ms \
+         of its producer, brokers have lost its end: docs/guide.md says what to do (KAFKA-20734)"
+    )
+}
+
 /// A client that asks, and is in no group.
 pub type Asker = Arc<BaseConsumer<Context>>;
 
@@ -182,7 +193,11 @@ impl Handle {
     }
 
     pub fn make_asker(&self, group: &str) -> Result<Asker> {
-        let made = self.config.consumer(group).create_with_context(self.context());
+        let context = Context {
+            group: Some(group.into()),
+            ..self.context()
+        };
+        let made = self.config.consumer(group).create_with_context(context);
         let made: BaseConsumer<Context> = made.map_err(|e| storage("making a client", e, None))?;
         Ok(Arc::new(made))
     }
@@ -266,27 +281,51 @@ impl Handle {
 
     /// A new client in the place of one that got no answer.
     fn renew(&self, old: &Asker) -> Result<Asker> {
-        let mut askers = lock(&self.askers);
-        let known = askers.iter_mut().find(|(_, asker)| Arc::ptr_eq(asker, old));
-        let (new, gone) = if let Some((group, asker)) = known {
-            let new = self.make_asker(group)?;
-            (new.clone(), std::mem::replace(asker, new))
+        let (new, gone) = if let Some(group) = &old.context().group {
+            let mut askers = lock(&self.askers);
+            let known = askers.iter().position(|(_, asker)| Arc::ptr_eq(asker, old));
+            let gone = known.map(|i| askers.remove(i).1);
+            drop(askers);
+            // One that made room meanwhile, or was renewed by somebody else, is not there.
+            let new = self.asker(group)?;
+            (new, gone)
         } else {
             let made = self.config.asking().create_with_context(self.context());
             let new: Asker = Arc::new(made.map_err(|e| storage("making a client", e, None))?);
             // The common one even when it was another that got no answer: all that are as old know the same brokers.
-            (new.clone(), std::mem::replace(&mut *lock(&self.meta), new))
+            (new.clone(), Some(std::mem::replace(&mut *lock(&self.meta), new)))
         };
-        drop(askers);
         self.retire(move || drop(gone));
         Ok(new)
     }
 
     pub async fn commits_of(&self, group: &str, topic: &str) -> Result<Vec<(u32, Option<OffsetCommit>)>> {
-        let partitions = self.partitions(topic).await?;
-        let question = move |client: &Asker, timeout| commits(client, &partitions, timeout);
-        let found = self.ask("asking for commits", self.asker(group)?, question).await?;
+        let found = self.commits_on(group, self.partitions(topic).await?).await?;
         Ok((0..).zip(found).collect())
+    }
+
+    /// What a group committed, in the order of the partitions.
+    pub async fn commits_on(&self, group: &str, partitions: Vec<TopicPartition>) -> Result<Vec<Option<OffsetCommit>>> {
+        let asked = partitions.clone();
+        let question = move |client: &Asker, timeout| commits(client, &asked, timeout);
+        let answer = self.ask("asking for commits", self.asker(group)?, question).await;
+        if answer.is_err() && self.is_held(group, partitions).await {
+            return Err(failed("asking for commits", held(group)));
+        }
+        answer
+    }
+
+    /// Whether brokers do not tell what a group committed because a transaction with a part of it has not ended: what would be
+    /// there without that they tell.
+    pub async fn is_held(&self, group: &str, partitions: Vec<TopicPartition>) -> bool {
+        let mut config = self.config.consumer(group);
+        config.set("isolation.level", "read_uncommitted");
+        let ask = move |context| -> Result<(), KafkaError> {
+            let client: BaseConsumer<Context> = config.create_with_context(context)?;
+            commits(&client, &partitions, HELD_FOR).map(drop)
+        };
+        let context = self.context();
+        matches!(tokio::task::spawn_blocking(move || ask(context)).await, Ok(Ok(())))
     }
 
     pub async fn lag_of(&self, group: &str, topic: &str) -> Result<u64> {

@@ -335,12 +335,14 @@ mod tests {
         );
         let (endings, ended) = sync_channel(1);
         let before = lock(&handle.endings).replace(endings);
-        let producer = Arc::downgrade(&handle.producer().unwrap());
+        // Before there is a producer, which asks at once; and for more than one question, for the log asked when it was opened.
         cluster.request_errors(
             RDKafkaApiKey::InitProducerId,
-            &[RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED],
+            &[RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED; 20],
         );
+        let producer = Arc::downgrade(&handle.producer().unwrap());
         let refused = log.produce(vec![NewRecord::new("t").value("v")]).await;
+        cluster.clear_request_errors(RDKafkaApiKey::InitProducerId);
         assert!(refused.is_err(), "{refused:?}");
         assert!(lock(&handle.producer).is_none(), "the next call makes a new one");
         let ending = ended.try_recv().unwrap();

@@ -9,7 +9,7 @@ use rdkafka::topic_partition_list::Offset;
 
 use super::Handle;
 use super::failure::{failed, storage};
-use super::offsets::{Asker, End, at_time, commits, ends, list};
+use super::offsets::{End, at_time, ends, list};
 use super::topics::millis;
 use crate::error::Result;
 use crate::types::{Cleanup, TopicPartition, TopicSpec};
@@ -116,9 +116,7 @@ impl Handle {
         for group in groups {
             let mut found = Vec::with_capacity(partitions.len());
             for chunk in partitions.chunks(AT_ONCE) {
-                let chunk = chunk.to_vec();
-                let question = move |client: &Asker, timeout| commits(client, &chunk, timeout);
-                let read = self.ask("asking for commits", self.asker(&group)?, question).await?;
+                let read = self.commits_on(&group, chunk.to_vec()).await?;
                 found.extend(read.into_iter().map(|commit| commit.map(|c| c.offset)));
             }
             let mut reads: Vec<&str> = Vec::new();

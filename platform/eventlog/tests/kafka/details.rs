@@ -9,6 +9,10 @@ use imageflow_eventlog::{
     Cleanup, Consumer, ConsumerConfig, ConsumerEvent, EventLog, FollowEvent, Kafka, KafkaConfig, KafkaOpenError,
     LogError, MAX_RECORD_BYTES, NewRecord, OffsetCommit, Start, TopicSpec, Topics,
 };
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::producer::{BaseProducer, Producer};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::subject::{config, shared};
 
@@ -267,6 +271,49 @@ async fn a_changed_retention_is_applied() {
     let at = log.produce(vec![largest.clone()]).await.unwrap();
     let read = log.read("retained", at[0].partition, at[0].offset, 1).await.unwrap();
     assert_eq!(read[0].value, largest.value);
+}
+
+#[tokio::test]
+async fn offsets_of_an_open_transaction_are_waited_for_and_then_explained() {
+    let Some(cluster) = shared().await else { return };
+    let config = KafkaConfig {
+        request_timeout: Duration::from_secs(3),
+        ..config(&cluster, 1)
+    };
+    let log = Kafka::open(config).await.unwrap();
+    let topic = topic(&log, "held", 1).await;
+    let bootstrap = cluster.bootstrap();
+    let client = |key: &str, value: &str| {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", &bootstrap).set(key, value);
+        config
+    };
+    let member: BaseConsumer = client("group.id", "holders").create().unwrap();
+    let producer: BaseProducer = client("transactional.id", "held").create().unwrap();
+    let open = tokio::task::spawn_blocking(move || {
+        producer.init_transactions(PATIENCE).unwrap();
+        producer.begin_transaction().unwrap();
+        let mut offsets = TopicPartitionList::new();
+        offsets.add_partition_offset("held", 0, Offset::Offset(0)).unwrap();
+        let group = member.group_metadata().unwrap();
+        producer
+            .send_offsets_to_transaction(&offsets, &group, PATIENCE)
+            .unwrap();
+        producer
+    });
+    let producer = open.await.unwrap();
+    let error = within(log.committed("holders", &topic)).await.unwrap_err();
+    let told = std::error::Error::source(&error).unwrap().to_string();
+    assert!(
+        told.contains("with offsets of the group holders has not ended"),
+        "{error}: {told}"
+    );
+    // The one who waits is told when it ends.
+    let end = tokio::task::spawn_blocking(move || producer.commit_transaction(PATIENCE).unwrap());
+    let (found, ended) = tokio::join!(within(log.committed("holders", &topic)), end);
+    ended.unwrap();
+    assert_eq!(found.unwrap(), vec![(0, Some(OffsetCommit::new(&topic, 0, 0)))]);
+    log.close().await;
 }
 
 /// Single records that come fast leave together, by a hand of their own.
