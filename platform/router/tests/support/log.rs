@@ -10,7 +10,7 @@ use imageflow_eventlog::{
 use imageflow_types::work::DeadLetter;
 use imageflow_types::{RunState, StepRequest, topics};
 use serde::de::DeserializeOwned;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 
 use super::within;
 
@@ -19,6 +19,8 @@ type Journal = watch::Sender<Vec<Transaction>>;
 pub struct Spy {
     pub inner: Arc<Embedded>,
     journal: Arc<Journal>,
+    /// Held while a transaction is committed and not in the journal yet.
+    noting: Arc<Mutex<()>>,
     refusals: Arc<AtomicU32>,
     refused: Arc<watch::Sender<u32>>,
     unheard: Arc<AtomicU32>,
@@ -31,6 +33,7 @@ impl Spy {
         Arc::new(Self {
             inner,
             journal: Arc::new(watch::channel(Vec::new()).0),
+            noting: Arc::default(),
             refusals: Arc::default(),
             refused: Arc::new(watch::channel(0).0),
             unheard: Arc::default(),
@@ -87,6 +90,7 @@ impl Spy {
         within("the router catches up", async {
             loop {
                 journal.borrow_and_update();
+                let noted = self.noting.lock().await;
                 let mut lag = 0;
                 for topic in [topics::EVENTS, topics::RUN_EVENTS] {
                     lag += self.inner.lag(topics::GROUP_ROUTER, topic).await.unwrap();
@@ -94,6 +98,7 @@ impl Spy {
                 if lag == 0 {
                     return;
                 }
+                drop(noted);
                 journal.changed().await.unwrap();
             }
         })
@@ -166,6 +171,7 @@ impl EventLog for Spy {
         Ok(Box::new(SpyProducer {
             inner: self.inner.transactional(id).await?,
             journal: self.journal.clone(),
+            noting: self.noting.clone(),
             refusals: self.refusals.clone(),
             refused: self.refused.clone(),
             unheard: self.unheard.clone(),
@@ -230,6 +236,7 @@ impl Consumer for SpyConsumer {
 struct SpyProducer {
     inner: Box<dyn TransactionalProducer>,
     journal: Arc<Journal>,
+    noting: Arc<Mutex<()>>,
     refusals: Arc<AtomicU32>,
     refused: Arc<watch::Sender<u32>>,
     unheard: Arc<AtomicU32>,
@@ -251,8 +258,10 @@ impl TransactionalProducer for SpyProducer {
                 source: "refused by the test".into(),
             });
         }
+        let noting = self.noting.lock().await;
         let positions = self.inner.commit(transaction.clone()).await?;
         self.journal.send_modify(|journal| journal.push(transaction));
+        drop(noting);
         if one_of(&self.unheard) {
             return Err(LogError::Unresolved {
                 id: "router".to_owned(),
