@@ -1,6 +1,7 @@
 //! The platform on three Kafka brokers and a real S3 server, with a flow for the photos that any S3 client puts there.
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -12,8 +13,10 @@ use imageflow_servers::kafka::Cluster;
 use imageflow_servers::policies::{SERVICES, of_bucket, secret};
 use imageflow_servers::s3::{EventTarget, S3Options, S3Server};
 use imageflow_types::topics;
+use serde_json::Value;
 use tokio::time::Instant;
 
+use crate::platform::binary;
 use crate::{Platform, pictures};
 
 /// The flow `two` of two functions, and the trigger that starts it for each photo below `raw-images/in/`.
@@ -44,7 +47,7 @@ spec:
   flow: two
 ";
 /// Width of the results of [`RESOURCES`].
-pub const RESULT_WIDTH: u32 = 8;
+const RESULT_WIDTH: u32 = 8;
 
 /// Most objects of one page of a list.
 const PAGE: usize = 1000;
@@ -53,6 +56,32 @@ const PAGE: usize = 1000;
 pub fn manifests() -> PathBuf {
     let here = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_else(|_| ".".to_owned());
     PathBuf::from(here).join("../manifests")
+}
+
+/// [`RESOURCES`], with a third step beside the others whose pods note in a folder what they are called with.
+pub fn noted(calls: &Path) -> String {
+    let second = "    - { name: second, function: grey, after: [first] }\n";
+    let flow = RESOURCES.replace(second, &format!("{second}    - {{ name: noted, function: noted }}\n"));
+    assert_ne!(flow, RESOURCES);
+    let (program, calls) = (binary().with_file_name("slow-function"), calls.display());
+    format!(
+        r"{flow}---
+apiVersion: imageflow.dev/v1alpha1
+kind: Function
+metadata: {{ name: noted }}
+spec:
+  command: [ {} ]
+  env: [ {{ name: SLOW_CALLS, value: {calls} }} ]
+  scale: {{ max: 2, keepWarm: {{ min: 300ms, max: 300ms }} }}
+",
+        program.display()
+    )
+}
+
+/// Says what a test has counted, also of a test that passes: only what the macros print is kept from view.
+pub fn report(line: &str) {
+    let written = writeln!(std::io::stdout(), "{line}");
+    written.expect("the output takes a line");
 }
 
 /// How often each event or picture was called, as the pods of `slow-function` note it in a folder. A picture goes by its digest.
@@ -148,6 +177,26 @@ impl World {
             }
             all.extend(page);
         }
+    }
+
+    /// Looks at what the results of these runs are, not only that they are there; and that there are no others.
+    pub async fn results_are_right(&self, runs: &[Value]) {
+        let mut known = BTreeSet::new();
+        for run in runs {
+            let output = &run["steps"][1]["output"];
+            let text = |name: &str| output[name].as_str().unwrap_or_else(|| panic!("no {name}: {run}"));
+            let got = self
+                .objects
+                .get(text("bucket"), text("key"), Some(text("etag")))
+                .await;
+            let (_, body) = got.unwrap_or_else(|e| panic!("{e}: {run}"));
+            let picture = imageflow_ops::probe(&body, &imageflow_ops::Limits::default());
+            let picture = picture.unwrap_or_else(|e| panic!("{e}: {run}"));
+            assert_eq!(picture.width, RESULT_WIDTH, "{run}");
+            known.insert(text("key").to_owned());
+        }
+        let stored: BTreeSet<String> = self.results().await.into_iter().map(|o| o.key).collect();
+        assert_eq!(stored, known, "each result is that of a run");
     }
 
     /// The broker that is the active controller, asked of the controllers themselves.

@@ -1,7 +1,6 @@
 //! Brokers, the S3 server and the platform die or stand still while photos come: each photo has one run and one result.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -9,8 +8,7 @@ use std::time::Duration;
 use http::Method;
 use imageflow_objects::ObjectStore;
 use imageflow_servers::proxy::{Fault, Proxy};
-use imageflow_tests::external::{RESOURCES, RESULT_WIDTH, World, calls, photo, put, until};
-use imageflow_tests::platform::binary;
+use imageflow_tests::external::{World, calls, noted, photo, put, report, until};
 use imageflow_tests::{Api, Platform};
 use rand::seq::IndexedRandom;
 use rustix::process::{Pid, Signal, kill_process};
@@ -126,6 +124,7 @@ impl Feed {
 enum Scene {
     PodKilled,
     BrokerKilled,
+    NotifiedBrokerKilled,
     ControllerKilled,
     TwoBrokersKilled,
     BrokersRestartedInTurn,
@@ -137,9 +136,10 @@ enum Scene {
 }
 
 impl Scene {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::PodKilled,
         Self::BrokerKilled,
+        Self::NotifiedBrokerKilled,
         Self::ControllerKilled,
         Self::TwoBrokersKilled,
         Self::BrokersRestartedInTurn,
@@ -154,6 +154,7 @@ impl Scene {
         match self {
             Self::PodKilled => "a pod is killed",
             Self::BrokerKilled => "a broker is killed",
+            Self::NotifiedBrokerKilled => "the S3 server cannot tell",
             Self::ControllerKilled => "the controller is killed",
             Self::TwoBrokersKilled => "two brokers are killed",
             Self::BrokersRestartedInTurn => "the brokers are restarted in turn",
@@ -235,7 +236,11 @@ impl Stage {
     }
 
     fn tell(&self, what: &str) {
-        println!("{:>6.1} s  {}: {what}", self.begun.elapsed().as_secs_f64(), self.scene);
+        println!("{}", self.said(what));
+    }
+
+    fn said(&self, what: &str) -> String {
+        format!("{:>6.1} s  {}: {what}", self.begun.elapsed().as_secs_f64(), self.scene)
     }
 
     /// The last part comes; all of them were worked on, once.
@@ -262,11 +267,8 @@ impl Stage {
         assert_eq!(calls.len(), self.before, "{}: each photo was called", self.scene);
         let repeated = calls.values().map(|times| times - 1).sum::<usize>();
         let now = repeated - std::mem::replace(&mut self.repeated, repeated);
-        self.tell(&format!(
-            "done, {} sent again, {now} of {} calls done twice",
-            self.feed.refused(),
-            3 * PART
-        ));
+        let done = format!("done, {} sent again, {now} of {} calls done twice", self.feed.refused(), 3 * PART);
+        report(&self.said(&done));
     }
 
     /// The processes that do the calls that are noted: each notes its own in a file of its name.
@@ -292,6 +294,12 @@ impl Stage {
         Client::Puts(self.world.objects.clone())
     }
 
+    /// Objects of which nobody had told, and the reconcile has.
+    async fn found(&self) -> f64 {
+        let api = &self.platform().api;
+        api.metric("imageflow_storage_reconcile_raised_total", &[]).await
+    }
+
     /// Brokers that are not the controller.
     fn followers(&self) -> Vec<usize> {
         let controller = self.world.controller();
@@ -303,6 +311,7 @@ impl Stage {
         match scene {
             Scene::PodKilled => self.a_pod_is_killed().await,
             Scene::BrokerKilled => self.a_broker_is_killed().await,
+            Scene::NotifiedBrokerKilled => self.the_s3_server_cannot_tell().await,
             Scene::ControllerKilled => self.the_controller_is_killed().await,
             Scene::TwoBrokersKilled => self.two_brokers_are_killed().await,
             Scene::BrokersRestartedInTurn => self.the_brokers_are_restarted_in_turn().await,
@@ -335,6 +344,21 @@ impl Stage {
         self.worked(2 * PART).await;
         self.tell("the other two have done their part");
         self.world.cluster.restart(node).await.unwrap();
+        self.end().await;
+    }
+
+    /// The one broker that it tells of its objects is gone: what is put then is found by the reconcile.
+    async fn the_s3_server_cannot_tell(&mut self) {
+        self.begin(&self.puts()).await;
+        let before = self.found().await;
+        self.world.cluster.kill(0).unwrap();
+        self.more();
+        self.tell("broker 0 is gone");
+        self.worked(2 * PART).await;
+        let found = self.found().await - before;
+        self.tell(&format!("the reconcile has found {found} photos"));
+        assert!(found >= 1.0, "nobody told of them, and the reconcile did not find them");
+        self.world.cluster.restart(0).await.unwrap();
         self.end().await;
     }
 
@@ -458,47 +482,6 @@ impl Stage {
         self.platform().resume();
         self.end().await;
     }
-
-    /// What the results are, not only that they are there.
-    async fn results_are_right(&self) {
-        let runs = self.worked(0).await;
-        let mut known = BTreeSet::new();
-        for run in &runs {
-            let output = &run["steps"][1]["output"];
-            let text = |name: &str| output[name].as_str().unwrap();
-            let got = self
-                .world
-                .objects
-                .get(text("bucket"), text("key"), Some(text("etag")))
-                .await;
-            let (_, body) = got.unwrap_or_else(|e| panic!("{e}: {run}"));
-            let picture = imageflow_ops::probe(&body, &imageflow_ops::Limits::default()).unwrap();
-            assert_eq!(picture.width, RESULT_WIDTH, "{run}");
-            known.insert(text("key").to_owned());
-        }
-        let stored: BTreeSet<String> = self.world.results().await.into_iter().map(|o| o.key).collect();
-        assert_eq!(stored, known, "each result is that of a run");
-    }
-}
-
-/// The flow `two` with a third step beside the others, whose pods note what they are called with.
-fn resources(calls: &Path) -> String {
-    let second = "    - { name: second, function: grey, after: [first] }\n";
-    let flow = RESOURCES.replace(second, &format!("{second}    - {{ name: noted, function: noted }}\n"));
-    assert_ne!(flow, RESOURCES);
-    let (program, calls) = (binary().with_file_name("slow-function"), calls.display());
-    format!(
-        r"{flow}---
-apiVersion: imageflow.dev/v1alpha1
-kind: Function
-metadata: {{ name: noted }}
-spec:
-  command: [ {} ]
-  env: [ {{ name: SLOW_CALLS, value: {calls} }} ]
-  scale: {{ max: 2, keepWarm: {{ min: 300ms, max: 300ms }} }}
-",
-        program.display()
-    )
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -507,7 +490,7 @@ async fn whatever_dies_or_stands_still_each_photo_has_one_run_and_one_result() {
     let proxy = Proxy::start(&world.server.url()).await;
     let platform = world.platform_via(&proxy.url, &[]);
     let calls = tempfile::tempdir().unwrap();
-    platform.api.apply(&resources(calls.path())).await;
+    platform.api.apply(&noted(calls.path())).await;
     let nothing = Feed::start(&Client::Puts(world.objects.clone()), 0..0);
     let mut stage = Stage {
         world,
@@ -523,6 +506,6 @@ async fn whatever_dies_or_stands_still_each_photo_has_one_run_and_one_result() {
     for scene in Scene::chosen() {
         stage.play(scene).await;
     }
-    stage.results_are_right().await;
+    stage.world.results_are_right(&stage.runs_now().await).await;
     stage.platform.take().unwrap().stop();
 }

@@ -8,7 +8,7 @@ use imageflow_proto::peer::Peer;
 use imageflow_proto::v1::ScaleRequest;
 use imageflow_proto::v1::pod_service_client::PodServiceClient;
 use imageflow_tests::Api;
-use imageflow_tests::external::{RESOURCES, World, photo, put, until};
+use imageflow_tests::external::{World, calls, noted, photo, put, report, until};
 use imageflow_tests::http::json;
 use imageflow_tests::role::Role;
 use imageflow_tests::roles::{Roles, key};
@@ -17,6 +17,8 @@ use tonic::Code;
 
 /// Photos of each half: one by the gateways, one by an S3 client.
 const PHOTOS: usize = 24;
+/// Photos that come after the deaths.
+const LAST: usize = 6;
 const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Waits until the group has given it partitions.
@@ -51,7 +53,7 @@ async fn upload(api: &Api, number: usize) {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_main_job_is_done_by_roles_of_their_own_and_a_death_of_each_loses_nothing() {
     let Some(world) = World::start().await else { return };
-    let folder = tempfile::tempdir().unwrap();
+    let (folder, called) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let mut roles = Roles::new(&world, folder.path());
     let pods = roles.pods();
     let autoscaler = roles.autoscaler();
@@ -66,7 +68,7 @@ async fn the_main_job_is_done_by_roles_of_their_own_and_a_death_of_each_loses_no
     assert_eq!(scale(&roles.pods, Some(&key("gateway"))).await, Code::PermissionDenied);
 
     // What one gateway takes the other knows.
-    api_1.apply(RESOURCES).await;
+    api_1.apply(&noted(called.path())).await;
     api_2
         .until("/v1/triggers", |list| list["items"].as_array().unwrap().len() == 1)
         .await;
@@ -99,16 +101,22 @@ async fn the_main_job_is_done_by_roles_of_their_own_and_a_death_of_each_loses_no
     })
     .await;
     dispatcher_2.kill();
-    for number in PHOTOS..PHOTOS + 6 {
+    for number in PHOTOS..PHOTOS + LAST {
         upload(&api_2, PHOTOS + number).await;
     }
     let path = format!("/v1/runs?limit={}", PHOTOS * 4);
+    let sent = PHOTOS * 2 + LAST;
     let all = |list: &Value| {
         let items = list["items"].as_array().unwrap();
-        items.len() == PHOTOS * 2 + 6 && items.iter().all(|run| run["status"] == "succeeded")
+        items.len() == sent && items.iter().all(|run| run["status"] == "succeeded")
     };
-    api_2.until_within(PATIENCE, &path, all).await;
-    assert_eq!(world.results().await.len(), PHOTOS * 2 + 6);
+    let runs = api_2.until_within(PATIENCE, &path, all).await;
+    world.results_are_right(runs["items"].as_array().unwrap()).await;
+    assert_eq!(world.results().await.len(), sent);
+    let calls = calls(called.path());
+    assert_eq!(calls.len(), sent, "each photo was called");
+    let twice: usize = calls.values().map(|times| times - 1).sum();
+    report(&format!("roles die or stand still: {twice} of {sent} calls done twice"));
     assert_eq!(api_2.get("/v1/dead-letters").await["items"], serde_json::json!([]));
 
     // A call through the gateway wakes the pods like work of the dispatcher does; all of it can be explained, and it ends at zero.

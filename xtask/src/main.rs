@@ -28,7 +28,7 @@ cargo xtask COMMAND
   layers | map         no crate depends on a layer above it or beside it; the README's question-to-file table is true
   sizes                no file is over 600 lines before its tests, no main.rs over 60
   bench NAME [PART...] figures as JSON lines: platform, kafka, cluster, autoscaler
-  soak [external] [MINUTES | --rounds N]   the kill test, for 10 minutes; external: all faults on brokers and S3 server, 20 times
+  soak [kill] [MINUTES | --rounds N]   all faults on brokers and S3 server, 20 times; kill: kill -9 of the platform in one process, for 10 minutes
 ";
 
 fn main() -> ExitCode {

@@ -120,7 +120,7 @@ pub fn with_tests(built: &Path, name: &str) -> Command {
     command
 }
 
-/// The tests of one round of `soak external`, the shortest first.
+/// The tests of one round on brokers and an S3 server, the shortest first.
 const EXTERNAL: [&str; 4] = ["external", "roles", "load", "external_faults"];
 
 /// For how long a soak goes on.
@@ -130,7 +130,10 @@ enum Long {
     Rounds(u64),
 }
 
-/// `cargo xtask soak [external] [MINUTES | --rounds N]`: tests of faults again and again. The first one that fails ends it.
+/// How a soak is asked for.
+const SOAK: &str = "soak [kill] [MINUTES | --rounds N]";
+
+/// `cargo xtask soak [kill] [MINUTES | --rounds N]`: tests of faults again and again. The first one that fails ends it.
 pub fn soak(args: &[String]) -> Outcome {
     let (tests, long) = of_soak(args)?;
     if tests.len() > 1 {
@@ -156,19 +159,16 @@ pub fn soak(args: &[String]) -> Outcome {
 
 fn of_soak(args: &[String]) -> Result<(&'static [&'static str], Long), String> {
     let (tests, rest): (&[&str], _) = match args.split_first() {
-        Some((first, rest)) if first == "external" => (&EXTERNAL, rest),
-        _ => (&["kill"], args),
+        Some((first, rest)) if first == "kill" => (&["kill"], rest),
+        _ => (&EXTERNAL, args),
     };
-    let number = |text: &String| {
-        let number = text.parse();
-        number.map_err(|_| format!("\"{text}\" is no number: soak [external] [MINUTES | --rounds N]"))
-    };
+    let number = |text: &String| text.parse().map_err(|_| format!("\"{text}\" is no number: {SOAK}"));
     let long = match rest {
         [] if tests.len() > 1 => Long::Rounds(20),
         [] => Long::Minutes(10),
         [rounds, count] if rounds == "--rounds" => Long::Rounds(number(count)?),
         [minutes] => Long::Minutes(number(minutes)?),
-        _ => return Err("soak [external] [MINUTES | --rounds N]".to_owned()),
+        _ => return Err(SOAK.to_owned()),
     };
     Ok((tests, long))
 }
@@ -183,11 +183,12 @@ mod tests {
             let args: Vec<String> = text.split_whitespace().map(str::to_owned).collect();
             of_soak(&args)
         };
-        assert_eq!(of(""), Ok((["kill"].as_slice(), Long::Minutes(10))));
-        assert_eq!(of("external"), Ok((EXTERNAL.as_slice(), Long::Rounds(20))));
-        assert_eq!(of("external 30"), Ok((EXTERNAL.as_slice(), Long::Minutes(30))));
-        assert_eq!(of("external --rounds 20"), Ok((EXTERNAL.as_slice(), Long::Rounds(20))));
-        for wrong in ["externals", "--rounds", "external --rounds x", "1 2"] {
+        assert_eq!(of(""), Ok((EXTERNAL.as_slice(), Long::Rounds(20))));
+        assert_eq!(of("30"), Ok((EXTERNAL.as_slice(), Long::Minutes(30))));
+        assert_eq!(of("--rounds 3"), Ok((EXTERNAL.as_slice(), Long::Rounds(3))));
+        assert_eq!(of("kill"), Ok((["kill"].as_slice(), Long::Minutes(10))));
+        assert_eq!(of("kill --rounds 5"), Ok((["kill"].as_slice(), Long::Rounds(5))));
+        for wrong in ["kills", "--rounds", "kill --rounds x", "1 2"] {
             assert!(of(wrong).is_err(), "{wrong}");
         }
     }

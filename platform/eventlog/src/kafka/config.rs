@@ -23,6 +23,15 @@ const MIN_SESSION: Duration = Duration::from_secs(6);
 /// Longest silence of a consumer that is not asked for records; its partitions go to others then.
 const MAX_POLL_INTERVAL: Duration = Duration::from_secs(300);
 
+/// Other names of settings that have one of ours: librdkafka would take either value when it is given both.
+const ALIASES: &[(&str, &str)] = &[
+    ("compression.codec", "compression.type"),
+    ("queue.buffering.max.ms", "linger.ms"),
+    ("max.partition.fetch.bytes", "fetch.message.max.bytes"),
+    ("sasl.mechanisms", "sasl.mechanism"),
+    ("delivery.timeout.ms", "message.timeout.ms"),
+];
+
 /// What nobody may change: the guarantees of [`EventLog`](crate::EventLog) rest on it.
 const FIXED: &[(&str, &str)] = &[
     ("bootstrap.servers", "set KafkaConfig::bootstrap"),
@@ -276,12 +285,13 @@ impl KafkaConfig {
     /// The caller's settings, those of one side last.
     fn overlay(&self, config: &mut ClientConfig, side: &str) {
         let is_sided = |key: &str| key.starts_with("producer.") || key.starts_with("consumer.");
+        let ours = |name| ALIASES.iter().find(|(alias, _)| *alias == name).map_or(name, |(_, ours)| *ours);
         for (key, value) in self.settings.iter().filter(|(key, _)| !is_sided(key)) {
-            config.set(key, value);
+            config.set(ours(key), value);
         }
         for (key, value) in &self.settings {
             if let Some(name) = key.strip_prefix(side) {
-                config.set(name, value);
+                config.set(ours(name), value);
             }
         }
     }
@@ -315,10 +325,6 @@ impl KafkaConfig {
             .set("queue.buffering.max.messages", "100000")
             .set("queue.buffering.max.kbytes", "65536");
         self.overlay(&mut config, "producer.");
-        // Two names of one setting: librdkafka would take either.
-        if let Some(given) = config.get("delivery.timeout.ms").map(str::to_owned) {
-            config.remove("delivery.timeout.ms").set("message.timeout.ms", given);
-        }
         if let Some(id) = transactional {
             config.set("transactional.id", id);
             let number = |config: &ClientConfig, key| config.get(key).and_then(|v| v.trim().parse::<u64>().ok());
@@ -484,6 +490,36 @@ mod tests {
         assert_eq!(member.get("fetch.wait.max.ms"), Some("250"));
         assert_eq!(member.get("heartbeat.interval.ms"), Some("1500"));
         assert_eq!(member.get("group.instance.id"), Some("m"));
+    }
+
+    #[test]
+    fn a_setting_by_another_name_takes_the_place_of_ours() {
+        let config = KafkaConfig::new("b:1")
+            .setting("producer.compression.codec", "zstd")
+            .setting("queue.buffering.max.ms", "7")
+            .setting("consumer.max.partition.fetch.bytes", "4096");
+        config.check().unwrap();
+        let producer = config.producer(None);
+        let member = config.member(&ConsumerConfig::new("g", "m", crate::Topics::one("t")));
+        // What librdkafka itself has in the end.
+        let has = |config: &ClientConfig, key: &str| config.create_native_config().unwrap().get(key).unwrap();
+        assert_eq!(has(&producer, "compression.codec"), "zstd");
+        assert_eq!(has(&producer, "queue.buffering.max.ms"), "7");
+        assert_eq!(has(&member, "fetch.message.max.bytes"), "4096");
+        assert_eq!(has(&member, "queue.buffering.max.ms"), "7");
+    }
+
+    #[test]
+    fn a_producer_writes_each_record_once_on_all_copies_and_compressed() {
+        let made = KafkaConfig::new("b:1").producer(None).create_native_config().unwrap();
+        for (key, value) in [
+            ("enable.idempotence", "true"),
+            ("request.required.acks", "-1"),
+            ("compression.codec", "lz4"),
+            ("message.timeout.ms", "60000"),
+        ] {
+            assert_eq!(made.get(key).unwrap(), value, "{key}");
+        }
     }
 
     #[test]
