@@ -8,6 +8,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde_json::Value;
+use tokio::time::MissedTickBehavior;
 
 /// Longest that any call of a test may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -99,6 +100,8 @@ impl Api {
     pub async fn until_within(&self, patience: Duration, path: &str, there: impl Fn(&Value) -> bool) -> Value {
         let deadline = tokio::time::Instant::now() + patience;
         let mut ticks = tokio::time::interval(Duration::from_millis(20));
+        // An answer that takes longer than that is not asked for again at once.
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
             let value = self.get(path).await;

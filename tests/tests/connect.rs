@@ -16,6 +16,7 @@ use imageflow_tests::external::until;
 use imageflow_tests::http::json;
 use imageflow_types::topics;
 use rdkafka::producer::Producer;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -309,6 +310,13 @@ async fn every_record_is_archived_once_and_unchanged_whatever_dies() {
         world.write(next..next + PART / 10).await;
         next += PART / 10;
     }
+    // It stands still meanwhile: else it may be quicker than what is to come too late for it.
+    let worker = world
+        .worker
+        .pid()
+        .and_then(|pid| Pid::from_raw(pid.cast_signed()))
+        .unwrap();
+    kill_process(worker, Signal::STOP).unwrap();
     world.write_at_once(next..next + PART).await;
     world.worker.kill();
     let found = world.look().await;

@@ -11,6 +11,8 @@ use serde_json::Value;
 
 const EVENTS: usize = 300;
 const KILLS: usize = 30;
+/// For what the kills have left undone.
+const PATIENCE: Duration = Duration::from_secs(180);
 
 const RESOURCES: &str = r"
 apiVersion: imageflow.dev/v1alpha1
@@ -92,7 +94,7 @@ async fn thirty_kills_lose_nothing_and_double_nothing() {
         let items = v["items"].as_array().unwrap();
         items.len() >= EVENTS && items.iter().all(|r| r["status"] != "running")
     };
-    let runs = running.api.until(&path, done).await;
+    let runs = running.api.until_within(PATIENCE, &path, done).await;
     let runs = runs["items"].as_array().unwrap();
     let failed: Vec<&Value> = runs.iter().filter(|r| r["status"] != "succeeded").collect();
     assert!(

@@ -195,6 +195,7 @@ async fn gpus(api: &Api) {
         "apiVersion: imageflow.dev/v1alpha1\nkind: Function\nmetadata: { name: busy }\nspec: { operation: grayscale, resources: { cpu: 50m, memory: 64Mi, gpu: 1 } }\n",
     );
     kubectl(&["wait", "--for=condition=Ready", "fn/busy", "--timeout=60s"]);
+    known(api, "busy").await;
     let called = api.send(Method::POST, "/v1/functions/busy/invoke", &[], photo(1)).await;
     assert_eq!(called.status(), 200, "a pod without work gave its card up");
     kubectl(&["delete", "fn", "busy", "--timeout=60s"]);
@@ -202,6 +203,12 @@ async fn gpus(api: &Api) {
     kubectl(&["scale", "fn/dear", "--replicas=0"]);
     at_zero(api, "dear").await;
     kubectl(&["delete", "fn", "dear", "--timeout=60s"]);
+}
+
+/// Waits until the gateway has heard of a function, some moments after its condition says that it is ready.
+async fn known(api: &Api, name: &str) {
+    let has = |list: &Value| list["items"].as_array().unwrap().iter().any(|f| f["metadata"]["name"] == name);
+    api.until("/v1/functions", has).await;
 }
 
 /// A function for which there are never cards enough has its work done by the one that it names, from zero.
@@ -219,6 +226,7 @@ async fn fallback(api: &Api) {
     at_zero(api, "small").await;
     apply(&huge(3));
     kubectl(&["wait", "--for=condition=Ready", "fn/huge", "--timeout=60s"]);
+    known(api, "huge").await;
     let answer = api.send(Method::POST, "/v1/functions/huge/invoke", &[], photo(1)).await;
     assert_eq!(answer.status(), 200, "{}", json(&answer));
     let info = imageflow_ops::probe(answer.body(), &imageflow_ops::Limits::default()).unwrap();

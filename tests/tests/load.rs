@@ -103,6 +103,13 @@ async fn settled(platform: &Platform) {
     let warm: Vec<Value> = (0..60).map(|i| event(&format!("warm-{i}"), &json!({}))).collect();
     send(&platform.api, &warm).await;
     ended(platform, 60, 0).await;
+    // The groups of router, dispatcher, delay and notifications.
+    let deadline = Instant::now() + PATIENCE;
+    let mut ticks = tokio::time::interval(Duration::from_millis(100));
+    while platform.api.metric(REBALANCES, &[]).await < 4.0 {
+        ticks.tick().await;
+        assert!(Instant::now() < deadline, "a group has no member");
+    }
 }
 
 /// Waits until so many runs have ended, each way; it is told at once when they end another way.
@@ -160,7 +167,9 @@ async fn a_function_scales_from_1_to_20_and_back_under_20_000_events_without_a_r
     let calls = calls(folder.path());
     assert_eq!(calls.len(), 60 + EVENTS, "each event was called");
     let twice: usize = calls.values().map(|n| n - 1).sum();
-    report(&format!("from 1 to 20 pods and back: {twice} of {EVENTS} calls done twice"));
+    report(&format!(
+        "from 1 to 20 pods and back: {twice} of {EVENTS} calls done twice"
+    ));
     assert!(twice * 1000 < EVENTS, "{twice} calls were done twice");
     assert_eq!(platform.api.get("/v1/dead-letters").await["items"], json!([]));
     platform.stop();
@@ -185,25 +194,27 @@ async fn an_event_that_kills_its_pod_in_every_partition_holds_nobody_else_up() {
     ended(&platform, GOOD, poison).await;
 
     let path = format!("/v1/runs?limit={}", 2 * (GOOD + poison));
-    let runs = platform.api.get(&path).await;
+    let is_failed = |run: &&Value| run["status"] == "failed";
+    // What the router has counted others may see a moment later.
+    let all = |list: &Value| list["items"].as_array().unwrap().iter().filter(is_failed).count() >= poison;
+    let runs = platform.api.until_within(PATIENCE, &path, all).await;
     let mut hit = [0; topics::WORK_PARTITIONS as usize];
-    for run in runs["items"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .filter(|run| run["status"] == "failed")
-    {
+    for run in runs["items"].as_array().unwrap().iter().filter(is_failed) {
         let key = run["run"].as_str().unwrap().as_bytes();
         hit[imageflow_eventlog::partition_for_key(key, topics::WORK_PARTITIONS) as usize] += 1;
     }
     assert!(hit.iter().all(|n| *n > 0), "a partition was spared: {hit:?}");
-    let letters = platform.api.get("/v1/dead-letters?limit=1000").await;
+    let all = |list: &Value| list["items"].as_array().unwrap().len() >= poison;
+    let letters = platform.api.until("/v1/dead-letters?limit=1000", all).await;
     assert_eq!(letters["items"].as_array().unwrap().len(), poison, "each is kept once");
     let calls = calls(folder.path());
     assert_eq!(calls.len(), GOOD + poison, "each event was called");
     // A poison is called once more by what is asked for; the good ones only when they were with one.
     let twice: usize = calls.values().map(|times| times - 1).sum();
-    report(&format!("poison: {} of {GOOD} good calls done twice", twice.saturating_sub(poison)));
+    report(&format!(
+        "poison: {} of {GOOD} good calls done twice",
+        twice.saturating_sub(poison)
+    ));
     // One that was with a poison is called again, but not blamed.
     let blamed = platform
         .api
@@ -248,7 +259,9 @@ async fn more_callers_than_may_wait_are_asked_to_come_again_and_each_is_answered
     }
     ended(&platform, EVENTS, 0).await;
     let refused = refused.load(Ordering::SeqCst);
-    report(&format!("a full queue: {refused} times asked to come again, 0 calls done twice"));
+    report(&format!(
+        "a full queue: {refused} times asked to come again, 0 calls done twice"
+    ));
     let calls = calls(folder.path());
     assert_eq!(calls.len(), CALLERS + EVENTS, "all were called");
     assert!(calls.values().all(|n| *n == 1), "some were called twice");

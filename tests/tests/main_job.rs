@@ -117,7 +117,11 @@ async fn a_put_becomes_results_and_the_functions_go_back_to_zero() {
 async fn an_image_goes_in_and_an_image_comes_out_from_zero() {
     let world = world().await;
     let api = &world.platform.api;
-    let path = "/v1/functions/resize/invoke?width=20&format=webp";
+    // Not the one of the others, whose pods are kept for a moment only.
+    let kept =
+        "apiVersion: imageflow.dev/v1alpha1\nkind: Function\nmetadata: { name: kept }\nspec: { operation: resize }\n";
+    api.apply(kept).await;
+    let path = "/v1/functions/kept/invoke?width=20&format=webp";
     let cold = api.send(Method::POST, path, &PNG, pictures::png(80, 60, 2)).await;
     assert_eq!(cold.status(), 200, "{}", String::from_utf8_lossy(cold.body()));
     assert_eq!(cold.headers()["content-type"], "image/webp");
@@ -273,8 +277,7 @@ async fn a_corrupt_picture_in_the_bucket_becomes_a_dead_letter_that_can_be_repla
         .await;
     let letter = &letters["items"][0];
     assert_eq!(letter["error"]["code"], "unsupported-format", "{letter}");
-    let runs = api.get("/v1/runs").await;
-    assert_eq!(runs["items"][0]["status"], "failed");
+    api.until("/v1/runs", |v| v["items"][0]["status"] == "failed").await;
     let id = letter["id"].as_str().unwrap();
     let replay = api
         .send(Method::POST, &format!("/v1/dead-letters/{id}/replay"), &[], "")
@@ -441,7 +444,7 @@ async fn the_pod_of_the_next_step_is_there_before_its_work() {
     let calls = tempfile::tempdir().unwrap();
     let program = binary().with_file_name("slow-function");
     let manifest = format!(
-        "apiVersion: imageflow.dev/v1alpha1\nkind: Function\nmetadata: {{ name: slow }}\nspec:\n  command: [ {} ]\n  env: [ {{ name: SLOW_CALLS, value: {} }} ]\n---\n\
+        "apiVersion: imageflow.dev/v1alpha1\nkind: Function\nmetadata: {{ name: slow }}\nspec:\n  command: [ {} ]\n  env: [ {{ name: SLOW_CALLS, value: {} }}, {{ name: SLOW_TAKES_MS, value: '3000' }} ]\n---\n\
          apiVersion: imageflow.dev/v1alpha1\nkind: Flow\nmetadata: {{ name: slow-first }}\nspec:\n  steps:\n    - {{ name: slow, function: slow }}\n    \
          - {{ name: small, function: resize, after: [slow], params: {{ width: 9 }} }}\n",
         program.display(),

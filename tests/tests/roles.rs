@@ -72,6 +72,10 @@ async fn the_main_job_is_done_by_roles_of_their_own_and_a_death_of_each_loses_no
     api_2
         .until("/v1/triggers", |list| list["items"].as_array().unwrap().len() == 1)
         .await;
+    // They join when they have found the topics of the functions.
+    for role in [&dispatcher_1, &dispatcher_2] {
+        joined(role).await;
+    }
     for number in 0..PHOTOS / 2 {
         upload(if number % 2 == 0 { &api_1 } else { &api_2 }, number).await;
         put(&*world.objects, PHOTOS + number).await.unwrap();

@@ -2,7 +2,6 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -11,6 +10,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::free_ports;
 use crate::process::Process;
 
 const LOGGING: &str = include_str!("../kafka/log4j2.yaml");
@@ -260,8 +260,8 @@ fn folder(path: &Path) -> impl FnOnce(io::Error) -> ConnectError {
 }
 
 fn free_port() -> Result<u16> {
-    let free = TcpListener::bind(("127.0.0.1", 0)).and_then(|l| l.local_addr());
-    free.map(|a| a.port()).map_err(|e| ConnectError::Start(e.to_string()))
+    let free = free_ports(1).map_err(|e| ConnectError::Start(e.to_string()))?;
+    Ok(free[0])
 }
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
 //! Apache Kafka: one or three KRaft nodes on Java. The jars are fetched by Maven once, into the cache folder.
 use std::fs::File;
 use std::io::{self, Write};
-use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -13,7 +12,7 @@ use tempfile::TempDir;
 
 mod install;
 
-use crate::host;
+use crate::{free_ports, host};
 use install::{FORMATTED, VERSION, cache_dir, install};
 
 const LOGGING: &str = include_str!("../kafka/log4j2.yaml");
@@ -139,7 +138,7 @@ impl Cluster {
             let cluster = Self::lay_out(&home, nodes, settings)?;
             match cluster.start_all().await {
                 Ok(()) => return Ok(cluster),
-                Err(error) if error.to_string().contains("Address already in use") => last = Some(error),
+                Err(error) if cluster.said("Address already in use") => last = Some(error),
                 Err(error) => return Err(error),
             }
         }
@@ -302,6 +301,17 @@ impl Cluster {
         String::from_utf8_lossy(&log[log.len().saturating_sub(4000)..]).into_owned()
     }
 
+    /// Whether a node wrote this since its last start: what it writes at its end may be longer than [`log`](Self::log).
+    fn said(&self, words: &str) -> bool {
+        let logs = self
+            .nodes()
+            .iter()
+            .map(|n| std::fs::read(n.dir.join("log")))
+            .collect::<Vec<_>>();
+        let mut texts = logs.into_iter().map(Result::unwrap_or_default);
+        texts.any(|text| String::from_utf8_lossy(&text).contains(words))
+    }
+
     fn nodes(&self) -> MutexGuard<'_, Vec<Node>> {
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -323,7 +333,7 @@ impl Cluster {
     /// Folders and settings of all nodes. They are copies of what was formatted once, which saves a JVM for each node.
     fn lay_out(home: &Path, count: usize, settings: &[(&str, &str)]) -> Result<Self> {
         let dir = tempfile::tempdir().map_err(folder("the temporary folder", &std::env::temp_dir()))?;
-        let ports = free_ports(count * 3)?;
+        let ports = free_ports(count * 3).map_err(|e| KafkaServerError::Start(e.to_string()))?;
         let (clients, others) = ports.split_at(count);
         let (controllers, secure) = others.split_at(count);
         let voters: Vec<String> = (1..)
@@ -520,13 +530,6 @@ fn end(child: &mut Child) {
 fn folder(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> KafkaServerError {
     let path = path.to_owned();
     move |source| KafkaServerError::Folder { what, path, source }
-}
-
-/// Ports that are all free at the same moment.
-fn free_ports(count: usize) -> Result<Vec<u16>> {
-    let listeners: io::Result<Vec<TcpListener>> = (0..count).map(|_| TcpListener::bind((host(), 0))).collect();
-    let ports = listeners.and_then(|all| all.iter().map(|l| Ok(l.local_addr()?.port())).collect());
-    ports.map_err(|e| KafkaServerError::Start(e.to_string()))
 }
 
 /// A uuid as Kafka writes it: 22 characters of url-safe base64.

@@ -1,7 +1,6 @@
 //! versitygw: a real S3 server on a folder. It is built from its released source once, into the cache folder.
 use std::fs::File;
 use std::io::{self, Write};
-use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -10,8 +9,8 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::host;
 use crate::process::Process;
+use crate::{free_ports, host};
 
 /// What is built; the cache folder carries the version, so that another one does not take this binary for its own.
 const MODULE: &str = "github.com/versity/versitygw/cmd/versitygw";
@@ -123,7 +122,9 @@ impl S3Server {
         for _ in 0..TRIES {
             server.port = free_port()?;
             outcome = server.restart().await;
-            if outcome.is_ok() || !server.log().contains("address already in use") {
+            // It gives its topic 10 s from its own start, which brokers that have just started may need.
+            let again = ["address already in use", "deadline exceeded"];
+            if outcome.is_ok() || !again.iter().any(|why| server.log().contains(why)) {
                 break;
             }
         }
@@ -299,8 +300,8 @@ fn folder(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> S3Server
 }
 
 fn free_port() -> Result<u16, S3ServerError> {
-    let free = TcpListener::bind((host(), 0)).and_then(|l| l.local_addr());
-    free.map(|a| a.port()).map_err(|e| S3ServerError::Start(e.to_string()))
+    let free = free_ports(1).map_err(|e| S3ServerError::Start(e.to_string()))?;
+    Ok(free[0])
 }
 
 fn cache_dir() -> Result<PathBuf, S3ServerError> {

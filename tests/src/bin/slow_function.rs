@@ -9,11 +9,12 @@ use imageflow_types::{ErrorCode, Problem};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-/// So long a call takes: the work of this function is to wait.
-const TAKES: Duration = Duration::from_millis(200);
+/// So long a call takes, in ms, unless `SLOW_TAKES_MS` says otherwise: the work of this function is to wait.
+const TAKES_MS: u64 = 200;
 
 struct Slow {
     calls: File,
+    takes: Duration,
 }
 
 impl Function for Slow {
@@ -29,7 +30,7 @@ impl Function for Slow {
         noted.map_err(|e| Problem::new(ErrorCode::Internal, e.to_string()))?;
         match event["data"]["poison"].as_bool() {
             Some(true) => std::process::abort(),
-            _ => std::thread::sleep(TAKES),
+            _ => std::thread::sleep(self.takes),
         }
         Ok(Reply {
             data: Value::from(id),
@@ -42,10 +43,12 @@ fn main() -> ExitCode {
     let env = |name: &str| std::env::var(name).ok();
     let folder = env("SLOW_CALLS").unwrap_or_else(|| ".".to_owned());
     let file = std::path::Path::new(&folder).join(format!("{}.calls", std::process::id()));
+    let takes = env("SLOW_TAKES_MS").and_then(|ms| ms.parse().ok());
+    let takes = Duration::from_millis(takes.unwrap_or(TAKES_MS));
     let opened = File::options().create(true).append(true).open(&file);
     let served = opened
         .map_err(|e| format!("{}: {e}", file.display()))
-        .and_then(|calls| imageflow_sdk::run(Slow { calls }, &env).map_err(|e| e.to_string()));
+        .and_then(|calls| imageflow_sdk::run(Slow { calls, takes }, &env).map_err(|e| e.to_string()));
     match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
