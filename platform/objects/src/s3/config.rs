@@ -263,4 +263,13 @@ mod tests {
         let pauses: Vec<_> = [0, 1, 5, 6, 40].map(|n| RetryBudget::pause(n).as_millis()).into();
         assert_eq!(pauses, [100, 200, 3200, 5000, 5000]);
     }
+
+    #[test]
+    fn what_waits_before_a_retry_is_the_budgets_and_not_the_sdks() {
+        let client = S3Config::new("http://127.0.0.1:1", "key", "secret").client();
+        let retries = client.config().retry_config().unwrap();
+        assert_eq!(retries.initial_backoff(), Duration::from_millis(100));
+        assert_eq!(retries.max_backoff(), Duration::from_secs(5));
+        assert_eq!(retries.max_attempts(), 5);
+    }
 }
