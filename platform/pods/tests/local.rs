@@ -18,6 +18,9 @@ use imageflow_types::{FunctionName, RevisionName};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
+/// A safety net, not a measure.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 const SERVER: &str = r#"
 import http.server, os, signal, sys, threading
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -32,6 +35,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.path == "/release":
             self.server.asked.wait(20)
             self.server.released.set()
+        if self.path == "/grow":
+            kept = []
+            try:
+                while True:
+                    kept.append(b"x" * (1 << 20))
+            except MemoryError as e:
+                kept.clear()
+                print(repr(e), file=sys.stderr, flush=True)
+                os._exit(1)
         self.send_response(404)
         self.end_headers()
     def log_message(self, *args):
@@ -67,7 +79,7 @@ fn host(dir: &Path) -> Arc<LocalHost> {
 async fn until(host: &Arc<LocalHost>, there: impl Fn(&PodTable) -> bool) -> Arc<PodTable> {
     let mut table = host.watch();
     let wait = table.wait_for(|t| there(t));
-    tokio::time::timeout(Duration::from_secs(20), wait)
+    tokio::time::timeout(PATIENCE, wait)
         .await
         .expect("in time")
         .unwrap()
@@ -96,9 +108,23 @@ async fn ended(pid: u32) {
             look.tick().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), gone)
+    tokio::time::timeout(PATIENCE, gone).await.expect("it ends in time");
+}
+
+/// Waits until a process is in the cgroup of its pod: it is put there some time after the pod is ready.
+async fn confined(pid: u32, pod: &Pod) {
+    let mut look = tokio::time::interval(Duration::from_millis(10));
+    let inside = async {
+        while !std::fs::read_to_string(format!("/proc/{pid}/cgroup"))
+            .unwrap()
+            .contains(pod.id.as_str())
+        {
+            look.tick().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, inside)
         .await
-        .expect("it ends in time");
+        .expect("it is in the group in time");
 }
 
 async fn get(pod: &Pod, path: &str) -> TcpStream {
@@ -200,9 +226,9 @@ async fn a_pod_that_dies_is_seen_and_started_again() {
     table.mark_unchanged();
     get(&first, "/die").await;
     let seen = table.wait_for(|t| t.pods.values().any(|p| matches!(p.state, PodState::BackOff { .. })));
-    let seen = tokio::time::timeout(Duration::from_secs(1), seen)
+    let seen = tokio::time::timeout(PATIENCE, seen)
         .await
-        .expect("within a second")
+        .expect("in time")
         .unwrap()
         .clone();
     let PodState::BackOff {
@@ -254,19 +280,7 @@ async fn what_a_pod_starts_before_it_is_ready_is_in_its_cgroup_too() {
         tail: 10,
     };
     let child: u32 = host.logs(query).await.unwrap()[0].text.parse().unwrap();
-    // The pod is put into its group some time after it is ready.
-    let mut look = tokio::time::interval(Duration::from_millis(10));
-    let inside = async {
-        while !std::fs::read_to_string(format!("/proc/{child}/cgroup"))
-            .unwrap()
-            .contains(pod.id.as_str())
-        {
-            look.tick().await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(20), inside)
-        .await
-        .expect("it is in the group in time");
+    confined(child, &pod).await;
     host.scale(&spec.revision, 0).await.unwrap();
     until(&host, |t| t.pods.is_empty()).await;
     ended(child).await;
@@ -305,25 +319,23 @@ async fn a_program_that_is_not_there_gives_the_reason() {
     host.shutdown().await;
 }
 
-async fn hog(dir: &Path, program: String) -> (Enforcement, String) {
+/// A host that starts this program with little memory.
+async fn hog(dir: &Path, program: &str) -> Arc<LocalHost> {
     let host = host(dir);
-    let mut hog = spec(vec!["python3".into(), "-c".into(), program]);
+    let mut hog = spec(vec!["python3".into(), "-c".into(), program.into()]);
     hog.resources.memory.bytes = 64 << 20;
     host.apply(hog.clone()).await.unwrap();
     host.scale(&hog.revision, 1).await.unwrap();
-    let reason = reason(&host).await;
-    host.shutdown().await;
-    (host.enforcement(), reason)
+    host
 }
 
 #[tokio::test]
 async fn memory_beyond_the_limit_ends_a_start_and_is_told_as_such() {
     let dir = tempfile::tempdir().unwrap();
-    let (_, reason) = hog(
-        dir.path(),
-        "x = bytearray(700 << 20)\nimport signal\nsignal.pause()".into(),
-    )
-    .await;
+    let program = "x = bytearray(700 << 20)\nimport signal\nsignal.pause()";
+    let host = hog(dir.path(), program).await;
+    let reason = reason(&host).await;
+    host.shutdown().await;
     assert!(
         reason.contains("before it was ready: out of memory: limit 64Mi") && reason.contains("MemoryError"),
         "{reason}"
@@ -333,11 +345,17 @@ async fn memory_beyond_the_limit_ends_a_start_and_is_told_as_such() {
 #[tokio::test]
 async fn memory_beyond_the_limit_ends_a_ready_pod_and_is_told_as_such() {
     let dir = tempfile::tempdir().unwrap();
-    // 100 MiB a second once it listens.
-    let grow = "import time\nkept = []\nthreading.Thread(target=server.serve_forever).start()\n\
-                try:\n while True:\n  time.sleep(0.01)\n  kept.append(b'x' * (1 << 20))\n\
-                except MemoryError as e:\n print(repr(e), file=sys.stderr, flush=True)\n os._exit(1)\n";
-    let (enforcement, reason) = hog(dir.path(), SERVER.replace("server.serve_forever()\n", grow)).await;
+    let host = hog(dir.path(), SERVER).await;
+    let enforcement = host.enforcement();
+    let pod = ready(&*until(&host, |t| ready(t).len() == 1).await)[0].clone();
+    // Until it is in its group another limit holds.
+    if enforcement != Enforcement::Rlimits {
+        confined(pod.pid.unwrap(), &pod).await;
+    }
+    let asked = get(&pod, "/grow").await;
+    let reason = reason(&host).await;
+    drop(asked);
+    host.shutdown().await;
     assert!(
         reason.contains("while it was ready: out of memory: limit 64Mi"),
         "{reason}"

@@ -56,13 +56,17 @@ pub async fn ready(addr: SocketAddr) {
 /// A program with one thread cannot answer while it works. So silence does not count while the pod holds a request: that has
 /// a time limit of its own.
 pub async fn lost(addr: SocketAddr, busy: impl Fn() -> bool) {
+    lost_by(|| ask(addr, "/healthz/live"), busy).await;
+}
+
+async fn lost_by<A: Future<Output = Answer>>(ask: impl Fn() -> A, busy: impl Fn() -> bool) {
     let mut questions = tokio::time::interval_at(Instant::now() + LIVE_EVERY, LIVE_EVERY);
     questions.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut missed = 0;
     while missed < LIVE_FAILURES {
         questions.tick().await;
         let before = busy();
-        let answer = ask(addr, "/healthz/live").await;
+        let answer = ask().await;
         if answer.good() {
             missed = 0;
         } else if answer != Answer::Silent || !(before || busy()) {
@@ -76,6 +80,11 @@ async fn ask(addr: SocketAddr, path: &str) -> Answer {
     let Some(stream) = within(until, connect(addr)).await.flatten() else {
         return Answer::Nobody;
     };
+    said(until, stream, path).await
+}
+
+/// What comes of a question on a connection.
+async fn said(until: Instant, stream: TcpStream, path: &str) -> Answer {
     match within(until, talk(stream, path)).await {
         Some(Some(status)) => Answer::Said(status),
         Some(None) => Answer::Nobody,
@@ -146,16 +155,37 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_silent_pod_is_lost_unless_it_is_at_work() {
+    #[tokio::test]
+    async fn who_takes_a_connection_and_says_nothing_is_silent_and_who_takes_none_is_nobody() {
         // Connections are taken by the kernel, as for a program whose only thread works.
         let (listener, addr) = listener().await;
-        let minutes = Duration::from_secs(300);
-        let at_work = tokio::time::timeout(minutes, lost(addr, || true)).await;
-        assert!(at_work.is_err(), "it was given up at work");
-        tokio::time::timeout(minutes, lost(addr, || false)).await.unwrap();
-        // Who takes no connection does not work either.
+        let stream = connect(addr).await.unwrap();
+        // From here on there is nothing to wait for but the clock. It must not stand still before: it would be moved on while
+        // the kernel makes the connection.
+        tokio::time::pause();
+        let until = Instant::now() + PATIENCE;
+        assert_eq!(said(until, stream, "/healthz/live").await, Answer::Silent);
+        tokio::time::resume();
         drop(listener);
-        tokio::time::timeout(minutes, lost(addr, || true)).await.unwrap();
+        assert_eq!(ask(addr, "/healthz/live").await, Answer::Nobody);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_pod_is_lost_unless_it_is_at_work() {
+        let minutes = Duration::from_secs(300);
+        let lost = |answer: Answer, at_work: bool| {
+            let asked = move || async move {
+                if answer == Answer::Silent {
+                    tokio::time::sleep(PATIENCE).await;
+                }
+                answer
+            };
+            tokio::time::timeout(minutes, lost_by(asked, move || at_work))
+        };
+        let at_work = lost(Answer::Silent, true).await;
+        assert!(at_work.is_err(), "it was given up at work");
+        lost(Answer::Silent, false).await.unwrap();
+        // Who takes no connection does not work either.
+        lost(Answer::Nobody, true).await.unwrap();
     }
 }
