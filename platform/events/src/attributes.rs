@@ -5,6 +5,7 @@ use cloudevents::event::ExtensionValue;
 use cloudevents::{AttributesReader, AttributesWriter, Event};
 
 use crate::EventError;
+use crate::ext::TRACEPARENT;
 
 /// The value of an attribute or extension as filters see it.
 #[must_use]
@@ -18,13 +19,24 @@ pub fn get(event: &Event, name: &str) -> Option<String> {
     crate::ext::text(event, name)
 }
 
-/// Checks what the SDK does not: non-empty required attributes and the length and letters of names.
+/// Most extensions of an event. Debezium, which has the most of those known, sets some thirty, and servers of HTTP take 100
+/// headers as a rule; a map of headers in memory panics at 24,577.
+pub const MOST_EXTENSIONS: usize = 100;
+/// Longest name of an extension, in characters. CloudEvents asks for no more than 20 but takes more: Debezium has 31.
+pub const LONGEST_NAME: usize = 64;
+/// Longest value of an attribute or extension, in bytes.
+pub const LONGEST_VALUE: usize = 8 * 1024;
+/// Most bytes of all attributes and extensions, names and values together: no less than CloudEvents has everybody pass on, and
+/// with the data within the size of a record.
+pub const MOST_BYTES: usize = 64 * 1024;
+
+/// Checks what the SDK does not: non-empty required attributes, the length and letters of names, how many there are and how
+/// large they are. `traceparent` is not counted: the gateway adds it to an event that has passed, whose record is to pass, too.
 ///
 /// # Errors
-/// [`EventError::Attribute`] naming the attribute and the rule.
+/// [`EventError::Attribute`] naming the attribute and the rule, [`EventError::TooManyExtensions`],
+/// [`EventError::AttributesTooLarge`].
 pub fn check(event: &Event) -> Result<(), EventError> {
-    const LONGEST_NAME: usize = 20;
-    const LONGEST_VALUE: usize = 8 * 1024;
     let fault = |name: &str, why| EventError::Attribute {
         name: name.chars().take(40).collect(),
         why,
@@ -38,14 +50,26 @@ pub fn check(event: &Event) -> Result<(), EventError> {
             return Err(fault(name, "is empty"));
         }
     }
+    let counted = event.iter_extensions().filter(|(name, _)| *name != TRACEPARENT);
+    if counted.count() > MOST_EXTENSIONS {
+        return Err(EventError::TooManyExtensions);
+    }
+    let mut bytes = 0;
     for (name, value) in event.iter() {
-        if value.to_string().len() > LONGEST_VALUE {
+        let length = value.to_string().len();
+        if length > LONGEST_VALUE {
             return Err(fault(name, "is longer than 8192 bytes"));
         }
+        if name != TRACEPARENT {
+            bytes += name.len() + length;
+        }
+    }
+    if bytes > MOST_BYTES {
+        return Err(EventError::AttributesTooLarge { bytes });
     }
     for (name, _) in event.iter_extensions() {
         if name.is_empty() || name.len() > LONGEST_NAME {
-            return Err(fault(name, "has a name that is not 1 to 20 characters long"));
+            return Err(fault(name, "has a name that is not 1 to 64 characters long"));
         }
         if !name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()) {
             return Err(fault(name, "has a name with other characters than a-z and 0-9"));
@@ -113,16 +137,49 @@ fn decode_uri(text: &str) -> String {
     if is_uri { decoded.into_owned() } else { text.to_owned() }
 }
 
-pub(crate) fn decode(text: &str) -> Cow<'_, str> {
+/// What a header value of the HTTP binding stands for.
+pub(crate) fn decode_header(text: &str) -> Cow<'_, str> {
+    match unquote(text) {
+        Cow::Borrowed(text) => decode(text),
+        Cow::Owned(text) => Cow::Owned(decode(&text).into_owned()),
+    }
+}
+
+/// Undoes the double quotes around a header value, in which `\` stands before what is to be taken as it is. The HTTP binding had
+/// values with spaces quoted before they were percent-encoded, and has them read. What is not quoted as a whole stays.
+pub(crate) fn unquote(text: &str) -> Cow<'_, str> {
+    let Some(inner) = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) else {
+        return Cow::Borrowed(text);
+    };
+    let mut out = String::with_capacity(inner.len());
+    let mut chars = inner.chars();
+    while let Some(char) = chars.next() {
+        match char {
+            '"' => return Cow::Borrowed(text),
+            '\\' => match chars.next() {
+                Some(escaped) => out.push(escaped),
+                None => return Cow::Borrowed(text),
+            },
+            plain => out.push(plain),
+        }
+    }
+    Cow::Owned(out)
+}
+
+fn decode(text: &str) -> Cow<'_, str> {
     if !text.contains('%') {
         return Cow::Borrowed(text);
     }
     let bytes = text.as_bytes();
+    let digit = |at: usize| bytes.get(at).and_then(|byte| char::from(*byte).to_digit(16));
     let mut out = Vec::with_capacity(bytes.len());
     let mut i = 0;
     while i < bytes.len() {
-        let hex = (bytes[i] == b'%').then(|| text.get(i + 1..i + 3)).flatten();
-        match hex.and_then(|h| u8::from_str_radix(h, 16).ok()) {
+        let digits = match bytes[i] {
+            b'%' => digit(i + 1).zip(digit(i + 2)),
+            _ => None,
+        };
+        match digits.and_then(|(high, low)| u8::try_from(high * 16 + low).ok()) {
             Some(byte) => {
                 out.push(byte);
                 i += 3;
@@ -152,5 +209,13 @@ mod tests {
             assert_eq!(decode(&encode(text)), text);
             assert!(encode(text).is_ascii());
         }
+    }
+
+    #[test]
+    fn only_two_hexadecimal_digits_stand_for_a_byte() {
+        for text in ["%+5", "%5", "%", "100%", "% 5", "%-1", "a%zz"] {
+            assert_eq!(decode(text), text);
+        }
+        assert_eq!(decode("%2b5%2B"), "+5+");
     }
 }

@@ -6,7 +6,7 @@ use cloudevents::binding::http::to_event;
 use cloudevents::{AttributesReader, Event};
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 
-use crate::{EventError, MAX_EVENT_BYTES, attributes, data_bytes};
+use crate::{EventError, MAX_EVENT_BYTES, attributes, data_bytes, structured};
 
 /// Media type of one event as JSON.
 pub const STRUCTURED: &str = "application/cloudevents+json";
@@ -61,12 +61,7 @@ pub fn read(headers: &HeaderMap, body: &Bytes) -> Result<Vec<Event>, EventError>
             }
             values
                 .into_iter()
-                .map(|value| {
-                    serde_json::from_value(value).map_err(|source| EventError::Json {
-                        expected: "an event",
-                        source,
-                    })
-                })
+                .map(structured::read)
                 .collect::<Result<Vec<Event>, _>>()?
         }
         Mode::Structured => {
@@ -74,9 +69,10 @@ pub fn read(headers: &HeaderMap, body: &Bytes) -> Result<Vec<Event>, EventError>
                 expected: "an event",
                 source,
             })?;
-            vec![event]
+            vec![structured::read(event)?]
         }
         Mode::Binary => {
+            let headers = unquoted(headers);
             // The SDK would meet these with a panic or a vague word.
             for name in ["ce-id", "ce-source", "ce-type"] {
                 let value = headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default();
@@ -87,7 +83,7 @@ pub fn read(headers: &HeaderMap, body: &Bytes) -> Result<Vec<Event>, EventError>
                     });
                 }
             }
-            let mut event = to_event(headers, body.to_vec()).map_err(EventError::Invalid)?;
+            let mut event = to_event(headers.as_ref(), body.to_vec()).map_err(EventError::Invalid)?;
             attributes::decode_percent(&mut event);
             vec![event]
         }
@@ -103,6 +99,27 @@ pub fn read(headers: &HeaderMap, body: &Bytes) -> Result<Vec<Event>, EventError>
         }
     }
     Ok(events)
+}
+
+/// Headers whose attributes are without double quotes: the SDK would take these for a part of what it reads.
+fn unquoted(headers: &HeaderMap) -> Cow<'_, HeaderMap> {
+    let is_quoted = |name: &HeaderName, value: &HeaderValue| {
+        name.as_str().starts_with("ce-") && value.as_bytes().starts_with(b"\"")
+    };
+    if !headers.iter().any(|(name, value)| is_quoted(name, value)) {
+        return Cow::Borrowed(headers);
+    }
+    let mut headers = headers.clone();
+    for (name, value) in &mut headers {
+        let plain = match value.to_str() {
+            Ok(text) if is_quoted(name, value) => HeaderValue::try_from(attributes::unquote(text).as_ref()),
+            _ => continue,
+        };
+        if let Ok(plain) = plain {
+            *value = plain;
+        }
+    }
+    Cow::Owned(headers)
 }
 
 /// Writes an event in binary mode.
@@ -158,7 +175,7 @@ pub fn binary_type(headers: &HeaderMap) -> Option<&str> {
 #[must_use]
 pub fn attribute<'a>(headers: &'a HeaderMap, header: &str) -> Option<Cow<'a, str>> {
     let text = headers.get(header)?.to_str().ok()?;
-    Some(attributes::decode(text))
+    Some(attributes::decode_header(text))
 }
 
 /// Headers of an event in binary mode, of its attributes by the names of their headers.
@@ -257,6 +274,89 @@ mod tests {
             assert_eq!(binary_type(&torn), None, "{required}");
         }
         assert!(binary_headers("a\nb", attributes).is_err());
+    }
+
+    #[test]
+    fn values_in_double_quotes_are_read_as_what_they_quote() {
+        let time = "2026-11-24T12:00:00Z";
+        let headers = [
+            ("ce-specversion", r#""1.0""#),
+            ("ce-id", r#""a \"b\" \\ c%20d""#),
+            ("ce-source", r#""urn:test:%C3%BC""#),
+            ("ce-type", r#""com.example.upload""#),
+            ("ce-time", r#""2026-11-24T12:00:00Z""#),
+            ("ce-dataschema", r#""https://schemas.example/a""#),
+            ("ce-colour", r#""%22red%22""#),
+            ("ce-half", r#""red"#),
+            ("ce-two", r#""a" "b""#),
+            ("ce-open", r#""a\""#),
+        ];
+        let headers: HeaderMap = headers
+            .iter()
+            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
+            .collect();
+        let event = read(&headers, &Bytes::new()).unwrap().remove(0);
+        assert_eq!((event.id(), event.ty()), (r#"a "b" \ c d"#, "com.example.upload"));
+        assert_eq!(event.source(), "urn:test:%C3%BC");
+        assert_eq!(event.time().map(|t| t.to_rfc3339()), Some(time.replace('Z', "+00:00")));
+        assert_eq!(event.dataschema().unwrap().as_str(), "https://schemas.example/a");
+        let extension = |name: &str| crate::ext::text(&event, name).unwrap();
+        assert_eq!(extension("colour"), r#""red""#, "once");
+        assert_eq!(
+            (extension("half"), extension("two")),
+            (r#""red"#.into(), r#""a" "b""#.into())
+        );
+        assert_eq!(extension("open"), r#""a\""#);
+        assert_eq!(attribute(&headers, "ce-id").unwrap(), event.id());
+        assert_eq!(attribute(&headers, "ce-colour").unwrap(), r#""red""#);
+        let mut nothing = headers.clone();
+        nothing.insert("ce-id", HeaderValue::from_static("\"\""));
+        assert!(
+            read(&nothing, &Bytes::new())
+                .unwrap_err()
+                .to_string()
+                .contains("\"id\"")
+        );
+    }
+
+    fn structured_of(extensions: impl IntoIterator<Item = (String, String)>) -> Result<Event, EventError> {
+        let mut event = serde_json::json!({"specversion": "1.0", "id": "1", "source": "urn:t", "type": "t"});
+        for (name, value) in extensions {
+            event[name] = value.into();
+        }
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(STRUCTURED));
+        Ok(read(&headers, &Bytes::from(event.to_string()))?.remove(0))
+    }
+
+    #[test]
+    fn an_event_has_no_more_extensions_than_its_record_may() {
+        let extensions = |count: usize| (0..count).map(|n| (format!("x{n}"), "1".to_owned()));
+        let error = structured_of(extensions(25_000)).unwrap_err().to_string();
+        assert!(error.contains("more than 100 extensions"), "{error}");
+        assert!(structured_of(extensions(attributes::MOST_EXTENSIONS + 1)).is_err());
+        // The gateway adds the trace to what has none, and the router reads the same event.
+        let mut event = structured_of(extensions(attributes::MOST_EXTENSIONS)).unwrap();
+        event.set_extension(crate::ext::TRACEPARENT, "00-a-b-01");
+        let (headers, value) = crate::record::write(&event);
+        assert!(crate::record::read(None, &headers, value.as_ref()).is_ok());
+    }
+
+    #[test]
+    fn names_and_values_of_extensions_have_bounds() {
+        let longest = "x".repeat(attributes::LONGEST_NAME);
+        assert!(structured_of([(longest.clone(), "1".to_owned())]).is_ok());
+        let debezium = "iodebeziumtxdatacollectionorder";
+        assert!(structured_of([(debezium.to_owned(), "1".to_owned())]).is_ok());
+        let error = structured_of([(format!("{longest}x"), "1".to_owned())]).unwrap_err();
+        assert!(error.to_string().contains("64 characters"), "{error}");
+        let large = |count: usize| (0..count).map(|n| (format!("x{n}"), "1".repeat(8 * 1024)));
+        assert!(structured_of(large(7)).is_ok());
+        let error = structured_of(large(8)).unwrap_err();
+        assert!(
+            matches!(error, EventError::AttributesTooLarge { bytes } if bytes > 65_536),
+            "{error}"
+        );
     }
 
     #[test]

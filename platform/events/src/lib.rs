@@ -2,15 +2,18 @@
 //! W3C trace context, and what the platform says to a function pod. Light, because every pod links it.
 
 pub mod attributes;
+mod content;
 pub mod ext;
 pub mod http;
 pub mod invocation;
 pub mod object;
 pub mod record;
+mod structured;
 pub mod trace;
 pub mod work;
 
 pub use cloudevents::{AttributesReader, AttributesWriter, Data, Event, EventBuilder, EventBuilderV10};
+pub use content::Content;
 
 /// Most bytes of one event, attributes and data (the size of a Kafka record by default).
 pub const MAX_EVENT_BYTES: usize = 1024 * 1024;
@@ -31,6 +34,21 @@ pub enum EventError {
         name: String,
         /// The rule.
         why: &'static str,
+    },
+    /// Over [`attributes::MOST_EXTENSIONS`].
+    #[error(
+        "not a valid CloudEvent: it has more than {} extensions",
+        attributes::MOST_EXTENSIONS
+    )]
+    TooManyExtensions,
+    /// Over [`attributes::MOST_BYTES`].
+    #[error(
+        "not a valid CloudEvent: its attributes and extensions have {bytes} bytes, names and values together, more than {}",
+        attributes::MOST_BYTES
+    )]
+    AttributesTooLarge {
+        /// Their size.
+        bytes: usize,
     },
     /// The body is not the JSON that it should be.
     #[error("not a valid CloudEvent: the body is not {expected}: {source}")]
@@ -77,14 +95,10 @@ pub fn json_event(event: &Event) -> Result<serde_json::Value, serde_json::Error>
     let Some(Data::Binary(bytes)) = event.data() else {
         return Ok(value);
     };
-    let media = event.datacontenttype().unwrap_or("application/json");
-    let media = media.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    let data = if media.starts_with("text/") {
-        String::from_utf8(bytes.clone()).ok().map(serde_json::Value::String)
-    } else if media.ends_with("/json") || media.ends_with("+json") {
-        serde_json::from_slice(bytes).ok()
-    } else {
-        None
+    let data = match Content::of(event.datacontenttype()) {
+        Content::Json => serde_json::from_slice(bytes).ok(),
+        Content::Text => String::from_utf8(bytes.clone()).ok().map(serde_json::Value::String),
+        Content::Bytes => None,
     };
     if let (Some(fields), Some(data)) = (value.as_object_mut(), data) {
         fields.remove("data_base64");

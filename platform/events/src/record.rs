@@ -6,12 +6,15 @@ use cloudevents::{AttributesReader, Event};
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use serde_json::Value;
 
-use crate::{EventError, data_bytes, ext, json_data};
+use crate::{Content, EventError, data_bytes, ext, json_data};
 
 /// What the name of an attribute's header begins with.
 const PREFIX: &str = "ce_";
 /// What the media type of a structured event begins with.
 const STRUCTURED_PREFIX: &str = "application/cloudevents";
+/// Headers of an event that has as many extensions as it may: besides them the attributes of CloudEvents, and what
+/// [`check`](crate::attributes::check) does not count.
+const MOST_HEADERS: usize = crate::attributes::MOST_EXTENSIONS + 16;
 
 /// Headers and value of a record.
 pub type RecordParts = (Vec<(String, Bytes)>, Option<Bytes>);
@@ -62,15 +65,14 @@ fn is_structured(media_type: &str) -> bool {
 
 /// An event as JSON; `data_type` is the media type of its data where it does not say so itself.
 fn structured(body: &Bytes, data_type: Option<&str>) -> Result<Event, EventError> {
-    let fault = |source| EventError::Json {
+    let mut event: Value = serde_json::from_slice(body).map_err(|source| EventError::Json {
         expected: "an event",
         source,
-    };
-    let mut event: Value = serde_json::from_slice(body).map_err(fault)?;
+    })?;
     if let (Value::Object(fields), Some(data_type)) = (&mut event, data_type) {
         fields.entry("datacontenttype").or_insert_with(|| data_type.into());
     }
-    serde_json::from_value(event).map_err(fault)
+    crate::structured::read(event)
 }
 
 /// The Python SDK writes an event as JSON with the media type of its data in place of the event's; before its version 1.13
@@ -106,7 +108,11 @@ fn binary(headers: &[(String, Bytes)], body: &Bytes) -> Result<Event, EventError
             None => continue,
         };
         if let (Ok(header), Ok(value)) = (header, HeaderValue::try_from(text)) {
-            map.insert(header, value);
+            // A map of headers that is full panics.
+            let inserted = map.try_insert(header, value);
+            if inserted.is_err() || map.len() > MOST_HEADERS {
+                return Err(EventError::TooManyExtensions);
+            }
         }
     }
     for required in ["ce-specversion", "ce-id", "ce-source", "ce-type"] {
@@ -125,15 +131,11 @@ fn binary(headers: &[(String, Bytes)], body: &Bytes) -> Result<Event, EventError
 
 /// The SDK's reader takes every body for bytes, which whoever writes the event on as JSON would write as base64.
 fn as_json(event: &mut Event) {
-    let json = event.datacontenttype().is_some_and(is_json);
+    let media_type = event.datacontenttype();
+    let json = media_type.is_some() && Content::of(media_type) == Content::Json;
     if json && let Some(value) = json_data(event) {
         event.set_data_unchecked(Data::Json(value));
     }
-}
-
-fn is_json(media_type: &str) -> bool {
-    let essence = media_type.split(';').next().unwrap_or_default().trim();
-    essence.eq_ignore_ascii_case("application/json") || essence.to_ascii_lowercase().ends_with("+json")
 }
 
 #[cfg(test)]
@@ -199,6 +201,21 @@ mod tests {
         // The id as the key says nothing.
         let event = read(Some(b"1"), &plain, Some(&value)).unwrap();
         assert!(event.extension(ext::PARTITION_KEY).is_none());
+    }
+
+    #[test]
+    fn more_extensions_than_a_map_of_headers_holds_are_refused() {
+        let required = ["specversion", "id", "source", "type"].map(|n| (format!("ce_{n}"), Bytes::from_static(b"1.0")));
+        let headers = |count: usize| {
+            let more = (0..count).map(|n| (format!("ce_x{n}"), Bytes::from_static(b"1")));
+            required.iter().cloned().chain(more).collect::<Vec<_>>()
+        };
+        for count in [crate::attributes::MOST_EXTENSIONS + 1, 25_000] {
+            let error = read(None, &headers(count), None).unwrap_err();
+            assert!(matches!(error, EventError::TooManyExtensions), "{error:?}");
+        }
+        let event = read(None, &headers(crate::attributes::MOST_EXTENSIONS), None).unwrap();
+        assert_eq!(event.iter_extensions().count(), crate::attributes::MOST_EXTENSIONS);
     }
 
     #[test]
