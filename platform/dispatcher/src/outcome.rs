@@ -2,10 +2,11 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
-use http::Response;
-use http::header::{CONTENT_TYPE, RETRY_AFTER};
+use http::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
+use http::{HeaderValue, Response};
+use imageflow_events::http::Mode;
 use imageflow_events::invocation::StepReply;
-use imageflow_events::{AttributesReader, ext};
+use imageflow_events::{AttributesReader, Content, Data, Event, data_bytes, ext, json_data};
 use imageflow_types::error::http_status_retries;
 use imageflow_types::names::StepName;
 use imageflow_types::work::StepError;
@@ -60,37 +61,73 @@ pub fn read(response: Response<Bytes>, now_ms: i64) -> Outcome {
         // Of the answer of our own SDK the data is all that counts.
         return of_reply(serde_json::from_slice(&body));
     }
-    if imageflow_events::http::mode(&parts.headers).is_some() {
-        return match imageflow_events::http::read(&parts.headers, &body) {
-            Ok(events) => match events.into_iter().next() {
-                Some(event) => replied(&event),
-                None => Outcome::Data(Value::Null),
-            },
-            Err(error) => failed(
-                ErrorCode::FunctionFailed,
-                format!("its answer is no event: {error}"),
-                false,
-            ),
-        };
+    if let Some(mode) = imageflow_events::http::mode(&parts.headers) {
+        return of_event(mode, &parts.headers, body);
     }
     if body.is_empty() {
         return Outcome::Data(Value::Null);
     }
-    let content_type = parts
-        .headers
-        .get(CONTENT_TYPE)
-        .and_then(|v| v.to_str().ok())
-        .unwrap_or("application/octet-stream")
-        .to_owned();
+    let content_type = media_type(&parts.headers).unwrap_or(OCTETS).to_owned();
     Outcome::Body { body, content_type }
 }
 
-fn replied(event: &imageflow_events::Event) -> Outcome {
-    let data = imageflow_events::json_data(event).unwrap_or(Value::Null);
-    if event.ty() != ext::TYPE_STEP_COMPLETED {
-        return Outcome::Data(data);
+/// What bytes are of which nothing is said.
+const OCTETS: &str = "application/octet-stream";
+
+fn media_type(headers: &HeaderMap) -> Option<&str> {
+    let text = headers.get(CONTENT_TYPE).map(HeaderValue::to_str)?.ok()?;
+    Some(text).filter(|text| !text.is_empty())
+}
+
+/// A foreign function answered with an event.
+fn of_event(mode: Mode, headers: &HeaderMap, body: Bytes) -> Outcome {
+    let media_type = media_type(headers);
+    // A picture is stored as it is, so it may be larger than the data of an event.
+    let apart = mode == Mode::Binary && !body.is_empty() && Content::of(media_type) == Content::Bytes;
+    let nothing = Bytes::new();
+    let read = imageflow_events::http::read(headers, if apart { &nothing } else { &body });
+    match read.map(|events| events.into_iter().next()) {
+        Ok(_) if apart => Outcome::Body {
+            body,
+            content_type: media_type.unwrap_or(OCTETS).to_owned(),
+        },
+        Ok(Some(event)) => replied(event),
+        Ok(None) => Outcome::Data(Value::Null),
+        Err(error) => failed(
+            ErrorCode::FunctionFailed,
+            format!("its answer is no event: {error}"),
+            false,
+        ),
     }
-    of_reply(serde_json::from_value(data))
+}
+
+fn replied(event: Event) -> Outcome {
+    if event.ty() == ext::TYPE_STEP_COMPLETED {
+        return of_reply(serde_json::from_value(json_data(&event).unwrap_or(Value::Null)));
+    }
+    let Some(data) = event.data() else {
+        return Outcome::Data(Value::Null);
+    };
+    let media_type = event.datacontenttype();
+    let value = match (Content::of(media_type), data) {
+        (Content::Json, _) => match json_data(&event) {
+            None if media_type.is_some() => {
+                let message = "the data of its answer is not JSON, which its datacontenttype says it is".to_owned();
+                return failed(ErrorCode::FunctionFailed, message, false);
+            }
+            value => value,
+        },
+        (Content::Text, Data::String(text)) => Some(Value::String(text.clone())),
+        (Content::Text, Data::Binary(bytes)) => String::from_utf8(bytes.clone()).ok().map(Value::String),
+        _ => None,
+    };
+    match value {
+        Some(value) => Outcome::Data(value),
+        None => Outcome::Body {
+            body: data_bytes(&event).into(),
+            content_type: media_type.unwrap_or(OCTETS).to_owned(),
+        },
+    }
 }
 
 fn of_reply(reply: Result<StepReply, serde_json::Error>) -> Outcome {
@@ -200,6 +237,8 @@ fn retry_after(response: &Response<Bytes>, now_ms: i64) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     const NOW_MS: i64 = 1_700_000_000_500;
@@ -262,6 +301,34 @@ mod tests {
         assert_eq!((asks("soon"), asks("-1")), (None, None));
     }
 
+    /// An answer that is an event in binary mode.
+    fn binary(content_type: Option<&str>, body: &[u8]) -> Response<Bytes> {
+        let mut event = answer(200, content_type.unwrap_or_default(), "");
+        if content_type.is_none() {
+            event.headers_mut().remove(CONTENT_TYPE);
+        }
+        for (name, value) in [
+            ("ce-specversion", "1.0"),
+            ("ce-id", "1"),
+            ("ce-source", "urn:x"),
+            ("ce-type", "com.example.done"),
+        ] {
+            event.headers_mut().insert(name, value.parse().unwrap());
+        }
+        *event.body_mut() = Bytes::copy_from_slice(body);
+        event
+    }
+
+    /// An answer that is an event in structured mode, with these fields besides.
+    fn structured(fields: serde_json::Value) -> Response<Bytes> {
+        let mut event = json!({"specversion": "1.0", "id": "1", "source": "urn:x", "type": "com.example.done"});
+        event
+            .as_object_mut()
+            .unwrap()
+            .extend(fields.as_object().unwrap().clone());
+        answer(200, "application/cloudevents+json", &event.to_string())
+    }
+
     #[test]
     fn foreign_answers_are_understood() {
         assert_eq!(read(answer(202, "text/plain", ""), NOW_MS), Outcome::Data(Value::Null));
@@ -269,13 +336,54 @@ mod tests {
             read(answer(200, "image/png", "x"), NOW_MS),
             Outcome::Body { .. }
         ));
-        let event = r#"{"specversion":"1.0","id":"1","source":"urn:x","type":"com.example.done","data":{"n":1}}"#;
-        let data = read(answer(200, "application/cloudevents+json", event), NOW_MS);
-        assert_eq!(data, Outcome::Data(serde_json::json!({"n": 1})));
-        assert!(matches!(
-            read(answer(200, "application/cloudevents+json", "{"), NOW_MS),
-            Outcome::Failed { retry: false, .. }
-        ));
+        let body_of = |content_type: &str, body: &[u8]| Outcome::Body {
+            body: Bytes::copy_from_slice(body),
+            content_type: content_type.to_owned(),
+        };
+        let png: &[u8] = b"\x89PNG\xff";
+        let large = vec![0xff; imageflow_events::MAX_EVENT_BYTES + 1];
+        for (answer, outcome) in [
+            (structured(json!({"data": {"n": 1}})), Outcome::Data(json!({"n": 1}))),
+            (structured(json!({})), Outcome::Data(Value::Null)),
+            (
+                structured(json!({"datacontenttype": "text/plain", "data": "5"})),
+                Outcome::Data(json!("5")),
+            ),
+            (
+                structured(json!({"datacontenttype": "image/png", "data_base64": "iVBORw=="})),
+                body_of("image/png", b"\x89PNG"),
+            ),
+            (
+                structured(json!({"datacontenttype": "application/jsonl", "data": "1\n2\n"})),
+                body_of("application/jsonl", b"1\n2\n"),
+            ),
+            (binary(Some("image/png"), png), body_of("image/png", png)),
+            (binary(Some("image/png"), &large), body_of("image/png", &large)),
+            (binary(Some("image/png"), b""), Outcome::Data(Value::Null)),
+            (
+                binary(Some("application/ld+json; charset=utf-8"), b"[1]"),
+                Outcome::Data(json!([1])),
+            ),
+            (binary(None, b"[1]"), Outcome::Data(json!([1]))),
+            (binary(None, png), body_of("application/octet-stream", png)),
+            (binary(Some("text/plain"), "ü5".as_bytes()), Outcome::Data(json!("ü5"))),
+            (
+                binary(Some("text/plain; charset=latin1"), b"\xfc5"),
+                body_of("text/plain; charset=latin1", b"\xfc5"),
+            ),
+        ] {
+            assert_eq!(read(answer, NOW_MS), outcome);
+        }
+        let mut nameless = binary(Some("image/png"), png);
+        nameless.headers_mut().remove("ce-id");
+        for refused in [
+            answer(200, "application/cloudevents+json", "{"),
+            nameless,
+            binary(Some("application/json"), b"{"),
+        ] {
+            let outcome = read(refused, NOW_MS);
+            assert!(matches!(outcome, Outcome::Failed { retry: false, .. }), "{outcome:?}");
+        }
     }
 
     #[test]
