@@ -139,7 +139,8 @@ impl Notifications {
     /// belongs). None when there is nothing to work on.
     async fn completed(&self, mut change: Notification) -> Result<Option<Notification>, ObjectError> {
         if change.kind == ChangeKind::Removed {
-            return Ok(Some(change));
+            let gone = change.is_complete() || self.is_gone(&change).await?;
+            return Ok(gone.then_some(change));
         }
         let (bucket, key) = (&change.info.bucket, &change.info.key);
         match self.objects.head(bucket, key).await {
@@ -159,6 +160,20 @@ impl Notifications {
                 tracing::error!(bucket, key, %error, "a new object cannot be looked at");
                 metrics::counter!("imageflow_storage_notifications_unreadable_total").increment(1);
                 Ok(None)
+            }
+        }
+    }
+
+    /// Whether there is no object any more after one of its versions was removed. When it cannot be looked at, it counts as gone:
+    /// nothing else tells of a removal.
+    async fn is_gone(&self, removed: &Notification) -> Result<bool, ObjectError> {
+        let (bucket, key) = (&removed.info.bucket, &removed.info.key);
+        match self.objects.head(bucket, key).await {
+            Ok(there) => Ok(there.is_none()),
+            Err(error) if error.is_retryable() => Err(error),
+            Err(error) => {
+                tracing::warn!(bucket, key, %error, "an object of which a version was removed cannot be looked at");
+                Ok(true)
             }
         }
     }

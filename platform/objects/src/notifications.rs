@@ -62,12 +62,14 @@ pub enum NotificationError {
 }
 
 impl Notification {
-    /// Whether the server told all by which an object is known: when not, the store's `head` does.
+    /// Whether the server told all by which an object is known, or that it is gone: when not, the store's `head` does. Of a
+    /// version that was removed it is not told whether it was the object or one before it; the marker that stands for a removal
+    /// always is the last.
     #[must_use]
-    pub const fn is_complete(&self) -> bool {
+    pub fn is_complete(&self) -> bool {
         match self.kind {
             ChangeKind::Created => self.size_known && !self.info.etag.is_empty(),
-            ChangeKind::Removed => true,
+            ChangeKind::Removed => self.info.version.is_none() || self.event.ends_with(":DeleteMarkerCreated"),
         }
     }
 

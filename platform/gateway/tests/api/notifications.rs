@@ -166,6 +166,35 @@ async fn each_removal_is_an_event_and_each_telling_of_it_the_same() {
 }
 
 #[tokio::test]
+async fn an_old_version_that_is_removed_is_no_removal_of_the_object() {
+    let world = World::start().await;
+    put(&world, "kept.png", None).await;
+    put(&world, "again.png", None).await;
+    world
+        .objects
+        .fail("raw-images", "denied.png", || ObjectError::AccessDenied {
+            bucket: "raw-images".to_owned(),
+        });
+    let removed = |name: &str, key: &str| {
+        let mut record = told(name, key, "");
+        record["s3"]["object"]["versionId"] = json!("v1");
+        json!({"Records": [record]})
+    };
+    let messages = vec![
+        removed("ObjectRemoved:Delete", "kept.png"),
+        removed("LifecycleExpiration:Delete", "kept.png"),
+        removed("ObjectRemoved:Delete", "gone.png"),
+        removed("ObjectRemoved:Delete", "denied.png"),
+        // It was put again since.
+        removed("ObjectRemoved:DeleteMarkerCreated", "again.png"),
+    ];
+    let events = events(&world, messages, 3).await;
+    for key in ["gone.png", "denied.png", "again.png"] {
+        assert_eq!(of(&events, key, ext::TYPE_OBJECT_REMOVED).len(), 1, "{key}");
+    }
+}
+
+#[tokio::test]
 async fn a_record_that_cannot_be_read_takes_no_other_with_it() {
     let world = World::start().await;
     put(&world, "a.png", None).await;

@@ -111,6 +111,21 @@ fn removals_need_no_etag() {
 }
 
 #[test]
+fn of_a_version_that_is_removed_the_store_knows_whether_it_was_the_object() {
+    let of_version = MINIO.replace("ObjectCreated:Put", "ObjectRemoved:Delete");
+    let told = one(&of_version);
+    assert!(told.kind == ChangeKind::Removed && told.info.version.is_some() && !told.is_complete());
+    let whole = of_version.replace("\"83921fbb-7c48-4ab3-8d53-6c9c1d3a2b10\"", "\"\"");
+    assert!(one(&whole).is_complete(), "of a bucket without versions");
+    for marker in [
+        "ObjectRemoved:DeleteMarkerCreated",
+        "LifecycleExpiration:DeleteMarkerCreated",
+    ] {
+        assert!(one(&of_version.replace("ObjectRemoved:Delete", marker)).is_complete());
+    }
+}
+
+#[test]
 fn what_tells_a_change_from_others_is_in_every_format() {
     assert_eq!(one(VERSITYGW_REMOVED).occurrence().as_deref(), Some("1795526114000.A"));
     assert_eq!(
