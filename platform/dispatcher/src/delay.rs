@@ -253,6 +253,7 @@ impl<'a> Delays<'a> {
                 offset: record.offset,
                 stay: partition.stay,
                 topic: what.topic(),
+                wait: None,
                 what,
             };
             // A due time far beyond the longest wait is a clock gone wrong.
@@ -276,12 +277,13 @@ impl<'a> Delays<'a> {
 
     /// Begins to put what is due back to its functions.
     fn hand_back(&mut self) {
-        for due in self.waiting.take(Instant::now()) {
+        for mut due in self.waiting.take(Instant::now()) {
             let Some(record) = due.what.record() else {
                 // It stays open, and is read again after a restart.
                 self.waiting.written(&due.topic);
                 continue;
             };
+            due.wait.get_or_insert_with(|| self.context.waits.begin());
             if let Some(partition) = self.partitions.get_mut(&due.at) {
                 partition.on_their_way += 1;
             }

@@ -166,13 +166,26 @@ impl Dispatcher {
             delivery: self.delivery,
             backlogs: self.backlogs,
             clock: self.clock,
+            waits: Arc::default(),
         };
         let context = Arc::new(context);
+        tokio::select! {
+            ended = Self::sessions(&context, &self.config, &stop) => ended,
+            never = context.waits.tell() => match never {},
+        }
+    }
+
+    /// Session after session, until `stop`.
+    async fn sessions(
+        context: &Arc<Context>,
+        config: &DispatcherConfig,
+        stop: &CancellationToken,
+    ) -> Result<(), DispatcherError> {
         let mut rejoin = Rejoin::default();
         let mut pause = REJOIN_PAUSE;
         loop {
             let begun = Instant::now();
-            match Self::session(&context, &self.config, &stop).await {
+            match Self::session(context, config, stop).await {
                 Err(DispatcherError::Log(error)) if rejoin.may(&error, Instant::now().into_std()) => {
                     tracing::warn!(%error, "the dispatcher was displaced in its group; it joins anew");
                 }

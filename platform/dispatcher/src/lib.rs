@@ -22,6 +22,7 @@ mod stored;
 pub mod tracker;
 mod turns;
 mod unread;
+mod waits;
 mod work;
 
 pub use backlog::Backlogs;

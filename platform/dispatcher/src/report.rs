@@ -35,6 +35,7 @@ pub(crate) enum End {
 /// Makes an end durable, also when the dispatcher itself fails at it, unless it always does. False when it cannot be tried later,
 /// for it does not fit into the topic of delays.
 pub(crate) async fn settle(context: &Context, end: &mut End, stop: &Stop) -> Result<bool, GivenUp> {
+    let _wait = context.waits.begin();
     for _ in 0..REPORTS_THAT_PANIC {
         match AssertUnwindSafe(report(context, end, stop)).catch_unwind().await {
             Ok(reported) => return reported,
@@ -87,15 +88,23 @@ async fn report(context: &Context, end: &mut End, stop: &Stop) -> Result<bool, G
                     *end = shorter;
                     continue;
                 }
-                tracing::warn!(%error, "the result of a step is not reported yet");
+                tracing::warn!(%error, topic = end.topic(), "the end of a step is not written yet");
             }
-            Err(error) => tracing::warn!(%error, "the result of a step is not reported yet"),
+            Err(error) => tracing::warn!(%error, topic = end.topic(), "the end of a step is not written yet"),
         }
         stop.pause(PAUSE).await?;
     }
 }
 
 impl End {
+    const fn topic(&self) -> &'static str {
+        match self {
+            Self::Event(..) => topics::RUN_EVENTS,
+            Self::Later(_) => topics::DELAY,
+            Self::Letter(_) => topics::DEAD_LETTERS,
+        }
+    }
+
     /// What is written instead; none when it says as little as can be.
     fn shortened(&self, code: ErrorCode, why: String) -> Option<Self> {
         match self {

@@ -24,6 +24,7 @@ use crate::outcome::plain;
 use crate::report::{self, End, attempt_after, tell};
 use crate::stop::{GivenUp, Stop};
 use crate::stored::{finish, sign};
+use crate::waits::Waits;
 use crate::{backoff, outcome, request};
 
 /// What every step needs.
@@ -34,6 +35,8 @@ pub(crate) struct Context {
     pub(crate) delivery: Arc<Delivery>,
     pub(crate) backlogs: Arc<Backlogs>,
     pub(crate) clock: fn() -> i64,
+    /// What is to be written and is not yet.
+    pub(crate) waits: Arc<Waits>,
 }
 
 /// A step still running after this long is reported as started. Shorter ones go from queued to done:

@@ -17,6 +17,8 @@ mod panics;
 #[path = "service/results.rs"]
 mod results;
 mod support;
+#[path = "service/waits.rs"]
+mod waits;
 
 use bytes::Bytes;
 use imageflow_dispatcher::DispatcherConfig;

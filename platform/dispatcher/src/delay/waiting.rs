@@ -6,13 +6,15 @@ use std::time::Duration;
 use imageflow_eventlog::TopicPartition;
 use tokio::time::Instant;
 
+use crate::waits::Wait;
+
 /// Records that may be on their way to one topic.
 const AT_A_TIME: usize = 32;
 /// Before a topic that took nothing is tried again, with one record.
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// Something of a partition of delays.
-#[derive(Debug, PartialEq)]
+#[derive(Debug)]
 pub(super) struct Due<T> {
     pub(super) at: TopicPartition,
     pub(super) offset: i64,
@@ -20,6 +22,8 @@ pub(super) struct Due<T> {
     pub(super) stay: u64,
     /// The topic that it goes to.
     pub(super) topic: String,
+    /// From when it is tried.
+    pub(super) wait: Option<Wait>,
     pub(super) what: T,
 }
 
@@ -141,6 +145,7 @@ mod tests {
             offset,
             stay: 0,
             topic: topic.to_owned(),
+            wait: None,
             what: (),
         }
     }

@@ -171,7 +171,7 @@ async fn what_the_writer_of_a_step_had_seen_stays_with_it_while_it_waits() {
 }
 
 /// Has a step wait, in a partition of the topic of delays.
-async fn delay(world: &World, step: &StepRequest, due_ms: i64, partition: u32) {
+pub async fn delay(world: &World, step: &StepRequest, due_ms: i64, partition: u32) {
     let value = serde_json::to_vec(&Delayed {
         due_ms,
         step: step.clone(),
