@@ -7,10 +7,11 @@
 //! - a run succeeds exactly when all its stages did, and ends when nothing is under way.
 use imageflow_types::names::digest;
 use imageflow_types::run::{Plan, RUN_STATE_SCHEMA, Stage, output_ref};
-use imageflow_types::work::{Attempt, DeadLetter, Input, RunRequest, StepError, StepResult};
-use imageflow_types::{FunctionName, RunEvent, RunState, RunStatus, StepRequest, StepState, StepStatus};
+use imageflow_types::work::{Attempt, DeadLetter, Input, RunRequest, StageStep, StepError, StepResult, Target};
+use imageflow_types::{FunctionName, RunEvent, RunState, RunStatus, StepName, StepRequest, StepState, StepStatus};
 use serde_json::Value;
 
+use crate::compile::step_named;
 use crate::output::event_output_ref;
 
 /// A step remembers this many of its attempts, the last ones.
@@ -31,21 +32,8 @@ pub enum Effect {
 #[must_use]
 pub fn start(request: &RunRequest, plan: Plan, now_ms: i64) -> (RunState, Vec<Effect>) {
     let steps = plan.stages.iter().zip(0_u32..).flat_map(|(stage, at)| {
-        stage.steps.iter().map(move |step| StepState {
-            name: step.name.clone(),
-            function: step.function.clone(),
-            stage: at,
-            status: StepStatus::Waiting,
-            attempts: Vec::new(),
-            output: None,
-            data: Value::Null,
-            error: None,
-            queued_ms: None,
-            ended_ms: None,
-            service_ms: None,
-            cold: false,
-            reused: false,
-        })
+        let step = move |step: &StageStep| waiting(step.name.clone(), step.function.clone(), at);
+        stage.steps.iter().map(step)
     });
     let mut state = RunState {
         schema: RUN_STATE_SCHEMA,
@@ -61,6 +49,54 @@ pub fn start(request: &RunRequest, plan: Plan, now_ms: i64) -> (RunState, Vec<Ef
     let mut effects = enqueue_after(&mut state, None, now_ms);
     effects.extend(finish_if_done(&mut state));
     (state, effects)
+}
+
+/// The only state of a run that cannot be made: it failed before it began, and one step in the name of its target says why.
+#[must_use]
+pub fn refused(request: &RunRequest, error: &StepError, now_ms: i64) -> RunState {
+    let target = match &request.target {
+        Target::Flow(name) => name.as_str(),
+        Target::Function(name) => name.as_str(),
+    };
+    let step = step_named(target).zip(FunctionName::new(target).ok());
+    let step = step.map(|(name, function)| StepState {
+        status: StepStatus::Failed,
+        error: Some(error.clone()),
+        ended_ms: Some(now_ms),
+        ..waiting(name, function, 0)
+    });
+    RunState {
+        schema: RUN_STATE_SCHEMA,
+        run: request.run.clone(),
+        status: RunStatus::Failed,
+        request: request.clone(),
+        steps: step.into_iter().collect(),
+        plan: Plan {
+            stages: Vec::new(),
+            bucket: String::new(),
+        },
+        created_ms: now_ms,
+        updated_ms: now_ms,
+        version: 1,
+    }
+}
+
+const fn waiting(name: StepName, function: FunctionName, stage: u32) -> StepState {
+    StepState {
+        name,
+        function,
+        stage,
+        status: StepStatus::Waiting,
+        attempts: Vec::new(),
+        output: None,
+        data: Value::Null,
+        error: None,
+        queued_ms: None,
+        ended_ms: None,
+        service_ms: None,
+        cold: false,
+        reused: false,
+    }
 }
 
 /// The state after an event. An event that changes nothing gives back an equal state and no effects.

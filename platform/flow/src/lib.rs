@@ -9,6 +9,6 @@ pub mod compile;
 mod graph;
 mod output;
 
-pub use advance::{Effect, advance, start};
-pub use compile::{FunctionLookup, FunctionView, MAX_STEPS, check, compile, function_flow};
+pub use advance::{Effect, advance, refused, start};
+pub use compile::{FunctionLookup, FunctionView, MAX_STEPS, check, choose, compile, function_flow, pick};
 pub use output::event_output_ref;

@@ -7,9 +7,9 @@ use imageflow_flow::{FunctionLookup, FunctionView};
 use imageflow_types::flow::FlowSpec;
 use imageflow_types::function::FunctionSpec;
 use imageflow_types::manifest::Document;
-use imageflow_types::names::{FlowName, FunctionName, RevisionName, TriggerName};
+use imageflow_types::names::{FlowName, FunctionName, RevisionName, RunId, TriggerName};
 use imageflow_types::trigger::TriggerSpec;
-use imageflow_types::{Problem, Revision};
+use imageflow_types::{ErrorCode, Problem, Revision};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -165,13 +165,21 @@ impl Catalog {
             .ok_or_else(|| Problem::not_found("flow", name, self.flows.keys().map(FlowName::as_str)))
     }
 
-    /// JSON Schema of a function's parameters: its operation's, or the one it published.
+    /// JSON Schema of the parameters that a spec takes, or the template of a revision: its operation's, or the one it published.
     #[must_use]
     pub fn parameters(&self, spec: &FunctionSpec) -> Option<Value> {
-        match &spec.operation {
-            Some(operation) => self.operations.schema(operation).cloned(),
-            None => spec.parameters.clone().map(Value::Object),
-        }
+        self.schema(spec).map(Cow::into_owned)
+    }
+
+    /// The revision that a run of a function gets, as the router chooses it: the template of that one says what parameters the run
+    /// may have and which it has by default.
+    ///
+    /// # Errors
+    /// There is no such function, or no such revision as its traffic names.
+    pub fn revision_of_run(&self, function: &FunctionName, run: &RunId) -> Result<&Revision, Problem> {
+        let entry = self.function(function.as_str())?;
+        imageflow_flow::choose(function, entry.spec(), &entry.revisions, imageflow_flow::pick(run))
+            .map_err(|detail| Problem::new(ErrorCode::InvalidArgument, detail))
     }
 
     /// Who refers to a function: `Flow NAME`, `Trigger NAME` and `Function NAME`.
@@ -215,19 +223,20 @@ impl Catalog {
 impl FunctionLookup for Catalog {
     fn get(&self, name: &FunctionName) -> Option<FunctionView<'_>> {
         let entry = self.functions.get(name)?;
-        let spec = entry.spec();
-        let schema = match &spec.operation {
-            Some(operation) => self.operations.schema(operation).map(Cow::Borrowed),
-            None => spec.parameters.clone().map(|p| Cow::Owned(Value::Object(p))),
-        };
         Some(FunctionView {
-            spec,
+            spec: entry.spec(),
             revisions: &entry.revisions,
-            schema,
         })
     }
 
     fn names(&self) -> Vec<&str> {
         self.functions.keys().map(FunctionName::as_str).collect()
+    }
+
+    fn schema<'a>(&'a self, spec: &'a FunctionSpec) -> Option<Cow<'a, Value>> {
+        match &spec.operation {
+            Some(operation) => self.operations.schema(operation).map(Cow::Borrowed),
+            None => spec.parameters.clone().map(|p| Cow::Owned(Value::Object(p))),
+        }
     }
 }

@@ -219,6 +219,11 @@ fn the_other_branch_goes_on_and_the_run_fails_when_it_is_done() {
         (letter.function.as_str(), letter.request.as_ref()),
         ("do-c", Some(&request()))
     );
+    assert_eq!(
+        letter.run,
+        Some(request().run),
+        "letters of one run are sent again as one"
+    );
     assert_eq!(state.status, RunStatus::Running);
     let (state, effects) = advance(&state, &done(3, None), 40);
     assert_eq!(effects, vec![Effect::Finished(RunStatus::Failed)]);
@@ -294,4 +299,25 @@ fn an_event_of_another_run_changes_nothing() {
         at_ms: 15,
     };
     assert_eq!(advance(&state, &other, 15), (state.clone(), Vec::new()));
+}
+
+#[test]
+fn a_run_that_cannot_be_made_has_failed_and_says_why_in_the_name_of_its_target() {
+    let named = |target| RunRequest { target, ..request() };
+    let long = format!("{}-{}", "a".repeat(39), "b".repeat(5));
+    let of_function = named(Target::Function(FunctionName::new(&long).unwrap()));
+    for (request, name) in [(request(), "photo"), (of_function, &long[..39])] {
+        let state = refused(&request, &error(None), 10);
+        assert_eq!((state.status, state.request.clone()), (RunStatus::Failed, request));
+        assert_eq!(
+            state.error().map(|(step, e)| (step.as_str(), e.clone())),
+            Some((name, error(None)))
+        );
+        assert_eq!(state.results().count(), 0);
+        assert_eq!(
+            advance(&state, &done(0, None), 20),
+            (state.clone(), Vec::new()),
+            "it has ended"
+        );
+    }
 }

@@ -1,21 +1,21 @@
 use std::collections::BTreeMap;
 
 use imageflow_types::function::{EnvVar, TrafficTarget};
-use imageflow_types::{FlowName, RevisionName};
+use imageflow_types::{FlowName, HumanDuration, RevisionName};
 use serde_json::json;
 
 use super::*;
 
-struct Functions(BTreeMap<FunctionName, (FunctionSpec, Vec<Revision>, Option<Value>)>);
+/// Functions of which each spec, and so each revision, says its own schema.
+struct Functions(BTreeMap<FunctionName, (FunctionSpec, Vec<Revision>)>);
 
 impl FunctionLookup for Functions {
     fn get(&self, name: &FunctionName) -> Option<FunctionView<'_>> {
-        let (spec, revisions, schema) = self.0.get(name)?;
-        Some(FunctionView {
-            spec,
-            revisions,
-            schema: schema.as_ref().map(Cow::Borrowed),
-        })
+        let (spec, revisions) = self.0.get(name)?;
+        Some(FunctionView { spec, revisions })
+    }
+    fn schema<'a>(&'a self, spec: &'a FunctionSpec) -> Option<Cow<'a, Value>> {
+        spec.parameters.clone().map(|schema| Cow::Owned(Value::Object(schema)))
     }
     fn names(&self) -> Vec<&str> {
         self.0.keys().map(FunctionName::as_str).collect()
@@ -42,9 +42,27 @@ impl Functions {
         functions
     }
 
-    fn put(&mut self, function: &str, spec: FunctionSpec, schema: Option<Value>) {
+    fn put(&mut self, function: &str, mut spec: FunctionSpec, schema: Option<Value>) {
+        spec.parameters = schema.and_then(|schema| schema.as_object().cloned());
         let revision = Revision::new(&name(function), 1, &spec, 0);
-        self.0.insert(name(function), (spec, vec![revision], schema));
+        self.0.insert(name(function), (spec, vec![revision]));
+    }
+
+    /// Applies the function anew, changed.
+    fn change(&mut self, function: &str, change: impl FnOnce(&mut FunctionSpec)) {
+        let (spec, revisions) = self.0.get_mut(&name(function)).unwrap();
+        change(spec);
+        let next = revisions.last().unwrap().number + 1;
+        revisions.push(Revision::new(&name(function), next, spec, 0));
+    }
+
+    fn route(&mut self, function: &str, shares: &[(u32, u32)]) {
+        let share = |(number, percent): &(u32, u32)| TrafficTarget {
+            revision: Some(RevisionName::of(&name(function), *number)),
+            percent: *percent,
+            tag: None,
+        };
+        self.0.get_mut(&name(function)).unwrap().0.traffic = shares.iter().map(share).collect();
     }
 }
 
@@ -117,7 +135,7 @@ fn a_flow_is_not_empty_and_has_at_most_a_hundred_steps() {
 #[test]
 fn defaults_of_the_function_fill_in_and_are_named_when_they_are_at_fault() {
     let mut functions = Functions::catalogue();
-    let schema = functions.0[&name("resize")].2.clone();
+    let schema = functions.0[&name("resize")].0.parameters.clone().map(Value::Object);
     let mut spec = FunctionSpec::of_operation("resize");
     spec.params.insert("width".into(), json!(64));
     functions.put("small", spec.clone(), schema.clone());
@@ -180,7 +198,7 @@ fn the_dearest_step_gives_its_pods_and_every_step_counts_in_the_digest() {
     let before = compile(&target(), &spec, &functions, true, 0).unwrap();
     assert_eq!(before.stages[0].function, name("blur"));
     let mut noop = FunctionSpec::of_operation("noop");
-    noop.timeout = imageflow_types::HumanDuration::from_secs(3);
+    noop.timeout = HumanDuration::from_secs(3);
     functions.put("noop", noop, None);
     let after = compile(&target(), &spec, &functions, true, 0).unwrap();
     assert_eq!(after.stages[0].revision, before.stages[0].revision);
@@ -204,16 +222,8 @@ fn the_dearest_step_gives_its_pods_and_every_step_counts_in_the_digest() {
 #[test]
 fn traffic_is_shared_by_percent_and_one_run_always_chooses_the_same() {
     let mut functions = Functions::catalogue();
-    let share = |number, percent| TrafficTarget {
-        revision: Some(RevisionName::of(&name("blur"), number)),
-        percent,
-        tag: None,
-    };
-    let entry = functions.0.get_mut(&name("blur")).unwrap();
-    entry.0.traffic = vec![share(1, 80), share(2, 20)];
-    let mut newer = entry.0.clone();
-    newer.timeout = imageflow_types::HumanDuration::from_secs(1);
-    entry.1.push(Revision::new(&name("blur"), 2, &newer, 0));
+    functions.change("blur", |spec| spec.timeout = HumanDuration::from_secs(1));
+    functions.route("blur", &[(1, 80), (2, 20)]);
     let spec = flow(json!([{"name":"a","function":"blur"}]));
     let revision = |pick| {
         compile(&target(), &spec, &functions, true, pick).unwrap().stages[0]
@@ -244,4 +254,84 @@ fn a_function_is_a_flow_of_one_step_and_faults_are_told_of_its_params() {
     );
     let long = FunctionName::new(format!("{}-{}", "a".repeat(39), "b".repeat(5))).unwrap();
     assert_eq!(function_flow(&long, &Map::new()).steps[0].name.as_str(), "a".repeat(39));
+}
+
+/// `resize` takes `size` in place of `width` since its second revision, 64 by default.
+fn resized() -> Functions {
+    let mut functions = Functions::catalogue();
+    functions.change("resize", |spec| {
+        let schema = json!({"type":"object","additionalProperties":false,"required":["size"],
+            "properties":{"size":{"type":"integer"}}});
+        spec.parameters = schema.as_object().cloned();
+        spec.params.insert("size".into(), json!(64));
+    });
+    functions
+}
+
+#[test]
+fn after_a_rollback_a_call_is_checked_by_what_was_rolled_back_to() {
+    let mut functions = resized();
+    let run = |functions: &Functions, params: Value| {
+        let flow = function_flow(&name("resize"), params.as_object().unwrap());
+        compile(&Target::Function(name("resize")), &flow, functions, true, 1)
+    };
+    let old = json!({"width": 5});
+    let refused = run(&functions, old.clone()).unwrap_err().to_string();
+    assert!(refused.starts_with("params.width: is not known here"), "{refused}");
+    functions.route("resize", &[(1, 100)]);
+    let plan = run(&functions, old.clone()).unwrap();
+    assert_eq!(plan.stages[0].revision, RevisionName::of(&name("resize"), 1));
+    assert_eq!(
+        Value::Object(plan.stages[0].steps[0].params.clone()),
+        old,
+        "without the newer default"
+    );
+    let refused = run(&functions, json!({"size": 5})).unwrap_err().to_string();
+    assert!(refused.contains("params.size: is not known here"), "{refused}");
+}
+
+#[test]
+fn a_step_must_fit_every_revision_that_has_traffic() {
+    let mut functions = resized();
+    let step = |params: Value| flow(json!([{"name":"a","function":"resize","params":params}]));
+    let (old, new) = (step(json!({"width": 5})), step(json!({"size": 5})));
+    check(&new, &functions).unwrap();
+    functions.route("resize", &[(1, 100), (2, 0)]);
+    check(&old, &functions).unwrap();
+    let refused = check(&new, &functions).unwrap_err().to_string();
+    assert!(
+        refused.contains("(for revision \"resize-00001\", which has traffic)"),
+        "{refused}"
+    );
+    functions.route("resize", &[(1, 50), (2, 50)]);
+    assert!(check(&old, &functions).is_err() && check(&new, &functions).is_err());
+}
+
+#[test]
+fn a_step_whose_function_allows_more_time_or_more_attempts_than_the_host_stays_by_itself() {
+    let spec = flow(json!([
+        {"name":"a","function":"blur"},
+        {"name":"b","function":"noop","after":["a"]},
+        {"name":"c","function":"autorotate","after":["b"]}]));
+    let stages = |change: &dyn Fn(&mut FunctionSpec)| {
+        let mut functions = Functions::catalogue();
+        functions.change("noop", |spec| spec.resources.cpu.millis = 4000);
+        functions.change("blur", |spec| change(spec));
+        let plan = compile(&target(), &spec, &functions, true, 0).unwrap();
+        let names = |(_, names, ..): (String, Vec<&str>, Option<u32>, bool)| names.join("+");
+        shape_of(&plan).into_iter().map(names).collect::<Vec<_>>()
+    };
+    let (time, tries) = (FunctionSpec::of_operation("blur").timeout, 5);
+    let all = ["a+b+c"];
+    assert_eq!(stages(&|spec| spec.timeout = HumanDuration::from_secs(1)), all);
+    assert_eq!(stages(&|spec| spec.delivery.retry = tries - 1), all);
+    let apart = ["a", "b+c"];
+    assert_eq!(stages(&|spec| spec.timeout = HumanDuration(time.0 * 2)), apart);
+    assert_eq!(stages(&|spec| spec.delivery.retry = tries + 1), apart);
+    // As host it gives the others as much.
+    let host = |spec: &mut FunctionSpec| {
+        spec.timeout = HumanDuration(time.0 * 2);
+        spec.resources.cpu.millis = 8000;
+    };
+    assert_eq!(stages(&host), all);
 }

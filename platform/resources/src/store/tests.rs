@@ -1,5 +1,6 @@
 use super::*;
 use imageflow_eventlog::{Embedded, EmbeddedConfig};
+use imageflow_types::RunId;
 use imageflow_types::manifest::Resource;
 
 fn clock() -> i64 {
@@ -86,6 +87,32 @@ async fn rollback_gives_the_traffic_to_the_revision_before() {
     let entry = store.snapshot().function("resize").unwrap().clone();
     assert_eq!(entry.route(None, 77).unwrap().number, 1);
     assert_eq!(store.rollback(&name, None).await.unwrap_err().code, ErrorCode::Conflict);
+}
+
+#[tokio::test]
+async fn after_a_rollback_runs_get_the_parameters_of_the_revision_rolled_back_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _log, _stop) = store(dir.path()).await;
+    let of = |known: &str| {
+        let text = format!(
+            "apiVersion: imageflow.dev/v1alpha1\nkind: Function\nmetadata: {{ name: own }}\nspec: {{ command: [./own], parameters: \
+             {{ type: object, additionalProperties: false, properties: {{ {known}: {{ type: integer }} }} }} }}\n"
+        );
+        Resource::from_yaml(&text).unwrap().remove(0)
+    };
+    store.apply(of("width")).await.unwrap();
+    store.apply(of("size")).await.unwrap();
+    let name = FunctionName::new("own").unwrap();
+    let run = RunId::derive(&["test"]);
+    let known = || {
+        let catalog = store.snapshot();
+        let revision = catalog.revision_of_run(&name, &run).unwrap();
+        let parameters = catalog.parameters(&revision.template).unwrap();
+        schema::property_names(&parameters).join(" ")
+    };
+    assert_eq!(known(), "size");
+    store.rollback(&name, None).await.unwrap();
+    assert_eq!(known(), "width");
 }
 
 #[tokio::test]
