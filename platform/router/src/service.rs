@@ -1,10 +1,13 @@
 //! The loop: poll, work out, one transaction, go on.
+use std::any::Any;
 use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures::FutureExt;
 use imageflow_eventlog::{
     Consumer, ConsumerConfig, ConsumerEvent, EventLog, LogError, OffsetCommit, Record, Rejoin, TopicPartition,
     TopicSpec, Topics, Transaction, TransactionalProducer,
@@ -12,9 +15,10 @@ use imageflow_eventlog::{
 use imageflow_events::work::{Raw, unreadable};
 use imageflow_objects::ObjectStore;
 use imageflow_process::overdue;
-use imageflow_resources::{ResourceStore, Seen};
-use imageflow_types::work::RunEvent;
-use imageflow_types::{FunctionName, topics};
+use imageflow_resources::{Catalog, ResourceStore, Seen};
+use imageflow_types::run::KEPT_RUNS;
+use imageflow_types::work::{DeadLetter, RunEvent};
+use imageflow_types::{ErrorCode, FunctionName, topics};
 use tokio_util::sync::CancellationToken;
 
 use crate::batch::{Batch, read_run_event};
@@ -40,7 +44,7 @@ impl Default for RouterConfig {
         Self {
             member: "router-0".to_owned(),
             fuse: true,
-            keep_runs: 50_000,
+            keep_runs: KEPT_RUNS,
             batch: 1_000,
         }
     }
@@ -371,39 +375,66 @@ impl Router {
         self.resources.catch_up(&seen_by_writers(records)).await;
         let catalog = self.resources.snapshot();
         let now_ms = (self.clock)();
-        let mut batch = Batch::default();
-        for record in records {
-            if record.topic == topics::RUN_EVENTS {
-                match read_run_event(record) {
-                    Ok(RunEvent::Requested(request)) => {
-                        batch.request(runs, &catalog, &request, self.config.fuse, now_ms);
-                    }
-                    Ok(event) => batch.advance(runs, &event, now_ms),
-                    Err(error) => cannot_be_read(&mut batch, record, &error, now_ms),
+        // The records at which the router itself fails, and how. They would fail whoever has the partition next as well.
+        let mut poisonous: HashMap<usize, String> = HashMap::new();
+        'anew: loop {
+            let mut batch = Batch::default();
+            for (at, record) in records.iter().enumerate() {
+                if let Some(said) = poisonous.get(&at) {
+                    failed_at(&mut batch, record, said, now_ms);
+                    continue;
                 }
-                continue;
+                let taken = AssertUnwindSafe(self.take(&mut batch, runs, &catalog, record, now_ms)).catch_unwind();
+                match taken.await {
+                    Ok(taken) => taken?,
+                    // What it had changed by then is not to be told from what others changed: all of it anew, without it.
+                    Err(panic) => {
+                        poisonous.insert(at, said(&*panic));
+                        continue 'anew;
+                    }
+                }
             }
-            let event =
-                match imageflow_events::record::read(record.key.as_deref(), &record.headers, record.value.as_ref()) {
-                    Ok(event) => event,
-                    Err(error) => {
-                        cannot_be_read(&mut batch, record, &error, now_ms);
-                        continue;
-                    }
-                };
-            for found in triggers::matches(&catalog, self.objects.as_ref(), &event, now_ms).await? {
-                match found {
-                    Match::Run(request) if runs.owns(&request.run) => {
-                        batch.request(runs, &catalog, &request, self.config.fuse, now_ms);
-                    }
-                    Match::Run(request) => batch.pass_on(*request, now_ms),
-                    Match::Refused(letter) => batch.dead_letter(&letter),
+            let surplus = runs.surplus(self.config.keep_runs, self.config.batch);
+            batch.delete(&surplus);
+            return Ok((batch, surplus));
+        }
+    }
+
+    /// Takes one record into a batch.
+    async fn take(
+        &self,
+        batch: &mut Batch,
+        runs: &Runs,
+        catalog: &Catalog,
+        record: &Record,
+        now_ms: i64,
+    ) -> Result<(), triggers::LookupFailed> {
+        if record.topic == topics::RUN_EVENTS {
+            match read_run_event(record) {
+                Ok(RunEvent::Requested(request)) => batch.request(runs, catalog, &request, self.config.fuse, now_ms),
+                Ok(event) => batch.advance(runs, &event, now_ms),
+                Err(error) => cannot_be_read(batch, record, &error, now_ms),
+            }
+            return Ok(());
+        }
+        let read = imageflow_events::record::read(record.key.as_deref(), &record.headers, record.value.as_ref());
+        let event = match read {
+            Ok(event) => event,
+            Err(error) => {
+                cannot_be_read(batch, record, &error, now_ms);
+                return Ok(());
+            }
+        };
+        for found in triggers::matches(catalog, self.objects.as_ref(), &event, now_ms).await? {
+            match found {
+                Match::Run(request) if runs.owns(&request.run) => {
+                    batch.request(runs, catalog, &request, self.config.fuse, now_ms);
                 }
+                Match::Run(request) => batch.pass_on(*request, now_ms),
+                Match::Refused(letter) => batch.dead_letter(&letter),
             }
         }
-        let surplus = runs.surplus(self.config.keep_runs, self.config.batch);
-        batch.delete(&surplus);
-        Ok((batch, surplus))
+        Ok(())
     }
 }
 
@@ -457,17 +488,35 @@ async fn again(stop: &CancellationToken, error: LogError) -> Result<bool, LogErr
 fn cannot_be_read(batch: &mut Batch, record: &Record, error: &dyn std::error::Error, now_ms: i64) {
     let (topic, partition, offset) = (&record.topic, record.partition, record.offset);
     tracing::error!(topic, partition, offset, %error, "a record cannot be read");
+    batch.dead_letter(&kept(record, &format!("cannot be read: {error}"), now_ms));
+}
+
+fn failed_at(batch: &mut Batch, record: &Record, said: &str, now_ms: i64) {
+    let (topic, partition, offset) = (&record.topic, record.partition, record.offset);
+    tracing::error!(topic, partition, offset, said, "the work on a record panicked");
+    let mut letter = kept(record, &format!("is what the router itself failed at: {said}"), now_ms);
+    letter.error.code = ErrorCode::Internal;
+    batch.dead_letter(&letter);
+}
+
+/// What somebody wrote is kept to the byte as far as a record takes it, so that nothing is lost.
+fn kept(record: &Record, why: &str, now_ms: i64) -> DeadLetter {
     metrics::counter!("imageflow_flow_unreadable_total").increment(1);
     let raw = Raw {
-        topic,
-        partition,
-        offset,
+        topic: &record.topic,
+        partition: record.partition,
+        offset: record.offset,
         key: record.key.as_deref(),
         headers: &record.headers,
         value: record.value.as_deref(),
     };
-    // What somebody wrote is kept to the byte as far as a record takes it, so that nothing is lost.
-    batch.dead_letter(&unreadable(raw, "-", &format!("cannot be read: {error}"), now_ms));
+    unreadable(raw, "-", why, now_ms)
+}
+
+fn said(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("no reason was given").to_owned()
 }
 
 /// The next offset of each partition of a batch; the last records of what was polled commit past trailing markers.

@@ -8,6 +8,10 @@ use crate::work::{Attempt, ObjectRef, OutputRef, RunRequest, StageStep, StepErro
 /// Version of the state's shape; a reader refuses a newer one rather than guess.
 pub const RUN_STATE_SCHEMA: u32 = 1;
 
+/// Ended runs that the routers keep in `imageflow.runs`, of all partitions together; older ones are deleted from it. As long as a
+/// run is kept, its cause makes no second one.
+pub const KEPT_RUNS: usize = 50_000;
+
 /// Where a run stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -162,7 +166,8 @@ pub struct RunState {
     pub request: RunRequest,
     /// What it does.
     pub plan: Plan,
-    /// Its steps, in the order of the plan.
+    /// Its steps, in the order of the plan. A run that could not be made has no plan, and one step in the name of its target that
+    /// says why.
     pub steps: Vec<StepState>,
     /// When it was made, ms since 1970.
     pub created_ms: i64,

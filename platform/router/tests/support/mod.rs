@@ -28,6 +28,8 @@ pub use self::log::{Spy, written};
 pub const NOW_MS: i64 = 1_750_000_000_000;
 /// The type of the outside events that the trigger `on-upload` takes.
 pub const UPLOADED: &str = "com.example.uploaded";
+/// The key of an object at which a look-up panics, and with it who asks.
+pub const POISON: &str = "poison.png";
 /// A safety net, not a measure: nothing here takes a tenth of it.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -89,6 +91,7 @@ impl ObjectStore for Objects {
         unavailable()
     }
     async fn head(&self, bucket: &str, key: &str) -> Result<Option<ObjectInfo>, ObjectError> {
+        assert_ne!(key, POISON, "a test's poison");
         if *self.down.borrow() {
             self.refused.send_modify(|n| *n += 1);
             return unavailable();
@@ -160,14 +163,12 @@ impl World {
         let log = Spy::new(log.unwrap());
         log.ensure_topics(&Router::topics()).await.unwrap();
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        let resources = ResourceStore::open(
-            log.clone(),
-            Operations::default(),
-            StoreConfig::new(|| NOW_MS),
-            &tasks,
-            &stop,
-        )
-        .await;
+        // What a test has an event wait for is not given up because the test was slow to make it.
+        let config = StoreConfig {
+            late: Duration::from_secs(60),
+            ..StoreConfig::new(|| NOW_MS)
+        };
+        let resources = ResourceStore::open(log.clone(), Operations::default(), config, &tasks, &stop).await;
         Self {
             folder,
             log,
