@@ -11,7 +11,7 @@ use imageflow_resources::Catalog;
 use imageflow_types::error::ErrorCode;
 use imageflow_types::names::digest;
 use imageflow_types::run::Plan;
-use imageflow_types::work::{DeadLetter, RunEvent, RunRequest, StepError, Target};
+use imageflow_types::work::{DeadLetter, Input, RunEvent, RunRequest, StepError, Target};
 use imageflow_types::{FlowSpec, FunctionName, Problem, RunId, RunState, RunStatus, topics};
 
 use crate::runs::Runs;
@@ -67,18 +67,35 @@ impl Batch {
         let span = tracing::info_span!("route", otel.kind = "consumer", run = %request.run, target = %request.target);
         trace::continue_from(&span, request.traceparent.as_deref());
         let _entered = span.enter();
-        match self.plan(catalog, request, fuse) {
-            Ok(plan) => {
-                let (state, effects) = imageflow_flow::start(request, plan, now_ms);
-                match encode_within(&state, MAX_RECORD_BYTES - KEY_ROOM - END_ROOM) {
-                    Ok(encoded) => {
-                        self.started += 1;
-                        self.take(state, encoded, effects);
-                    }
-                    Err(problem) => self.dead_letter(&refused(request, &problem, now_ms)),
-                }
+        let made = self.plan(catalog, request, fuse).and_then(|plan| {
+            let (state, effects) = imageflow_flow::start(request, plan, now_ms);
+            let encoded = encode_within(&state, MAX_RECORD_BYTES - KEY_ROOM - END_ROOM)?;
+            Ok((state, encoded, effects))
+        });
+        match made {
+            Ok((state, encoded, effects)) => {
+                self.started += 1;
+                self.take(state, encoded, effects);
             }
-            Err(problem) => self.dead_letter(&refused(request, &problem, now_ms)),
+            Err(problem) => self.refuse(request, &problem, now_ms),
+        }
+    }
+
+    /// Ends a run that cannot be made: its id was told to somebody, who waits for its end.
+    fn refuse(&mut self, request: &RunRequest, problem: &Problem, now_ms: i64) {
+        let letter = refused(request, problem, now_ms);
+        self.dead_letter(&letter);
+        let mut error = letter.error;
+        shorten(&mut error);
+        // With what it was asked for, so that who asks again under its key is told that it is the same; as far as that has room.
+        let ended = [request, &without_content(request)].into_iter().find_map(|request| {
+            let state = imageflow_flow::refused(request, &error, now_ms);
+            let encoded = encode(&state).ok()?;
+            Some((state, encoded))
+        });
+        match ended {
+            Some((state, encoded)) => self.take(state, encoded, vec![Effect::Finished(RunStatus::Failed)]),
+            None => tracing::error!(run = %request.run, %problem, "a run that cannot be made cannot be ended"),
         }
     }
 
@@ -220,7 +237,7 @@ impl Batch {
         if let Some((_, plan)) = self.plans.iter().find(|(known, _)| *known == wish) {
             return Ok(plan.clone());
         }
-        let pick = u64::from_str_radix(&digest(&["pick", request.run.as_str()])[..8], 16).unwrap_or(0);
+        let pick = imageflow_flow::pick(&request.run);
         let plan = imageflow_flow::compile(&request.target, flow, catalog, wish.fuse, pick)?;
         let shared = |name| {
             catalog
@@ -279,6 +296,16 @@ fn refused(request: &RunRequest, problem: &Problem, now_ms: i64) -> DeadLetter {
         event: None,
         at_ms: now_ms,
     }
+}
+
+/// A request without what can be large in it.
+fn without_content(request: &RunRequest) -> RunRequest {
+    let mut request = request.clone();
+    request.params.clear();
+    if let Input::Event(event) = &mut request.input {
+        *event = serde_json::Value::Null;
+    }
+    request
 }
 
 /// The value of a record, when it fits into one.

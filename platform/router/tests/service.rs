@@ -4,6 +4,10 @@ mod support;
 
 #[path = "service/large.rs"]
 mod large;
+#[path = "service/poison.rs"]
+mod poison;
+#[path = "service/refused.rs"]
+mod refused;
 #[path = "service/waits.rs"]
 mod waits;
 
@@ -11,7 +15,7 @@ use imageflow_eventlog::{EventLog, LogError, NewRecord, Record};
 use imageflow_events::object::object_event;
 use imageflow_events::{AttributesReader, AttributesWriter, Event, ext, json_data};
 use imageflow_router::RouterError;
-use imageflow_types::work::{Attempt, DeadLetter, Input, ObjectRef, RunRequest, StepError};
+use imageflow_types::work::{Attempt, DeadLetter, Input, ObjectRef, StepError};
 use imageflow_types::{ErrorCode, RunEvent, RunId, RunState, RunStatus, StepRequest, StepStatus, topics};
 use metrics_exporter_prometheus::PrometheusBuilder;
 use serde_json::json;
@@ -387,28 +391,6 @@ async fn a_trigger_reads_only_the_buckets_that_it_may_read() {
         (None, ErrorCode::Forbidden)
     );
     assert!(letters[0].event.is_some(), "the event is kept");
-    assert!(world.log.runs().await.is_empty());
-    running.stop().await;
-}
-
-#[tokio::test]
-async fn a_run_whose_flow_is_gone_is_a_dead_letter_that_can_be_sent_again() {
-    let world = World::new().await;
-    let running = world.route();
-    let run = run_of("test", "cat.png", "e1");
-    let request = json!({
-        "run": run, "target": {"flow": "nowhere"}, "requestedMs": NOW_MS,
-        "input": {"object": {"bucket": topics::BUCKET_RAW, "key": "cat.png", "etag": "e1"}},
-    });
-    let request: RunRequest = serde_json::from_value(request).unwrap();
-    world.report(&RunEvent::Requested(request.clone())).await;
-    world.log.settled().await;
-    let letters = world.log.dead_letters().await;
-    assert_eq!(letters.len(), 1);
-    assert_eq!(
-        (letters[0].error.code, letters[0].request.as_ref()),
-        (ErrorCode::NotFound, Some(&request))
-    );
     assert!(world.log.runs().await.is_empty());
     running.stop().await;
 }
