@@ -7,7 +7,7 @@ use imageflow_eventlog::{EventLog, LogError, NewRecord, Record, TopicSpec};
 use imageflow_types::function::{FunctionSpec, Policy, TrafficTarget};
 use imageflow_types::knative::Annotations;
 use imageflow_types::manifest::{Document, Kind, Resource};
-use imageflow_types::names::{FlowName, FunctionName, RevisionName, TriggerName};
+use imageflow_types::names::{FunctionName, RevisionName, TriggerName};
 use imageflow_types::{ErrorCode, FieldError, FieldErrors, Problem, Revision, schema, topics};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use changes::{Change, Changer, MOST_WAITING, ask};
+use merge::merge;
 
 use crate::catalog::{Catalog, FunctionEntry, Operations};
 use crate::view::{Table, TableView, ViewError};
@@ -22,8 +23,6 @@ use crate::writer::Writer;
 
 /// Version of the records' shape.
 const SCHEMA: u32 = 1;
-/// Revisions kept of a function beside those that have traffic: enough to roll back, small enough for one record.
-const KEPT_REVISIONS: usize = 20;
 
 /// How long done work is kept. The embedded log keeps what is not done at any age; a full one drops what is done at once.
 const WORK_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -147,6 +146,8 @@ pub struct StoreConfig {
     pub images: bool,
     /// Partitions of a work topic that is made. One that is there keeps its own number: any will do.
     pub work_partitions: u32,
+    /// How long others have seen what this store does not show before that is told, and asked whether it ever will: 2 s.
+    pub late: Duration,
 }
 
 impl StoreConfig {
@@ -157,6 +158,7 @@ impl StoreConfig {
             clock,
             images: false,
             work_partitions: topics::WORK_PARTITIONS,
+            late: Duration::from_secs(2),
         }
     }
 }
@@ -502,87 +504,8 @@ fn check_traffic(catalog: &Catalog, document: &Document<FunctionName, FunctionSp
     FieldErrors(faults).into_result()
 }
 
-fn merge(catalog: &Catalog, resource: Resource, now_ms: i64) -> (Kept, Outcome) {
-    match resource {
-        Resource::Function(document) => merge_function(catalog, document, now_ms),
-        Resource::Flow(mut document) => {
-            let before = catalog.flows.get::<FlowName>(&document.metadata.name);
-            let outcome = settle(before.map(|b| &**b), &mut document);
-            (
-                Kept {
-                    schema: SCHEMA,
-                    resource: Resource::Flow(document),
-                    revisions: Vec::new(),
-                },
-                outcome,
-            )
-        }
-        Resource::Trigger(mut document) => {
-            let before = catalog.triggers.get::<TriggerName>(&document.metadata.name);
-            let outcome = settle(before.map(|b| &**b), &mut document);
-            (
-                Kept {
-                    schema: SCHEMA,
-                    resource: Resource::Trigger(document),
-                    revisions: Vec::new(),
-                },
-                outcome,
-            )
-        }
-    }
-}
-
-/// Sets the generation and says what changes.
-fn settle<N: PartialEq, S: PartialEq>(before: Option<&Document<N, S>>, document: &mut Document<N, S>) -> Outcome {
-    document.metadata.generation = before.map_or(1, |b| b.metadata.generation);
-    match before {
-        None => Outcome::Created,
-        Some(before) if before == document => Outcome::Unchanged,
-        Some(before) => {
-            if before.spec != document.spec {
-                document.metadata.generation += 1;
-            }
-            Outcome::Configured
-        }
-    }
-}
-
-fn merge_function(
-    catalog: &Catalog,
-    mut document: Document<FunctionName, FunctionSpec>,
-    now_ms: i64,
-) -> (Kept, Outcome) {
-    let before = catalog.functions.get(&document.metadata.name);
-    let outcome = settle(before.map(|b| &b.document), &mut document);
-    let mut revisions = before.map(|b| b.revisions.clone()).unwrap_or_default();
-    let next = revisions.last().map_or(1, |r| r.number + 1);
-    let candidate = Revision::new(&document.metadata.name, next, &document.spec, now_ms);
-    if revisions.last().is_none_or(|latest| latest.digest != candidate.digest) {
-        revisions.push(candidate);
-    }
-    let surplus = revisions.len().saturating_sub(KEPT_REVISIONS);
-    let routed: Vec<&RevisionName> = document
-        .spec
-        .traffic
-        .iter()
-        .filter_map(|t| t.revision.as_ref())
-        .collect();
-    let mut index = 0;
-    revisions.retain(|r| {
-        index += 1;
-        index > surplus || routed.contains(&&r.name)
-    });
-    (
-        Kept {
-            schema: SCHEMA,
-            resource: Resource::Function(document),
-            revisions,
-        },
-        outcome,
-    )
-}
-
 mod changes;
+mod merge;
 mod mirror;
 mod sight;
 #[cfg(test)]

@@ -1,14 +1,9 @@
 //! How much of the resources this process shows, and whether that is enough.
-use std::time::Duration;
-
 use imageflow_eventlog::LogError;
 use imageflow_types::topics;
 
 use super::ResourceStore;
 use crate::seen::Seen;
-
-/// How far behind a view may be before it is told, and asked whether it can ever be there.
-const LATE: Duration = Duration::from_secs(2);
 
 impl ResourceStore {
     /// How much of the resources [`snapshot`](Self::snapshot) shows. Written beside a record that depends on them, under
@@ -26,7 +21,7 @@ impl ResourceStore {
         loop {
             let there = progress.wait_for(|done| with.is_in(done));
             // It has ended with the platform, or it is there.
-            let Err(_late) = tokio::time::timeout(LATE, there).await else {
+            let Err(_late) = tokio::time::timeout(self.config.late, there).await else {
                 return;
             };
             tracing::warn!(%with, "the view of the resources is behind, and work waits for it");
