@@ -1,6 +1,7 @@
 //! What the router waits for, and what it goes on without.
 use imageflow_eventlog::{EventLog, NewRecord, partition_for_key};
 use imageflow_types::topics;
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
 use serde_json::json;
 
 use crate::support::{World, uploaded};
@@ -87,4 +88,50 @@ async fn while_the_object_store_is_down_an_event_waits_and_is_not_lost() {
     assert_eq!(world.log.work("outline").await.len(), 1);
     assert!(world.log.dead_letters().await.is_empty());
     running.stop().await;
+}
+
+/// What the alert RouterWaits looks at.
+fn waits(recorder: &PrometheusRecorder) -> f64 {
+    let text = recorder.handle().render();
+    let mut values = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("imageflow_flow_batch_waits_seconds "));
+    values.next().unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_dead_letter_topic_that_fails_stops_the_partition_and_is_told_until_it_works_again() {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let _here = metrics::set_default_local_recorder(&recorder);
+    let world = World::new().await;
+    for key in ["cat.png", "dog.png"] {
+        world.objects.add(key, "e1");
+    }
+    world.log.breaks(Some(topics::DEAD_LETTERS));
+    let mut running = world.route();
+    let events = async || world.log.inner.lag(topics::GROUP_ROUTER, topics::EVENTS).await.unwrap();
+    // What makes no dead letter is taken.
+    world.events(&[&uploaded("1", "cat.png")]).await;
+    running.during(world.log.settled()).await;
+    assert_eq!((world.log.work("outline").await.len(), events().await), (1, 0));
+    let garbage = NewRecord::new(topics::EVENTS)
+        .partition(0)
+        .header("content-type", "application/cloudevents+json")
+        .value("{no event");
+    world.log.produce(vec![garbage]).await.unwrap();
+    running.during(world.log.refused(2)).await;
+    let first = waits(&recorder);
+    world.events(&[&uploaded("2", "dog.png")]).await;
+    running.during(world.log.refused(4)).await;
+    let later = waits(&recorder);
+    assert!(0.0 < first && first < later, "{first} s, then {later} s");
+    assert_eq!(events().await, 2, "nothing overtakes it");
+    assert_eq!(world.log.runs().await.len(), 1);
+    assert!(world.log.dead_letters().await.is_empty());
+    world.log.breaks(None);
+    running.during(world.log.settled()).await;
+    assert_eq!(world.log.dead_letters().await.len(), 1);
+    assert_eq!((world.log.runs().await.len(), events().await), (2, 0));
+    running.stop().await;
+    assert!(waits(&recorder).abs() < f64::EPSILON, "it waits no more");
 }

@@ -23,6 +23,7 @@ pub struct Spy {
     noting: Arc<Mutex<()>>,
     refusals: Arc<AtomicU32>,
     refused: Arc<watch::Sender<u32>>,
+    broken: Arc<std::sync::Mutex<Option<&'static str>>>,
     unheard: Arc<AtomicU32>,
     /// Records handed out to consumers.
     given: Arc<watch::Sender<usize>>,
@@ -36,6 +37,7 @@ impl Spy {
             noting: Arc::default(),
             refusals: Arc::default(),
             refused: Arc::new(watch::channel(0).0),
+            broken: Arc::default(),
             unheard: Arc::default(),
             given: Arc::new(watch::channel(0).0),
         })
@@ -56,6 +58,11 @@ impl Spy {
     /// The next so many transactions fail.
     pub fn refuse(&self, times: u32) {
         self.refusals.store(times, Ordering::SeqCst);
+    }
+
+    /// From now on this topic takes nothing; none takes all again.
+    pub fn breaks(&self, topic: Option<&'static str>) {
+        *self.broken.lock().unwrap() = topic;
     }
 
     /// Waits until so many transactions have failed.
@@ -174,6 +181,7 @@ impl EventLog for Spy {
             noting: self.noting.clone(),
             refusals: self.refusals.clone(),
             refused: self.refused.clone(),
+            broken: self.broken.clone(),
             unheard: self.unheard.clone(),
         }))
     }
@@ -239,6 +247,7 @@ struct SpyProducer {
     noting: Arc<Mutex<()>>,
     refusals: Arc<AtomicU32>,
     refused: Arc<watch::Sender<u32>>,
+    broken: Arc<std::sync::Mutex<Option<&'static str>>>,
     unheard: Arc<AtomicU32>,
 }
 
@@ -251,7 +260,9 @@ fn one_of(count: &AtomicU32) -> bool {
 #[async_trait]
 impl TransactionalProducer for SpyProducer {
     async fn commit(&mut self, transaction: Transaction) -> Result<Vec<Position>> {
-        if one_of(&self.refusals) {
+        let broken = *self.broken.lock().unwrap();
+        let breaks = |topic| transaction.records.iter().any(|r| r.topic == topic);
+        if one_of(&self.refusals) || broken.is_some_and(breaks) {
             self.refused.send_modify(|n| *n += 1);
             return Err(LogError::Storage {
                 context: "a test",
