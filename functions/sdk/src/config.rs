@@ -32,8 +32,12 @@ pub struct Config {
     pub concurrency_limit: u32,
     /// Time limit of a call, with fetching and storing: `IMAGEFLOW_TIMEOUT_MS` (30000).
     pub timeout: Duration,
-    /// Most bytes of a body or an object: `IMAGEFLOW_MAX_BODY_BYTES` (64 MiB).
+    /// Most bytes of a body or an object: `IMAGEFLOW_MAX_BODY_BYTES` (64 MiB). What a step of the platform made for the next
+    /// may have 192 MiB (50 megapixels that hardly compress) all the same.
     pub max_bytes: u64,
+    /// How long a connection may be without a request, the first included: `IMAGEFLOW_IDLE_MS` (300000). Well above the idle
+    /// limit of every client, so that the client closes first and no request meets a closing connection.
+    pub idle: Duration,
     /// Where it says that it listens: `IMAGEFLOW_ANNOUNCE_URL` (nowhere) with `IMAGEFLOW_ANNOUNCE_KEY`.
     pub announce: Option<Announce>,
     /// Authorities that object stores are trusted by: the file of `SSL_CERT_FILE`, in PEM (those of the web).
@@ -82,19 +86,6 @@ impl Config {
                 "is out of range: write 1 to 1024",
             ));
         }
-        let timeout = parse(
-            env,
-            "IMAGEFLOW_TIMEOUT_MS",
-            30_000_u64,
-            "is not a number of milliseconds",
-        )?;
-        if timeout == 0 {
-            return Err(fault(
-                "IMAGEFLOW_TIMEOUT_MS",
-                "0".into(),
-                "leaves no time: write at least 1",
-            ));
-        }
         let params = match set(env, "IMAGEFLOW_PARAMS") {
             None => Map::new(),
             Some(text) => match serde_json::from_str(&text) {
@@ -115,13 +106,14 @@ impl Config {
             pod: set(env, "IMAGEFLOW_POD").unwrap_or_default(),
             params,
             concurrency_limit: limit,
-            timeout: Duration::from_millis(timeout),
+            timeout: milliseconds(env, "IMAGEFLOW_TIMEOUT_MS", 30_000)?,
             max_bytes: parse(
                 env,
                 "IMAGEFLOW_MAX_BODY_BYTES",
                 DEFAULT_MAX_BYTES,
                 "is not a number of bytes",
             )?,
+            idle: milliseconds(env, "IMAGEFLOW_IDLE_MS", 300_000)?,
             announce: announce(env)?,
             roots: roots(env)?,
             otlp_endpoint: set(env, "OTEL_EXPORTER_OTLP_ENDPOINT"),
@@ -178,6 +170,13 @@ fn parse<T: FromStr>(env: Env<'_>, variable: &'static str, default: T, why: &str
     }
 }
 
+fn milliseconds(env: Env<'_>, variable: &'static str, default: u64) -> Result<Duration, ConfigError> {
+    match parse(env, variable, default, "is not a number of milliseconds")? {
+        0 => Err(fault(variable, "0".into(), "leaves no time: write at least 1")),
+        ms => Ok(Duration::from_millis(ms)),
+    }
+}
+
 fn fault(variable: &'static str, value: String, why: impl Into<String>) -> ConfigError {
     ConfigError {
         variable,
@@ -198,6 +197,8 @@ mod tests {
             ("IMAGEFLOW_BIND", "localhost"),
             ("IMAGEFLOW_CONCURRENCY_LIMIT", "0"),
             ("IMAGEFLOW_TIMEOUT_MS", "0"),
+            ("IMAGEFLOW_IDLE_MS", "0"),
+            ("IMAGEFLOW_IDLE_MS", "5 min"),
             ("IMAGEFLOW_PARAMS", "[1]"),
             ("IMAGEFLOW_MAX_BODY_BYTES", "-1"),
             ("IMAGEFLOW_ANNOUNCE_URL", "imageflow-pods:7003"),
@@ -219,5 +220,6 @@ mod tests {
             (config.concurrency_limit, config.timeout.as_secs(), config.max_bytes),
             (4, 30, 64 << 20)
         );
+        assert_eq!(config.idle.as_secs(), 300);
     }
 }

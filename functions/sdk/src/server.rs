@@ -1,12 +1,14 @@
 //! Listening, connections, and the end.
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -22,12 +24,21 @@ use crate::{Env, announce, grpc, route, telemetry};
 
 /// Most connections at once. Delivery and probes need a few; past it new ones wait in the kernel.
 const MAX_CONNECTIONS: usize = 1024;
-/// Closes connections that send nothing, well after every client's own idle limit, so that the client closes first.
-const IDLE: Duration = Duration::from_secs(300);
+/// Between two pings of an h2 connection, and how long one may go unanswered: a client that vanished is to hold no connection.
+const PING: Duration = Duration::from_secs(20);
+/// Silence on any connection after which the kernel asks whether the client is there, and between its questions.
+const SILENCE: Duration = Duration::from_secs(30);
+const ASK_EVERY: Duration = Duration::from_secs(10);
+/// Questions without an answer before the client is taken for gone.
+const QUESTIONS: u32 = 3;
 /// Time for the last answers to leave after the work is done.
 const FLUSH: Duration = Duration::from_secs(5);
-/// Flow-control window of h2: the default of 64 KiB makes a photograph wait for many round trips.
-const WINDOW: u32 = 4 * 1024 * 1024;
+/// Flow-control window of an h2 stream: the default of 64 KiB makes a photograph wait for many round trips. A connection has
+/// as much for all its streams together: those that wait for a permit leave theirs full, which must not hold up those at work.
+const WINDOW: u32 = 256 * 1024;
+/// Most streams of an h2 connection, unless the pod takes more calls at once. Clients begin up to 100 before they are told how
+/// many there may be, and those above it are refused.
+const STREAMS: u32 = 128;
 /// How often samples of metrics are folded into buckets.
 const UPKEEP: Duration = Duration::from_secs(5);
 
@@ -136,6 +147,16 @@ where
     }
 }
 
+/// Has the kernel ask whether the client is there. It does not limit how long an answer may stay unread, as the gateway does: a
+/// dispatcher may have no room for it until the call's time is over.
+fn watch(stream: &TcpStream) -> std::io::Result<()> {
+    let asking = TcpKeepalive::new()
+        .with_time(SILENCE)
+        .with_interval(ASK_EVERY)
+        .with_retries(QUESTIONS);
+    SockRef::from(stream).set_tcp_keepalive(&asking)
+}
+
 struct Server {
     app: Arc<App>,
     routes: Routes,
@@ -148,15 +169,21 @@ struct Server {
 
 impl Server {
     fn new(app: Arc<App>, routes: Routes) -> Self {
+        let streams = app.config.concurrency_limit.max(STREAMS);
         let tasks = TaskTracker::new();
         let mut builder = auto::Builder::new(Tracked(tasks.clone()));
-        builder.http1().timer(TokioTimer::new()).header_read_timeout(IDLE);
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(app.config.idle);
         builder
             .http2()
             .timer(TokioTimer::new())
-            .max_concurrent_streams(256)
+            .keep_alive_interval(PING)
+            .keep_alive_timeout(PING)
+            .max_concurrent_streams(streams)
             .initial_stream_window_size(WINDOW)
-            .initial_connection_window_size(WINDOW * 4);
+            .initial_connection_window_size(WINDOW * streams);
         Self {
             app,
             routes,
@@ -183,15 +210,30 @@ impl Server {
     }
 
     fn connection(&self, stream: TcpStream, room: Option<OwnedSemaphorePermit>) {
-        let _ = stream.set_nodelay(true);
-        let (app, routes) = (Arc::clone(&self.app), self.routes.clone());
-        let service = service_fn(move |request| route::route(Arc::clone(&app), routes.clone(), request));
+        if let Err(error) = stream.set_nodelay(true).and_then(|()| watch(&stream)) {
+            tracing::debug!(%error, "a connection is not set up as it should be");
+        }
+        let (app, routes, idle) = (Arc::clone(&self.app), self.routes.clone(), self.app.config.idle);
+        let begun = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&begun);
+        let service = service_fn(move |request| {
+            seen.store(true, Ordering::Relaxed);
+            route::route(Arc::clone(&app), routes.clone(), request)
+        });
         let connection = self
             .builder
             .serve_connection(TokioIo::new(stream), service)
             .into_owned();
         let watcher: Watcher = self.graceful.watcher();
         let give_up = self.give_up.clone();
+        // hyper's own limit begins only when it knows the protocol: a client that sends nothing, or a part of the h2 preface,
+        // would stay for good.
+        let silent = async move {
+            tokio::time::sleep(idle).await;
+            if begun.load(Ordering::Relaxed) {
+                std::future::pending::<()>().await;
+            }
+        };
         self.tasks.spawn(async move {
             let _room = room;
             tokio::select! {
@@ -200,6 +242,7 @@ impl Server {
                         tracing::debug!(error, "a connection broke");
                     }
                 }
+                () = silent => tracing::debug!("a client sent no request in time"),
                 () = give_up.cancelled() => {}
             }
         });

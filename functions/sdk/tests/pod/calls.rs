@@ -1,9 +1,13 @@
-//! Plain invocation and the small endpoints.
+//! Plain invocation, connections and the small endpoints.
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::{HeaderMap, Method, Version};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use crate::support::{Pod, header, send, send_with};
 
@@ -87,4 +91,43 @@ async fn health_schema_metrics_and_wrong_routes_answer() {
     assert_eq!((put.status, put.header("allow")), (405, "GET"));
     let (status, _, detail) = pod.get("/healthz/raedy").await.problem();
     assert!(status == 404 && detail.contains("/healthz/ready"), "{detail}");
+}
+
+#[tokio::test]
+async fn a_connection_on_which_no_request_comes_is_closed() {
+    let pod = Pod::start(&[("IMAGEFLOW_IDLE_MS", "50")]).await;
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let settings = [&preface[..], &[0, 0, 0, 4, 0, 0, 0, 0, 0]].concat();
+    for sent in [&b""[..], b"POST / HTTP/1.1\r\nhost:", &preface[..10], &settings[..]] {
+        let mut stream = TcpStream::connect(pod.addr).await.unwrap();
+        stream.write_all(sent).await.unwrap();
+        let mut answer = Vec::new();
+        let closed = tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut answer)).await;
+        assert!(closed.is_ok(), "after {sent:?}");
+    }
+    let mut kept = TcpStream::connect(pod.addr).await.unwrap();
+    let request = "GET /healthz/live HTTP/1.1\r\nhost: pod\r\n\r\n";
+    kept.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    tokio::time::timeout(Duration::from_secs(20), kept.read_to_string(&mut answer))
+        .await
+        .expect("it is closed after its request, too")
+        .unwrap();
+    assert!(
+        answer.starts_with("HTTP/1.1 200") && answer.ends_with("live"),
+        "{answer}"
+    );
+}
+
+#[tokio::test]
+async fn a_call_may_take_longer_than_a_connection_may_be_idle() {
+    let mut pod = Pod::start(&[("IMAGEFLOW_IDLE_MS", "20")]).await;
+    let url = pod.url("/?mode=hold");
+    let held = tokio::spawn(async move { send(Method::POST, &url, HeaderMap::new(), "held".into()).await });
+    pod.entered.recv().await.unwrap();
+    // One that came later is closed for being idle, so the held one's time is over, too.
+    let mut silent = TcpStream::connect(pod.addr).await.unwrap();
+    assert_eq!(silent.read(&mut [0]).await.unwrap(), 0);
+    pod.gate.open();
+    assert_eq!(held.await.unwrap().body, "held");
 }

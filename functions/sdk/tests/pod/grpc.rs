@@ -112,6 +112,26 @@ async fn a_failure_does_not_end_a_stream_but_a_drain_does() {
     drop(sender);
 }
 
+#[tokio::test]
+async fn streams_that_wait_leave_the_one_at_work_its_share_of_the_connection() {
+    let pod = Pod::start(&[("IMAGEFLOW_CONCURRENCY_LIMIT", "1")]).await;
+    let client = FunctionServiceClient::new(channel(&pod).await).max_decoding_message_size(16 << 20);
+    let image = Bytes::from(vec![3; 8 << 20]);
+    let calls = (0..6).map(|_| {
+        let (mut client, image) = (client.clone(), image.clone());
+        async move {
+            let messages = tokio_stream::iter([request("", image, "")]);
+            let mut answers = client.process_stream(messages).await.unwrap().into_inner();
+            let answer = answers.message().await.unwrap().unwrap();
+            match answer.outcome {
+                Some(Outcome::Result(result)) => result.image.len(),
+                other => panic!("{other:?}"),
+            }
+        }
+    });
+    assert_eq!(futures::future::join_all(calls).await, [8 << 20; 6]);
+}
+
 /// A call of which nothing but the head ever comes; what it is answered at once, or when its time is over.
 async fn head_only(pod: &Pod) -> http::HeaderMap {
     let client = Client::builder(TokioExecutor::new()).http2_only(true).build_http();
