@@ -3,7 +3,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
 
-use futures::{Stream, StreamExt, stream};
+use futures::{Stream, StreamExt, future, stream};
 use imageflow_events::invocation::InvokedStep;
 use imageflow_events::trace::TraceParent;
 use imageflow_proto::v1::function_service_server::{FunctionService, FunctionServiceServer};
@@ -11,6 +11,7 @@ use imageflow_proto::v1::process_response::Outcome;
 use imageflow_proto::v1::{ProcessError, ProcessRequest, ProcessResponse, ProcessResult, StepTiming};
 use imageflow_types::{ErrorCode, Problem};
 use serde_json::{Map, Value};
+use tokio::sync::oneshot;
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::service::Routes;
 use tonic::{Code, Request, Response, Status, Streaming};
@@ -90,28 +91,46 @@ impl FunctionService for Service {
         let trace = trace_of(request.metadata());
         let app = Arc::clone(&self.app);
         let draining = Arc::clone(&self.app);
-        let messages = stream::unfold(request.into_inner(), move |mut messages| {
-            let admitted = admitted.clone();
-            async move {
-                let message = messages.message().await.transpose()?;
-                // Its permit came with its first bytes.
-                let call = message.and_then(|message| Ok((admitted.next().ok_or_else(not_admitted)?, message)));
-                Some((call, messages))
+        let (broke, mut broken) = oneshot::channel();
+        let reading = (request.into_inner(), admitted, broke);
+        let messages = stream::unfold(reading, |(mut messages, admitted, broke)| async move {
+            match next_call(&mut messages, &admitted).await {
+                Ok(call) => Some((call?, (messages, admitted, broke))),
+                // It would end the body before the answers that are still to come. The permit of what broke goes with the
+                // reader.
+                Err(status) => {
+                    let _ = broke.send(status);
+                    None
+                }
             }
         });
         let answers = messages
             // What is read is answered; a drain stops the reading.
             .take_until(async move { draining.admission.drained().await })
-            .map(move |call| {
+            .map(move |(permit, message)| {
                 let app = Arc::clone(&app);
-                async move {
-                    let (permit, message) = call?;
-                    Ok(answer(&app, message, &permit, trace).await)
-                }
+                async move { answer(&app, message, &permit, trace).await }
             })
-            .buffer_unordered(self.app.config.concurrency_limit as usize);
+            .buffer_unordered(self.app.config.concurrency_limit as usize)
+            .map(Ok)
+            .chain(
+                stream::once(async move { broken.try_recv() }).filter_map(|broke| future::ready(broke.ok().map(Err))),
+            );
         Ok(Response::new(Box::pin(answers)))
     }
+}
+
+/// The next message of a stream, with its permit.
+async fn next_call(
+    messages: &mut Streaming<ProcessRequest>,
+    admitted: &Admitted,
+) -> Result<Option<(Permit, ProcessRequest)>, Status> {
+    let Some(message) = messages.message().await? else {
+        return Ok(None);
+    };
+    // It came with the message's first bytes.
+    let permit = admitted.next().ok_or_else(not_admitted)?;
+    Ok(Some((permit, message)))
 }
 
 /// One answer of a stream.
@@ -228,4 +247,65 @@ pub(crate) fn refused(refusal: Refusal) -> Status {
         .metadata_mut()
         .insert(REFUSED_HEADER, MetadataValue::from_static(refusal.reason()));
     status
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::sync::Mutex;
+    use std::sync::mpsc::{Receiver, channel};
+
+    use bytes::Bytes;
+    use futures::FutureExt;
+    use http_body::Frame;
+    use http_body_util::{BodyExt, StreamBody};
+    use tower::ServiceExt;
+
+    use super::*;
+    use crate::intake::Intake;
+    use crate::{Config, Function, Reply};
+
+    /// Gives its input back when the test says so.
+    struct Held(Mutex<Receiver<()>>);
+
+    impl Function for Held {
+        fn handle(&self, call: Call) -> Result<Reply, Problem> {
+            self.0.lock().unwrap().recv().unwrap();
+            Ok(Reply {
+                output: call.input,
+                ..Reply::default()
+            })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_message_that_cannot_be_read_is_told_after_the_answers_of_those_before_it() {
+        let (open, gate) = channel();
+        let limit = |name: &str| (name == "IMAGEFLOW_CONCURRENCY_LIMIT").then(|| "2".to_owned());
+        let config = Config::from_env(&limit).unwrap();
+        let app = Arc::new(App::new(Arc::new(Held(Mutex::new(gate))), config));
+        // An image of three bytes, and the head of a message of 1 GiB.
+        let whole = [&[0, 0, 0, 0, 5, 0x12, 3][..], b"abc"].concat();
+        let huge = [&[0][..], &(1_u32 << 30).to_be_bytes()].concat();
+        let parts = [whole, huge].map(|part| Ok::<_, Infallible>(Frame::data(Bytes::from(part))));
+        let body = StreamBody::new(stream::iter(parts).chain(stream::pending()));
+        let admitted = Admitted::default();
+        let request = http::Request::post(PROCESS_STREAM)
+            .header("content-type", "application/grpc")
+            .extension(admitted.clone())
+            .body(response::Body::new(Intake::new(body, Arc::clone(&app), admitted)))
+            .unwrap();
+        let (routes, _health) = routes(&app);
+        let mut answers = routes.oneshot(request).await.unwrap().into_body();
+
+        assert!(answers.frame().now_or_never().is_none(), "the first is still at work");
+        assert_eq!(app.admission.in_flight(), 1, "what cannot be read holds no place");
+        open.send(()).unwrap();
+        let answer = answers.frame().await.unwrap().unwrap().into_data().unwrap();
+        assert!(answer.windows(3).any(|bytes| bytes == b"abc"), "{answer:?}");
+        let end = answers.frame().await.unwrap().unwrap().into_trailers().unwrap();
+        assert_eq!(end["grpc-status"], "11", "{end:?}");
+        assert!(answers.frame().await.is_none());
+        assert_eq!(app.admission.in_flight(), 0);
+    }
 }
