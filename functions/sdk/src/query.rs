@@ -5,7 +5,8 @@ use imageflow_types::{FieldError, FieldErrors, Problem};
 use serde_json::{Map, Value};
 
 /// The parameters of a query string, each converted to the type that `schema` gives it. A schema that lists no properties
-/// takes everything as text.
+/// takes everything as text. Where the schema allows null and no free text, an empty value and `null` are null: so a caller
+/// takes back what the function sets by default.
 ///
 /// # Errors
 /// A [`Problem`] that names each parameter which is unknown (with the nearest right one), given twice or of another type.
@@ -48,6 +49,9 @@ fn unknown(schema: &Value, name: &str) -> FieldError {
 fn convert(root: &Value, property: &Value, text: &str) -> Result<Value, FieldError> {
     let mut kinds = Vec::new();
     types(root, property, 0, &mut kinds);
+    if matches!(text, "" | "null") && kinds.contains(&"null") && !kinds.contains(&"string") {
+        return Ok(Value::Null);
+    }
     for kind in &kinds {
         let parsed: Option<Value> = match *kind {
             "integer" => text.parse::<i64>().ok().map(Value::from),
@@ -61,7 +65,7 @@ fn convert(root: &Value, property: &Value, text: &str) -> Result<Value, FieldErr
             return Ok(value);
         }
     }
-    if kinds.is_empty() || kinds.contains(&"string") {
+    if kinds.is_empty() || kinds.contains(&"string") || kinds.contains(&CHOICE) {
         return Ok(Value::String(text.to_owned()));
     }
     kinds.retain(|kind| *kind != "null");
@@ -74,6 +78,9 @@ fn convert(root: &Value, property: &Value, text: &str) -> Result<Value, FieldErr
         ),
     ))
 }
+
+/// In place of "string" where only certain texts are allowed.
+const CHOICE: &str = "choice";
 
 /// The types that a schema allows, through `$ref` and unions. An enumeration allows the types of its members.
 fn types<'s>(root: &'s Value, schema: &'s Value, depth: u8, out: &mut Vec<&'s str>) {
@@ -90,9 +97,12 @@ fn types<'s>(root: &'s Value, schema: &'s Value, depth: u8, out: &mut Vec<&'s st
     {
         types(root, target, depth + 1, out);
     }
+    let (listed, constant) = (schema.get("enum").and_then(Value::as_array), schema.get("const"));
+    let closed = listed.is_some() || constant.is_some();
+    let mut push = |kind: &'s str| out.push(if closed && kind == "string" { CHOICE } else { kind });
     match schema.get("type") {
-        Some(Value::String(kind)) => out.push(kind),
-        Some(Value::Array(list)) => out.extend(list.iter().filter_map(Value::as_str)),
+        Some(Value::String(kind)) => push(kind.as_str()),
+        Some(Value::Array(list)) => list.iter().filter_map(Value::as_str).for_each(push),
         _ => {}
     }
     for union in ["anyOf", "oneOf", "allOf"] {
@@ -100,17 +110,12 @@ fn types<'s>(root: &'s Value, schema: &'s Value, depth: u8, out: &mut Vec<&'s st
             types(root, member, depth + 1, out);
         }
     }
-    let members = schema
-        .get("enum")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-        .chain(schema.get("const"));
-    for member in members {
+    for member in listed.into_iter().flatten().chain(constant) {
         out.push(match member {
-            Value::String(_) => "string",
+            Value::String(_) => CHOICE,
             Value::Bool(_) => "boolean",
             Value::Number(_) => "number",
+            Value::Null => "null",
             _ => continue,
         });
     }
@@ -125,7 +130,8 @@ mod tests {
         json!({"type":"object","additionalProperties":false,"properties":{
             "width":{"type":["integer","null"]},"sigma":{"type":"number"},"tile":{"type":"boolean"},
             "fit":{"anyOf":[{"$ref":"#/$defs/Fit"},{"type":"null"}]},"regions":{"type":"array"},
-            "background":{"type":"string"}},
+            "background":{"type":"string"},"label":{"type":["string","null"]},
+            "format":{"type":["string","null"],"enum":["png","webp",null]}},
             "$defs":{"Fit":{"oneOf":[{"const":"cover"},{"type":"string","enum":["contain"]}]}}})
     }
 
@@ -135,6 +141,24 @@ mod tests {
         let params = params_from_query(&schema(), query).unwrap();
         let expected = json!({"width":40,"sigma":1.5,"tile":true,"fit":"cover","regions":[1,2],"background":"#fff"});
         assert_eq!(Value::Object(params), expected);
+    }
+
+    #[test]
+    fn an_empty_value_or_null_takes_a_parameter_back_unless_it_is_a_text() {
+        let params = params_from_query(&schema(), "width=&fit=&format=&label=&background=").unwrap();
+        let expected = json!({"width":null,"fit":null,"format":null,"label":"","background":""});
+        assert_eq!(Value::Object(params), expected);
+        let params = params_from_query(&schema(), "width=null&format=null&label=null").unwrap();
+        assert_eq!(
+            Value::Object(params),
+            json!({"width":null,"format":null,"label":"null"})
+        );
+        let problem = params_from_query(&schema(), "sigma=&tile=null").unwrap_err();
+        assert!(
+            problem.detail.contains("sigma: \"\"") && problem.detail.contains("tile: \"null\""),
+            "{}",
+            problem.detail
+        );
     }
 
     #[test]
