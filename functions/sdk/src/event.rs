@@ -17,7 +17,7 @@ use crate::admission::Permit;
 use crate::app::{App, Done};
 use crate::function::{Call, Content, Reply};
 use crate::response::{self, Body};
-use crate::transfer::Stored;
+use crate::transfer::{Stored, must_be_put};
 
 fn malformed(detail: impl Into<String>) -> Problem {
     Problem::new(ErrorCode::MalformedEvent, detail)
@@ -129,6 +129,11 @@ fn step_data<'de>(json: impl serde::Deserializer<'de>) -> Result<StepData, Probl
 async fn step(app: &App, event: &Attributes<'_>, data: StepData, permit: &Permit) -> Result<Response<Body>, Problem> {
     event.name(&tracing::Span::current());
     let target: Option<OutputTarget> = extension(event, ext::OUTPUT)?;
+    // Before anything is fetched: nothing of an event that asks for more than a PUT is done.
+    if let Some(target) = &target {
+        must_be_put("output", &target.object)?;
+        must_be_put("sidecar", &target.sidecar)?;
+    }
     let input = match event.extension(ext::DATAREF) {
         Some(url) => {
             let headers = extension::<InputTarget>(event, ext::INPUT)?.unwrap_or_default().headers;

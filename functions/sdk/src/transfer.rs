@@ -23,6 +23,11 @@ use crate::function::Content;
 const CONNECT: Duration = Duration::from_secs(5);
 /// Shorter than the idle limits of common object stores, so that we close first.
 const POOL_IDLE: Duration = Duration::from_secs(20);
+/// Header of an object that the platform wrote: the metadata by which the dispatcher marks it (`intake::METADATA_RUN`).
+const WRITTEN_BY_RUN: &str = "x-amz-meta-imageflow-run";
+/// Most bytes of such an object, where that is more than the pod's own limit. What goes from step to step is lossless: 50
+/// megapixels, the most that the operations take, have 200 MB when they do not compress, and a PNG has a little beside them.
+const MAX_WRITTEN_BYTES: u64 = 192 * 1024 * 1024;
 
 pub(crate) struct Transfer {
     plain: Client<HttpConnector, Full<Bytes>>,
@@ -75,10 +80,14 @@ impl Transfer {
         }
         let content_type = response.headers().get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
         let content_type = content_type.unwrap_or("application/octet-stream").to_owned();
-        let bytes = read_limited(response.into_body(), self.max_bytes)
+        let max_bytes = match response.headers().contains_key(WRITTEN_BY_RUN) {
+            true => self.max_bytes.max(MAX_WRITTEN_BYTES),
+            false => self.max_bytes,
+        };
+        let bytes = read_limited(response.into_body(), max_bytes)
             .await
             .map_err(|error| match error {
-                ReadError::TooLarge => too_large("the input object", self.max_bytes),
+                ReadError::TooLarge => too_large("the input object", max_bytes),
                 ReadError::Broken(error) => Problem::new(
                     ErrorCode::StorageUnavailable,
                     format!("the input object could not be read whole: {error}"),
@@ -87,15 +96,9 @@ impl Transfer {
         Ok(Content { bytes, content_type })
     }
 
-    /// PUTs an output, which must not be there yet.
+    /// PUTs an output, which must not be there yet; see [`must_be_put`] for the target's own method.
     pub(crate) async fn put(&self, what: &str, target: &SignedRequest, content: &Content) -> Result<Stored, Problem> {
-        let method = Method::from_bytes(target.method.as_bytes()).map_err(|_| {
-            Problem::new(
-                ErrorCode::MalformedEvent,
-                format!("the method of the {what} is not one"),
-            )
-        })?;
-        let request = request(what, &method, &target.url, &target.headers, Some(content))?;
+        let request = request(what, &Method::PUT, &target.url, &target.headers, Some(content))?;
         let response = self.send(what, request).await?;
         match response.status() {
             status if status.is_success() => {
@@ -140,6 +143,17 @@ impl Transfer {
             Problem::new(ErrorCode::StorageUnavailable, text)
         })
     }
+}
+
+/// Refuses a target of another method: an event says where a result goes, not what else the pod does at that place.
+pub(crate) fn must_be_put(what: &str, target: &SignedRequest) -> Result<(), Problem> {
+    if target.method == Method::PUT.as_str() {
+        return Ok(());
+    }
+    Err(Problem::new(
+        ErrorCode::MalformedEvent,
+        format!("the method of the {what} is not PUT"),
+    ))
 }
 
 fn connector() -> HttpConnector {

@@ -1,5 +1,6 @@
 //! CloudEvents: steps of the platform and events of others.
 use http::HeaderMap;
+use imageflow_events::invocation::{OutputTarget, pack, unpack};
 use imageflow_events::{AttributesReader, AttributesWriter, Event, EventBuilder, EventBuilderV10, ext, json_data};
 use serde_json::json;
 
@@ -144,6 +145,16 @@ async fn what_is_no_event_for_a_function_is_400_and_named() {
     let mut torn = store.step(json!({}), "6");
     torn.set_extension(ext::OUTPUT, "***");
     refused(pod.event(&torn).await, ext::OUTPUT);
+    for wrong in ["object", "sidecar"] {
+        let mut torn = store.step(json!({}), "6");
+        let mut target: OutputTarget = unpack(&ext::text(&torn, ext::OUTPUT).unwrap()).unwrap();
+        match wrong {
+            "object" => target.object.method = "DELETE".into(),
+            _ => target.sidecar.method = "POST".into(),
+        }
+        torn.set_extension(ext::OUTPUT, pack(&target).unwrap());
+        refused(pod.event(&torn).await, "PUT");
+    }
     let mut foreign = store.step(json!({}), "6");
     foreign.set_type("com.example.fetch");
     refused(pod.event(&foreign).await, "dataref");
@@ -152,5 +163,5 @@ async fn what_is_no_event_for_a_function_is_400_and_named() {
     refused(pod.event(&blind).await, "dataref");
     let headers = HeaderMap::from_iter([(http::HeaderName::from_static("ce-specversion"), "1.0".parse().unwrap())]);
     refused(pod.post("/", headers, "").await, "id");
-    assert!(store.requests().is_empty(), "nothing was fetched");
+    assert!(store.requests().is_empty(), "nothing was fetched or written");
 }

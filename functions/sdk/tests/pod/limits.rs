@@ -75,6 +75,9 @@ async fn a_body_or_object_over_the_limit_is_413() {
     store.put("/in/photo", &[1; 5001]);
     let (status, code, _) = pod.event(&store.step(json!({}), "5001")).await.problem();
     assert_eq!((status, code.as_str()), (413, "too-large"));
+    store.put_written("/in/photo", &[1; 5001]);
+    let made = pod.event(&store.step(json!({}), "5001")).await;
+    assert_eq!(made.status, 200, "what a step made, the next one takes: {made:?}");
 }
 
 #[tokio::test]

@@ -1,5 +1,5 @@
 //! The pod under test, its function, its callers and its object store.
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, Condvar, Mutex};
@@ -213,6 +213,8 @@ pub async fn send_with(client: &Http, method: Method, url: &str, headers: Header
 #[derive(Default)]
 struct Shelf {
     objects: BTreeMap<String, (Bytes, String)>,
+    /// Those that the platform wrote.
+    written: BTreeSet<String>,
     requests: Vec<String>,
     full: bool,
 }
@@ -254,6 +256,12 @@ impl Store {
     pub fn put(&self, path: &str, body: &'static [u8]) {
         let object = (Bytes::from_static(body), "image/png".to_owned());
         self.shelf.lock().unwrap().objects.insert(path.to_owned(), object);
+    }
+
+    /// An object that a step of the platform wrote.
+    pub fn put_written(&self, path: &str, body: &'static [u8]) {
+        self.put(path, body);
+        self.shelf.lock().unwrap().written.insert(path.to_owned());
     }
 
     pub fn object(&self, path: &str) -> Option<(Bytes, String)> {
@@ -318,10 +326,13 @@ async fn answer(shelf: Arc<Mutex<Shelf>>, request: Request<Incoming>) -> Result<
         (Method::GET, Some((bytes, _))) if parts.headers["if-match"] != etag(&bytes) => {
             status(StatusCode::PRECONDITION_FAILED)
         }
-        (Method::GET, Some((bytes, kind))) => Response::builder()
-            .header("content-type", kind)
-            .body(Full::new(bytes))
-            .unwrap(),
+        (Method::GET, Some((bytes, kind))) => {
+            let mut response = Response::builder().header("content-type", kind);
+            if shelf.written.contains(&path) {
+                response = response.header("x-amz-meta-imageflow-run", "run-1");
+            }
+            response.body(Full::new(bytes)).unwrap()
+        }
         _ if shelf.full => status(StatusCode::INSUFFICIENT_STORAGE),
         (_, Some(_)) if parts.headers["if-none-match"] == "*" => status(StatusCode::PRECONDITION_FAILED),
         _ => {
