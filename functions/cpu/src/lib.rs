@@ -1,8 +1,13 @@
 //! The stock function program. Any pod of it runs any catalogue operation: a step request names the operations, and a
-//! plain call uses the function's own (`IMAGEFLOW_OPERATION`, with the defaults in `IMAGEFLOW_PARAMS`).
+//! plain call uses the function's own (`IMAGEFLOW_OPERATION`, with the defaults in `IMAGEFLOW_PARAMS`). The pictures of the
+//! folder `ASSETS_DIR` (JPEG, PNG, WebP; at most 64 files and 16 MiB) are assets, each by the name of its file.
 
+mod assets;
 mod steps;
 
+use std::error::Error;
+
+use imageflow_ops::Assets;
 use imageflow_sdk::{Call, Content, Env, Function, Reply, SdkError};
 use imageflow_types::{ErrorCode, Problem};
 use serde_json::{Value, json};
@@ -20,6 +25,14 @@ pub enum CpuError {
         /// What is wrong, with the nearest right name.
         problem: Box<Problem>,
     },
+    /// `ASSETS_DIR` is not a folder of pictures, or has too many.
+    #[error("ASSETS_DIR=\"{folder}\": {why}")]
+    Assets {
+        /// What it names.
+        folder: String,
+        /// What is wrong, with the file.
+        why: Box<dyn Error + Send + Sync>,
+    },
     /// The pod could not serve.
     #[error(transparent)]
     Serve(#[from] SdkError),
@@ -30,7 +43,7 @@ impl CpuError {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Operation { .. } | Self::Serve(SdkError::Config(_)) => 64,
+            Self::Operation { .. } | Self::Assets { .. } | Self::Serve(SdkError::Config(_)) => 64,
             Self::Serve(_) => 1,
         }
     }
@@ -53,11 +66,13 @@ pub fn main_with(env: Env<'_>) -> Result<(), CpuError> {
             }
         },
     };
-    Ok(imageflow_sdk::run(Stock { operation }, env)?)
+    let assets = assets::load(env)?;
+    Ok(imageflow_sdk::run(Stock { operation, assets }, env)?)
 }
 
 struct Stock {
     operation: Option<Operation>,
+    assets: Assets,
 }
 
 impl Function for Stock {
@@ -81,7 +96,7 @@ impl Function for Stock {
                 "there is no image to work on: send one as the body, or an event that refers to an object",
             ));
         };
-        let made = steps::run(&input.bytes, &steps, call.intermediate)?;
+        let made = steps::run(&input.bytes, &steps, &self.assets, call.intermediate)?;
         Ok(Reply {
             steps: made.timings(),
             output: Some(Content {

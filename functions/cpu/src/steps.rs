@@ -1,4 +1,4 @@
-//! The one place that speaks to the operations.
+//! What the operations are asked and what they say.
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -51,16 +51,21 @@ pub(crate) struct Made {
     whole: Duration,
 }
 
-pub(crate) fn run(input: &[u8], steps: &[StepSpec], intermediate: bool) -> Result<Made, Problem> {
+pub(crate) fn run(input: &[u8], steps: &[StepSpec], assets: &Assets, intermediate: bool) -> Result<Made, Problem> {
     let mode = if intermediate {
         Encode::Intermediate
     } else {
         Encode::Final
     };
+    // How many bytes come in is the pod's to say, and it has: more where a step before made them.
+    let limits = Limits {
+        max_bytes: u64::MAX,
+        ..Limits::default()
+    };
     let started = Instant::now();
     let mut done = Vec::with_capacity(steps.len());
     let mut observe = |_| done.push(started.elapsed());
-    let output = imageflow_ops::run_observed(input, steps, &Assets::default(), &Limits::default(), mode, &mut observe)
+    let output = imageflow_ops::run_observed(input, steps, assets, &limits, mode, &mut observe)
         .map_err(|error| problem(&error))?;
     Ok(Made {
         content_type: output.format.content_type(),

@@ -236,8 +236,50 @@ async fn a_pod_of_one_operation_runs_the_fused_steps_of_others() {
 }
 
 #[tokio::test]
+async fn a_step_may_name_a_picture_of_the_assets() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("logo.png"), picture(2, 2)).unwrap();
+    let env = [
+        ("IMAGEFLOW_OPERATION", "watermark"),
+        ("ASSETS_DIR", folder.path().to_str().unwrap()),
+    ];
+    let program = Program::start(&env).await;
+    let pixels = |image: &[u8]| {
+        let mut reader = png::Decoder::new(std::io::Cursor::new(image)).read_info().unwrap();
+        let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
+        reader.next_frame(&mut pixels).unwrap();
+        pixels
+    };
+    let (status, _, body) = program.image("/?image=logo.png&gravity=southeast", picture(4, 4)).await;
+    assert_eq!(status, 200, "{body:?}");
+    let (whole, logo) = (pixels(&body), pixels(&picture(2, 2)));
+    // The lower half of the rows, the right half of each.
+    assert_eq!((&whole[30..36], &whole[42..]), (&logo[..6], &logo[6..]));
+    let (status, _, detail) = program.problem("/?image=logo.jpg", picture(4, 4)).await;
+    assert!(status == 400 && detail.contains("logo.jpg"), "{detail}");
+}
+
+#[tokio::test]
+async fn a_pod_that_lets_a_large_picture_in_works_on_it() {
+    let env = [
+        ("IMAGEFLOW_OPERATION", "noop"),
+        ("IMAGEFLOW_MAX_BODY_BYTES", "70000000"),
+    ];
+    let program = Program::start(&env).await;
+    let mut large = picture(4, 4);
+    large.resize(69_000_000, 0);
+    let (status, _, body) = program.image("/", large.clone()).await;
+    assert_eq!((status, body.len()), (200, large.len()));
+}
+
+#[tokio::test]
 async fn a_wrong_environment_is_named_and_ends_with_64() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("notes.txt"), "no picture").unwrap();
+    let folder = folder.path().to_str().unwrap();
     for (name, value) in [
+        ("ASSETS_DIR", folder),
+        ("ASSETS_DIR", "/nowhere"),
         ("IMAGEFLOW_OPERATION", "resise"),
         ("IMAGEFLOW_TIMEOUT_MS", "soon"),
         ("IMAGEFLOW_LOG", "imageflow_sdk=loud"),
