@@ -4,8 +4,6 @@ pub(crate) mod jpeg;
 pub(crate) mod png;
 mod webp;
 
-use std::io::Cursor;
-
 use crate::color::Color;
 use crate::error::OpError;
 use crate::format::{Format, foreign};
@@ -55,39 +53,45 @@ impl Header {
             Some(found) => OpError::Unsupported { found },
             None => OpError::UnknownFormat,
         })?;
-        let (size, has_alpha, state) = match format {
+        let head = match format {
             Format::Jpeg => jpeg::header(input, limits)?,
             Format::Png => png::header(input, limits)?,
             Format::Webp => webp::header(input, limits)?,
         };
-        // A PNG from an earlier step is upright already and has no EXIF.
-        let orientation = exif_orientation(input);
         let info = ImageInfo {
             format,
-            width: size.width,
-            height: size.height,
-            orientation,
-            has_alpha,
+            width: head.size.width,
+            height: head.size.height,
+            // A PNG from an earlier step is upright already and has no EXIF.
+            orientation: head.exif.and_then(orientation).unwrap_or(1),
+            has_alpha: head.has_alpha,
         };
+        let state = head.state;
         Ok(Self { info, state })
     }
 }
 
-/// Size, alpha, state: what each codec reads from a header.
-type Head = (Size, bool, Option<State>);
+/// What each codec reads from a header.
+struct Head<'i> {
+    size: Size,
+    has_alpha: bool,
+    state: Option<State>,
+    /// EXIF as it is stored.
+    exif: Option<&'i [u8]>,
+}
 
-fn exif_orientation(input: &[u8]) -> u8 {
-    let exif = exif::Reader::new().read_from_container(&mut Cursor::new(input));
-    let field = exif.ok().and_then(|e| {
-        e.get_field(exif::Tag::Orientation, exif::In::PRIMARY)?
-            .value
-            .get_uint(0)
-    });
-    // Broken or foreign values are common and mean nothing.
-    field
-        .and_then(|v| u8::try_from(v).ok())
-        .filter(|v| (1..=8).contains(v))
-        .unwrap_or(1)
+/// Stands before EXIF in a JPEG; some programs write it into other formats too.
+const EXIF_TAG: &[u8] = b"Exif\0\0";
+
+fn orientation(exif: &[u8]) -> Option<u8> {
+    let tiff = exif.strip_prefix(EXIF_TAG).unwrap_or(exif);
+    // One entry that cannot be read, as in damaged GPS data, says nothing about the others.
+    let read = exif::Reader::new().continue_on_error(true).read_raw(tiff.to_vec());
+    let read = read.or_else(|error| error.distill_partial_result(|_| ())).ok()?;
+    let field = read.get_field(exif::Tag::Orientation, exif::In::PRIMARY)?;
+    // Foreign values are common and mean nothing.
+    let value = u8::try_from(field.value.get_uint(0)?).ok()?;
+    (1..=8).contains(&value).then_some(value)
 }
 
 /// The whole picture, upright.

@@ -1,9 +1,12 @@
 //! JPEG by libjpeg-turbo.
+mod mended;
+
 use std::sync::Arc;
 
 use turbojpeg::{Colorspace, Compressor, Decompressor, Image, PixelFormat, ScalingFactor, Subsamp};
 
-use super::{Head, Header, icc};
+use self::mended::tolerant;
+use super::{EXIF_TAG, Head, Header, icc};
 use crate::error::OpError;
 use crate::format::Format;
 use crate::limits::Limits;
@@ -12,9 +15,12 @@ use crate::picture::{Layout, Picture, Size, Source};
 use crate::state::{Choice, KEY, QUALITY, State};
 
 const APP0: u8 = 0xe0;
+const APP1: u8 = 0xe1;
 const APP2: u8 = 0xe2;
 const COMMENT: u8 = 0xfe;
 const SCAN: u8 = 0xda;
+const START: u8 = 0xd8;
+const END: u8 = 0xd9;
 const ICC_TAG: &[u8] = b"ICC_PROFILE\0";
 /// The length field of a segment has 16 bits and counts itself.
 const MAX_PAYLOAD: usize = 0xffff - 2;
@@ -31,10 +37,12 @@ fn refused(source: turbojpeg::Error) -> OpError {
     OpError::encode(Format::Jpeg, source)
 }
 
-pub(super) fn header(input: &[u8], limits: &Limits) -> Result<Head, OpError> {
-    let head = Decompressor::new()
-        .and_then(|mut d| d.read_header(input))
-        .map_err(damaged)?;
+pub(super) fn header<'i>(input: &'i [u8], limits: &Limits) -> Result<Head<'i>, OpError> {
+    let head = tolerant(input, |input| {
+        Decompressor::new()
+            .and_then(|mut d| d.read_header(input))
+            .map_err(damaged)
+    })?;
     if matches!(head.colorspace, Colorspace::CMYK | Colorspace::YCCK) {
         return Err(OpError::Unsupported { found: "a CMYK JPEG" });
     }
@@ -42,11 +50,28 @@ pub(super) fn header(input: &[u8], limits: &Limits) -> Result<Head, OpError> {
     let size = Size::new(head.width as u32, head.height as u32);
     limits.check_pixels(size)?;
     let comment = segments(input).find_map(|s| s.payload_of(COMMENT, KEY.as_bytes()));
-    Ok((size, false, comment.and_then(State::parse)))
+    Ok(Head {
+        size,
+        has_alpha: false,
+        state: comment.and_then(State::parse),
+        exif: segments(input).find_map(|s| s.payload_of(APP1, EXIF_TAG)),
+    })
 }
 
 /// Decodes at the smallest fraction that leaves enough for a result `ratio` times smaller.
 pub(crate) fn decode(input: &[u8], ratio: f64, header: &Header, limits: &Limits) -> Result<Source, OpError> {
+    let (stored, denominator) = tolerant(input, |input| decompress(input, ratio, limits))?;
+    let orientation = Orientation::from_exif(header.info.orientation);
+    Ok(Source {
+        stored: stored.with_icc(profile(input)),
+        orientation,
+        denominator,
+        full: orientation.size(Size::new(header.info.width, header.info.height)),
+    })
+}
+
+/// The pixels as they are stored, and which fraction of the full size they are.
+fn decompress(input: &[u8], ratio: f64, limits: &Limits) -> Result<(Picture, u32), OpError> {
     let mut decompressor = Decompressor::new().map_err(damaged)?;
     let head = decompressor.read_header(input).map_err(damaged)?;
     // Only these have fast code in libjpeg-turbo; a lossless JPEG has no DCT to scale.
@@ -59,6 +84,8 @@ pub(crate) fn decode(input: &[u8], ratio: f64, header: &Header, limits: &Limits)
         .set_scan_limit(limits.max_progressive_scans)
         .map_err(damaged)?;
     let scaled = head.scaled(scale);
+    let size = Size::new(scaled.width as u32, scaled.height as u32);
+    limits.check_pixels(size)?;
     let mut pixels = vec![0; scaled.width * scaled.height * 3];
     let image = Image {
         pixels: pixels.as_mut_slice(),
@@ -68,14 +95,7 @@ pub(crate) fn decode(input: &[u8], ratio: f64, header: &Header, limits: &Limits)
         format: PixelFormat::RGB,
     };
     decompressor.decompress(input, image).map_err(damaged)?;
-    let size = Size::new(scaled.width as u32, scaled.height as u32);
-    let orientation = Orientation::from_exif(header.info.orientation);
-    Ok(Source {
-        stored: Picture::new(size, Layout::Rgb, pixels)?.with_icc(profile(input)),
-        orientation,
-        denominator,
-        full: orientation.size(Size::new(header.info.width, header.info.height)),
-    })
+    Ok((Picture::new(size, Layout::Rgb, pixels)?, denominator))
 }
 
 /// Encodes an RGB picture: 4:2:0, optimised Huffman tables.
@@ -162,18 +182,34 @@ impl<'a> Segment<'a> {
 
 /// The segments before the first scan; ends where the structure does.
 fn segments(jpeg: &[u8]) -> impl Iterator<Item = Segment<'_>> {
+    markers(jpeg).take_while(|segment| segment.marker != SCAN)
+}
+
+/// All segments up to the end of the picture, which comes last and is empty. As libjpeg does, it passes over what stands between
+/// them: fill bytes, the codes of a scan, what does not belong there.
+fn markers(jpeg: &[u8]) -> impl Iterator<Item = Segment<'_>> {
     let mut at = 2;
+    let mut ended = false;
     std::iter::from_fn(move || {
-        // Any number of fill bytes may stand before a marker.
-        while jpeg.get(at..at + 2)? == [0xff, 0xff] {
-            at += 1;
+        if ended {
+            return None;
         }
-        let &[0xff, marker, high, low] = jpeg.get(at..at + 4)? else {
+        let marker = loop {
+            match *jpeg.get(at..at + 2)? {
+                // Restarts and the like have no payload.
+                [0xff, 0x01 | 0xd0..=0xd7] => at += 2,
+                [0xff, marker] if marker != 0 && marker != 0xff => break marker,
+                _ => at += 1,
+            }
+        };
+        ended = matches!(marker, START | END);
+        if ended {
+            let (payload, end) = (&[][..], at + 2);
+            return (marker == END).then_some(Segment { marker, payload, end });
+        }
+        let &[high, low] = jpeg.get(at + 2..at + 4)? else {
             return None;
         };
-        if marker == SCAN {
-            return None;
-        }
         let end = at + 2 + usize::from(u16::from_be_bytes([high, low]));
         let payload = jpeg.get(at + 4..end)?;
         at = end;

@@ -33,13 +33,33 @@ fn open<'i>(input: &'i [u8], limits: Option<&Limits>) -> Result<Reader<Cursor<&'
     decoder.read_info().map_err(damaged)
 }
 
-pub(super) fn header(input: &[u8], limits: &Limits) -> Result<Head, OpError> {
+pub(super) fn header<'i>(input: &'i [u8], limits: &Limits) -> Result<Head<'i>, OpError> {
     let reader = open(input, Some(limits))?;
     let info = reader.info();
     let has_alpha = matches!(info.color_type, ColorType::Rgba | ColorType::GrayscaleAlpha) || info.trns.is_some();
     let text = info.uncompressed_latin1_text.iter().find(|chunk| chunk.keyword == KEY);
     let state = text.and_then(|chunk| State::parse(chunk.text.as_bytes()));
-    Ok((Size::new(info.width, info.height), has_alpha, state))
+    Ok(Head {
+        size: Size::new(info.width, info.height),
+        has_alpha,
+        state,
+        exif: exif(input),
+    })
+}
+
+/// The EXIF chunk. It may stand behind the pixels, where the decoder has not been when it has read the header.
+fn exif(png: &[u8]) -> Option<&[u8]> {
+    let mut rest = png.get(8..)?;
+    loop {
+        let (length, after) = rest.split_first_chunk()?;
+        let (name, after) = after.split_first_chunk::<4>()?;
+        let (payload, after) = after.split_at_checked(u32::from_be_bytes(*length) as usize)?;
+        if name == b"eXIf" {
+            return Some(payload);
+        }
+        // Behind it is a checksum.
+        rest = after.get(4..)?;
+    }
 }
 
 pub(super) fn decode(input: &[u8]) -> Result<Picture, OpError> {

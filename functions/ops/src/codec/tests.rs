@@ -72,6 +72,72 @@ fn a_header_says_what_there_is() {
     assert_eq!(probe(&nonsense, &Limits::default()).unwrap().orientation, 1);
 }
 
+/// EXIF with one directory: these entries, each tag, type, count and value, then the place of the next.
+fn exif(entries: &[[u8; 12]], next: u32, behind: &[u8]) -> Vec<u8> {
+    let count = (entries.len() as u16).to_be_bytes();
+    let head = b"MM\0*\0\0\0\x08";
+    [head, &count[..], entries.as_flattened(), &next.to_be_bytes(), behind].concat()
+}
+
+const ON_ITS_SIDE: [u8; 12] = [0x01, 0x12, 0, 3, 0, 0, 0, 1, 0, 6, 0, 0];
+
+#[test]
+fn an_exif_entry_that_cannot_be_read_leaves_the_orientation_alone() {
+    // A directory of GPS data behind these two entries that says there is another one, beyond the end.
+    let gps = [0x88, 0x25, 0, 4, 0, 0, 0, 1, 0, 0, 0, 38];
+    let endless = exif(&[ON_ITS_SIDE, gps], 0, b"\0\0\xff\xff\xff\xff");
+    // A text of 64 bytes that begins beyond the end; a directory that does.
+    let outside = exif(&[[0x01, 0x0f, 0, 2, 0, 0, 0, 64, 0, 1, 0, 0], ON_ITS_SIDE], 0, b"");
+    let cut = exif(&[ON_ITS_SIDE], u32::MAX, b"");
+    for tiff in [endless, outside, cut] {
+        let payload = [EXIF_TAG, &tiff].concat();
+        let head = [0xff, 0xe1, 0, payload.len() as u8 + 2];
+        let jpeg = photo(30, 20).encoded(Format::Jpeg);
+        let turned = [&jpeg[..2], &head, &payload, &jpeg[2..]].concat();
+        assert_eq!(probe(&turned, &Limits::default()).unwrap().orientation, 6);
+        let upright = run_final(&turned, &[]);
+        assert_eq!((upright.width, upright.height), (20, 30));
+    }
+}
+
+#[test]
+fn exif_is_read_in_every_format_with_its_tag_in_front_or_without() {
+    let tiff = exif(&[ON_ITS_SIDE], 0, b"");
+    for payload in [tiff.clone(), [EXIF_TAG, &tiff].concat()] {
+        let mut info = ::png::Info::with_size(3, 1);
+        info.color_type = ::png::ColorType::Rgb;
+        info.exif_metadata = Some(Cow::Borrowed(&payload));
+        let mut early = Vec::new();
+        let mut writer = ::png::Encoder::with_info(&mut early, info)
+            .unwrap()
+            .write_header()
+            .unwrap();
+        writer.write_image_data(&[7; 9]).unwrap();
+        writer.finish().unwrap();
+        let mut late = Vec::new();
+        let mut encoder = ::png::Encoder::new(&mut late, 3, 1);
+        encoder.set_color(::png::ColorType::Rgb);
+        let mut writer = encoder.write_header().unwrap();
+        writer.write_image_data(&[7; 9]).unwrap();
+        writer.write_chunk(::png::chunk::eXIf, &payload).unwrap();
+        writer.finish().unwrap();
+        let webp = {
+            let mut webp = photo(3, 1).encoded(Format::Webp);
+            webp.extend_from_slice(b"EXIF");
+            webp.extend_from_slice(&(payload.len() as u32).to_le_bytes());
+            webp.extend_from_slice(&payload);
+            let length = webp.len() as u32 - 8;
+            webp[4..8].copy_from_slice(&length.to_le_bytes());
+            webp
+        };
+        for input in [early, late, webp] {
+            let info = probe(&input, &Limits::default()).unwrap();
+            assert_eq!(info.orientation, 6, "{}", info.format);
+            assert_eq!(decoded(&input).size, Size::new(1, 3));
+        }
+    }
+}
+
 #[test]
 fn lossless_formats_give_back_the_pixels() {
     for picture in [photo(37, 23), translucent(12, 5)] {

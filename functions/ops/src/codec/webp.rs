@@ -17,7 +17,7 @@ fn damaged() -> OpError {
     OpError::damaged(Format::Webp, CodecError::WebpDecode)
 }
 
-pub(super) fn header(input: &[u8], limits: &Limits) -> Result<Head, OpError> {
+pub(super) fn header<'i>(input: &'i [u8], limits: &Limits) -> Result<Head<'i>, OpError> {
     let features = BitstreamFeatures::new(input).ok_or_else(damaged)?;
     if features.has_animation() {
         return Err(OpError::Unsupported {
@@ -26,7 +26,12 @@ pub(super) fn header(input: &[u8], limits: &Limits) -> Result<Head, OpError> {
     }
     let size = Size::new(features.width(), features.height());
     limits.check_pixels(size)?;
-    Ok((size, features.has_alpha(), None))
+    Ok(Head {
+        size,
+        has_alpha: features.has_alpha(),
+        state: None,
+        exif: chunks(input).find(|c| c.name == b"EXIF").map(|c| c.payload),
+    })
 }
 
 pub(super) fn decode(input: &[u8]) -> Result<Picture, OpError> {
