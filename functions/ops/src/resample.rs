@@ -6,14 +6,30 @@ use fast_image_resize::{PixelTrait, ResizeAlg, ResizeOptions, Resizer};
 use crate::error::OpError;
 use crate::picture::{Layout, Picture, Rect, Size};
 
-/// The part `from` of the picture at the size `to`. Alpha is premultiplied meanwhile.
-pub(crate) fn resample(picture: &Picture, from: Rect, to: Size, kernel: ResizeAlg) -> Result<Picture, OpError> {
+/// What alpha means for the colours beside it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Alpha {
+    /// Colours are as they are; they are weighed by it, so that hidden ones do not leak.
+    Straight,
+    /// Colours are multiplied by it already: it is a channel like them.
+    Premultiplied,
+}
+
+/// The part `from` of the picture at the size `to`.
+pub(crate) fn resample(
+    picture: &Picture,
+    from: Rect,
+    to: Size,
+    kernel: ResizeAlg,
+    alpha: Alpha,
+) -> Result<Picture, OpError> {
     let (width, height) = (f64::from(picture.size.width), f64::from(picture.size.height));
     // Rounding must not push the part over the edge.
     let (x, y) = (from.x.clamp(0.0, width), from.y.clamp(0.0, height));
     let (part_width, part_height) = (from.width.min(width - x), from.height.min(height - y));
     let options = ResizeOptions::new()
         .resize_alg(kernel)
+        .use_alpha(alpha == Alpha::Straight)
         .crop(x, y, part_width, part_height);
     match picture.layout {
         Layout::Rgb => typed::<U8x3>(picture, to, &options),
@@ -36,12 +52,12 @@ fn typed<P: PixelTrait>(picture: &Picture, to: Size, options: &ResizeOptions) ->
 }
 
 /// The whole picture at the size `to`.
-pub(crate) fn resample_whole(picture: &Picture, to: Size, kernel: ResizeAlg) -> Result<Picture, OpError> {
+pub(crate) fn resample_whole(picture: &Picture, to: Size, kernel: ResizeAlg, alpha: Alpha) -> Result<Picture, OpError> {
     let from = Rect {
         x: 0.0,
         y: 0.0,
         width: f64::from(picture.size.width),
         height: f64::from(picture.size.height),
     };
-    resample(picture, from, to, kernel)
+    resample(picture, from, to, kernel, alpha)
 }

@@ -12,7 +12,7 @@ use crate::error::OpError;
 use crate::gravity::Gravity;
 use crate::operation::{Context, Parameters, Step};
 use crate::picture::{Layout, Picture, Size};
-use crate::resample::resample_whole;
+use crate::resample::{Alpha, resample_whole};
 
 /// Lays another picture on top.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -83,7 +83,8 @@ impl Watermark {
         let side = |n: u32| (f64::from(n) * factor).round().max(1.0) as u32;
         let size = Size::new(side(mark.size.width), side(mark.size.height));
         context.limits.check_result(size)?;
-        resample_whole(&mark, size, ResizeAlg::Convolution(FilterType::Lanczos3))
+        let kernel = ResizeAlg::Convolution(FilterType::Lanczos3);
+        resample_whole(&mark, size, kernel, Alpha::Straight)
     }
 }
 

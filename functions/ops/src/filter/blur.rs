@@ -10,7 +10,7 @@ use serde::Deserialize;
 use crate::error::{BlurFault, OpError};
 use crate::operation::{Context, Parameters, Step};
 use crate::picture::{Layout, Picture, Size};
-use crate::resample::resample_whole;
+use crate::resample::{Alpha, resample_whole};
 
 /// Blurs with a Gaussian.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -44,7 +44,7 @@ const COARSE: f64 = 2.0 * KEPT;
 /// Sigma in pixels of the smaller picture, at least.
 const KEPT: f64 = 4.0;
 
-/// A Gaussian of `sigma` over every channel alike; edges repeat outwards.
+/// A Gaussian of `sigma` over every channel alike, so alpha must be multiplied into the colours before; edges repeat outwards.
 pub(crate) fn gaussian(picture: &Picture, sigma: f64) -> Result<Picture, OpError> {
     if sigma < COARSE {
         return exact(picture, sigma, sigma);
@@ -52,7 +52,10 @@ pub(crate) fn gaussian(picture: &Picture, sigma: f64) -> Result<Picture, OpError
     let factor = (sigma / KEPT).floor();
     let side = |n: u32| (f64::from(n) / factor).round().max(1.0) as u32;
     let size = Size::new(side(picture.size.width), side(picture.size.height));
-    let small = resample_whole(picture, size, ResizeAlg::Convolution(FilterType::Box))?;
+    let resampled = |picture: &Picture, to, kernel| {
+        resample_whole(picture, to, ResizeAlg::Convolution(kernel), Alpha::Premultiplied)
+    };
+    let small = resampled(picture, size, FilterType::Box)?;
     // Averaging over a box has blurred it already.
     let rest = |whole: u32, small: u32| {
         let factor = f64::from(whole) / f64::from(small);
@@ -63,7 +66,7 @@ pub(crate) fn gaussian(picture: &Picture, sigma: f64) -> Result<Picture, OpError
         rest(picture.size.width, size.width),
         rest(picture.size.height, size.height),
     )?;
-    resample_whole(&blurred, picture.size, ResizeAlg::Convolution(FilterType::CatmullRom))
+    resampled(&blurred, picture.size, FilterType::CatmullRom)
 }
 
 fn exact(picture: &Picture, x: f64, y: f64) -> Result<Picture, OpError> {
@@ -75,11 +78,12 @@ fn exact(picture: &Picture, x: f64, y: f64) -> Result<Picture, OpError> {
     let taps = |sigma: f64| (3.0 * sigma).ceil() as u32 * 2 + 1;
     let kernel = GaussianBlurParams::new_asymmetric(taps(x), x, taps(y), y);
     let source = BlurImage::borrow(&picture.pixels, width, height, channels);
-    let mut result = BlurImageMut::alloc(width, height, channels);
+    let mut pixels = vec![0; picture.pixels.len()];
+    let mut result = BlurImageMut::borrow(&mut pixels, width, height, channels);
     let (edge, mode) = (EdgeMode2D::new(EdgeMode::Clamp), ConvolutionMode::Exact);
     libblur::gaussian_blur(&source, &mut result, kernel, edge, ThreadingPolicy::Single, mode)
         .map_err(|fault| OpError::Blur(BlurFault(format!("{fault:?}"))))?;
-    let pixels = result.data.borrow().to_vec();
+    drop(result);
     Ok(Picture::new(picture.size, picture.layout, pixels)?.with_icc(picture.icc.clone()))
 }
 
@@ -119,6 +123,25 @@ mod tests {
                 exact(&picture, sigma, sigma).unwrap(),
             );
             assert!(psnr(&quick, &slow) > 45.0, "{sigma}: {}", psnr(&quick, &slow));
+        }
+    }
+
+    #[test]
+    fn a_wide_blur_keeps_the_colour_at_a_hard_edge_of_alpha() {
+        let row = |x: u32| if x < 60 { [200, 100, 50, 255] } else { [0, 0, 0, 0] };
+        let pixels = (0..40).flat_map(|_| (0..120).flat_map(row)).collect();
+        let picture = Picture::new(Size::new(120, 40), Layout::Rgba, pixels).unwrap();
+        for sigma in [8.0, 13.0, 30.0] {
+            let exactly = picture.clone().premultiplied(|p| exact(&p, sigma, sigma)).unwrap();
+            let out = blurred(sigma, picture.clone());
+            for (at, (got, right)) in out.pixels.chunks(4).zip(exactly.pixels.chunks(4)).enumerate() {
+                assert!(got[3].abs_diff(right[3]) <= 3, "{sigma} {at}: {got:?} for {right:?}");
+                // Premultiplied colours are whole numbers: where little covers, each is some steps of the colour.
+                let step = 255.0 / f64::from(got[3].max(1));
+                let near = |(a, b): (&u8, u8)| f64::from(a.abs_diff(b)) <= 3.0_f64.max(1.5 * step);
+                let colour = got.iter().zip([200, 100, 50]).all(near);
+                assert!(got[3] <= 16 || colour, "{sigma} {at}: {got:?} for {right:?}");
+            }
         }
     }
 

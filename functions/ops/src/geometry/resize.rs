@@ -10,7 +10,7 @@ use crate::gravity::Gravity;
 use crate::operation::{Context, Parameters, Step};
 use crate::output::convert::check_quality;
 use crate::picture::{Layout, Picture, Rect, Size, Source};
-use crate::resample::resample;
+use crate::resample::{Alpha, resample};
 
 /// Resizes the picture. Give `width`, `height` or both; with one alone the other follows from the picture's proportions.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
@@ -193,7 +193,7 @@ impl Resize {
         let small = if same {
             stored
         } else {
-            resample(&stored, from, to, self.kernel.algorithm())?
+            resample(&stored, from, to, self.kernel.algorithm(), Alpha::Straight)?
         };
         Ok(self.padded(orientation.apply(small), plan.canvas))
     }
