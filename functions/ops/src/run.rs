@@ -138,13 +138,15 @@ pub fn run_observed(
     }
 
     let size = picture.size;
-    limits.check_result(size)?;
     let (bytes, format) = match mode {
         Encode::Intermediate => {
+            // Fused, its sides would be nobody's business: a later step may shrink it.
+            limits.check_pixels(size)?;
             let state = State::new(state.input, state.orientation, context.choice);
             (codec::png::encode(&picture, Some(&state))?, Format::Png)
         }
         Encode::Final => {
+            limits.check_result(size)?;
             let format = context.choice.format.unwrap_or(state.input);
             (codec::encode(picture, format, &context.choice)?, format)
         }

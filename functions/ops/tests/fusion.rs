@@ -199,6 +199,25 @@ fn an_intermediate_is_lossless_and_remembers_the_first_format() {
 }
 
 #[test]
+fn what_a_later_step_shrinks_may_be_wider_than_a_result() {
+    let panorama = picture(17_000, 20, false);
+    let flip = || step(0, ("flip", json!({})));
+    let steps = [flip(), step(1, ("resize", json!({"width": 800})))];
+    let fused = go(&panorama, &steps, Encode::Final);
+    let (last, _) = one_by_one(&panorama, &steps);
+    assert_eq!((fused.width, fused.height), (800, 1));
+    assert!(fused.bytes == last.bytes);
+    let wide = run(
+        &panorama,
+        &[flip()],
+        &Assets::default(),
+        &Limits::default(),
+        Encode::Final,
+    );
+    assert_eq!(wide.unwrap_err().kind(), imageflow_ops::OpErrorKind::TooLarge);
+}
+
+#[test]
 fn a_fault_names_the_step_and_keeps_its_kind() {
     let error = run(
         &picture(8, 8, false),
