@@ -16,7 +16,7 @@ pub(crate) const QUALITY: u8 = 82;
 pub struct Choice {
     /// The format; the input's when nobody chose.
     pub format: Option<Format>,
-    /// 1 to 100, of JPEG and lossy WebP.
+    /// 1 to 100, of JPEG and lossy WebP; a default one when nobody chose.
     pub quality: Option<u8>,
     /// Under transparent parts where the format has no alpha.
     pub background: Option<Color>,

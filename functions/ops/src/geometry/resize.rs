@@ -2,6 +2,7 @@
 use fast_image_resize::{FilterType, ResizeAlg};
 use schemars::JsonSchema;
 use serde::Deserialize;
+use serde_json::{Value, json};
 
 use crate::color::Color;
 use crate::error::OpError;
@@ -22,20 +23,21 @@ pub(crate) struct Resize {
     /// Height, pixels.
     #[schemars(range(min = 1, max = 16384))]
     height: Option<u32>,
-    /// How the picture fills width and height, where both are given.
+    /// How the picture fills width and height. `contain` and `fill` need both; with one alone the others keep the proportions.
     fit: Fit,
     /// How pixels are resampled.
     kernel: Kernel,
     /// Never makes a picture larger than it is; a smaller one keeps its size (`contain` still pads, `cover` still cuts).
     without_enlargement: NotSmaller,
-    /// Colour beside the picture for `contain`: #rrggbb, #rrggbbaa, white, black or transparent. By default transparent where
+    /// Colour beside the picture, only for `contain`: #rrggbb, #rrggbbaa, white, black or transparent. By default transparent where
     /// the picture has alpha, else white.
     background: Option<Color>,
-    /// Which part `cover` keeps, and where `contain` puts the picture.
+    /// Which part `cover` keeps, and where `contain` puts the picture; only for these, and with width and height.
     gravity: Gravity,
     /// Format of the result; by default as before.
     format: Option<Format>,
-    /// Quality of the result where it is JPEG or lossy WebP; by default 82.
+    /// Quality of the result where it is JPEG or lossy WebP; by default 82. It ends an earlier `lossless`, and is refused where
+    /// the result is a PNG.
     #[schemars(range(min = 1, max = 100))]
     quality: Option<u8>,
 }
@@ -235,14 +237,32 @@ impl Parameters for Resize {
                 "give width, height or both",
             ));
         }
+        let refuse = |field, value: Value, why| Err(OpError::parameter(Self::NAME, field, value, why));
+        let is_box = self.width.is_some() && self.height.is_some();
+        if !is_box && matches!(self.fit, Fit::Contain | Fit::Fill) {
+            return refuse("fit", json!(self.fit), "give width and height");
+        }
+        if self.background.is_some() && self.fit != Fit::Contain {
+            return refuse("background", json!(self.background), "only with fit contain");
+        }
+        let is_placed = is_box && matches!(self.fit, Fit::Cover | Fit::Contain);
+        if !is_placed && self.gravity != Gravity::default() {
+            let expected = "only with width, height and fit cover or contain";
+            return refuse("gravity", json!(self.gravity), expected);
+        }
         check_quality(Self::NAME, self.format, self.quality)
     }
 }
 
 impl Step for Resize {
     fn note(&self, context: &mut Context<'_>) {
-        context.choice.format = self.format.or(context.choice.format);
-        context.choice.quality = self.quality.or(context.choice.quality);
+        let choice = &mut context.choice;
+        choice.format = self.format.or(choice.format);
+        // The last word counts: a quality ends lossless, a PNG ends a quality.
+        choice.lossless &= self.quality.is_none();
+        choice.quality = self
+            .quality
+            .or(choice.quality.filter(|_| self.format != Some(Format::Png)));
     }
 
     fn shrinks(&self, full: Size) -> Option<f64> {

@@ -7,7 +7,7 @@ use crate::error::OpError;
 use crate::format::Format;
 use crate::operation::{Context, Parameters, Step, Touch};
 use crate::picture::Picture;
-use crate::state::{Choice, QUALITY};
+use crate::state::Choice;
 
 /// Chooses how the result is encoded. It replaces what earlier steps chose; `quality` is for JPEG and lossy WebP only, as PNG is
 /// lossless.
@@ -16,7 +16,7 @@ use crate::state::{Choice, QUALITY};
 pub(crate) struct Convert {
     /// The format; by default as before.
     format: Option<Format>,
-    /// Quality of JPEG and lossy WebP; by default 82.
+    /// Quality of JPEG and lossy WebP; by default 82. Refused where the result is a PNG.
     #[schemars(range(min = 1, max = 100))]
     quality: Option<u8>,
     /// Puts transparent parts on this colour: #rgb, #rrggbb, white or black. By default alpha is kept, and for JPEG, which has
@@ -73,7 +73,7 @@ impl Step for Convert {
     fn note(&self, context: &mut Context<'_>) {
         context.choice = Choice {
             format: self.format.or(context.choice.format),
-            quality: Some(self.quality.unwrap_or(QUALITY)),
+            quality: self.quality,
             background: self.background,
             lossless: self.lossless,
             progressive: self.progressive,
@@ -90,10 +90,10 @@ impl Step for Convert {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
-    use crate::testing::{close, photo, refusal, run_final, translucent};
-    use crate::{Format, Limits, probe};
+    use crate::testing::{close, photo, refusal, run_final, step, translucent};
+    use crate::{Assets, Encode, Format, Limits, OpErrorKind, probe, run};
 
     #[test]
     fn each_format_becomes_each_other_and_looks_the_same() {
@@ -179,6 +179,50 @@ mod tests {
         ] {
             let (_, message) = refusal("convert", params, photo(2, 2));
             assert!(message.contains(part), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_quality_without_a_format_is_refused_where_the_result_is_a_png() {
+        let made = |format, steps: &[(&str, Value)]| {
+            let steps: Vec<_> = steps
+                .iter()
+                .map(|(operation, params)| step(operation, params))
+                .collect();
+            let input = photo(8, 8).encoded(format);
+            run(&input, &steps, &Assets::default(), &Limits::default(), Encode::Final)
+        };
+        for (format, steps) in [
+            (Format::Png, vec![("convert", json!({"quality": 50}))]),
+            (Format::Png, vec![("resize", json!({"width": 4, "quality": 50}))]),
+            (
+                Format::Jpeg,
+                vec![
+                    ("convert", json!({"format": "png"})),
+                    ("resize", json!({"width": 4, "quality": 50})),
+                ],
+            ),
+        ] {
+            let error = made(format, &steps).unwrap_err();
+            assert_eq!(error.kind(), OpErrorKind::BadParameter);
+            assert!(
+                error.to_string().starts_with("quality = 50: the result is a PNG"),
+                "{error}"
+            );
+        }
+        for (format, steps) in [
+            (Format::Jpeg, vec![("convert", json!({"quality": 50}))]),
+            (Format::Webp, vec![("convert", json!({"quality": 50}))]),
+            (Format::Png, vec![("convert", json!({}))]),
+            (
+                Format::Png,
+                vec![
+                    ("convert", json!({"quality": 50})),
+                    ("resize", json!({"width": 4, "format": "jpeg"})),
+                ],
+            ),
+        ] {
+            made(format, &steps).unwrap();
         }
     }
 }

@@ -100,9 +100,12 @@ proptest! {
         orientation in 1..=8_u8,
         keep in any::<bool>(),
     ) {
-        let params = json!({
-            "width": to_width, "height": to_height, "fit": fit, "gravity": gravity, "kernel": kernel, "withoutEnlargement": keep,
+        let mut params = json!({
+            "width": to_width, "height": to_height, "fit": fit, "kernel": kernel, "withoutEnlargement": keep,
         });
+        if ["cover", "contain"].contains(&fit) {
+            params["gravity"] = gravity.into();
+        }
         let full = crate::orientation::Orientation::from_exif(orientation).size(Size::new(width, height));
         let plan = find("resize").unwrap().prepare(&params).map(|_| serde_json::from_value::<Resize>(params.clone()).unwrap().plan(full));
         let jpeg = with_orientation(&flat(Size::new(width, height), [40, 90, 160]).encoded(Format::Jpeg), orientation);
@@ -206,8 +209,13 @@ fn shrinking_on_load_does_not_show() {
         let jpeg = photo(width, height).encoded(Format::Jpeg);
         let whole = decoded(&jpeg);
         for target in [40, 90, 180, 380] {
-            for (orientation, fit) in [(1, "inside"), (6, "cover"), (3, "cover"), (7, "inside")] {
-                let params = json!({"width": target, "height": target, "fit": fit, "gravity": "northwest"});
+            for (orientation, fit, gravity) in [
+                (1, "inside", "center"),
+                (6, "cover", "northwest"),
+                (3, "cover", "northwest"),
+                (7, "inside", "center"),
+            ] {
+                let params = json!({"width": target, "height": target, "fit": fit, "gravity": gravity});
                 let jpeg = with_orientation(&jpeg, orientation);
                 let upright = crate::orientation::Orientation::from_exif(orientation).apply(whole.clone());
                 let expected = apply("resize", params.clone(), upright);
@@ -245,6 +253,55 @@ fn format_and_quality_ride_along() {
         photo(2, 2),
     );
     assert!(message.contains("resize.quality = 60"), "{message}");
+}
+
+#[test]
+fn a_quality_ends_lossless_and_a_png_ends_a_quality() {
+    let input = photo(64, 64).encoded(Format::Png);
+    let lossless = || ("convert", json!({"format": "webp", "lossless": true}));
+    let made = |steps: &[(&str, Value)]| run_final(&input, steps).bytes;
+    let lossy = made(&[lossless(), ("resize", json!({"width": 32, "quality": 50}))]);
+    assert_eq!(
+        lossy,
+        made(&[("resize", json!({"width": 32, "format": "webp", "quality": 50}))])
+    );
+    assert_ne!(lossy, made(&[lossless(), ("resize", json!({"width": 32}))]));
+    let png = made(&[
+        ("convert", json!({"format": "jpeg", "quality": 50})),
+        ("resize", json!({"width": 32, "format": "png"})),
+    ]);
+    assert_eq!(Format::sniff(&png), Some(Format::Png));
+}
+
+#[test]
+fn what_the_fit_would_ignore_is_refused() {
+    for (params, part) in [
+        (
+            json!({"width": 9, "fit": "contain", "background": "#ff0000"}),
+            "resize.fit = \"contain\": give width and height",
+        ),
+        (json!({"height": 9, "fit": "fill"}), "resize.fit = \"fill\""),
+        (
+            json!({"width": 9, "height": 9, "background": "black"}),
+            "resize.background = \"#000000\": only with fit contain",
+        ),
+        (
+            json!({"width": 9, "height": 9, "fit": "inside", "gravity": "north"}),
+            "resize.gravity = \"north\"",
+        ),
+        (json!({"width": 9, "gravity": "north"}), "resize.gravity = \"north\""),
+    ] {
+        let (kind, message) = refusal("resize", params, photo(4, 4));
+        assert!(message.contains(part), "{message}");
+        assert_eq!(kind, OpErrorKind::BadParameter);
+    }
+    // With one side alone these say what happens anyway.
+    for fit in ["cover", "inside", "outside"] {
+        assert_eq!(
+            resized(json!({"width": 9, "fit": fit}), Size::new(18, 6)),
+            Size::new(9, 3)
+        );
+    }
 }
 
 #[test]
