@@ -128,9 +128,9 @@ impl Shell {
     /// The resources; `images` says whether pods can be container images.
     async fn resources_of(&self, images: bool) -> Result<Arc<ResourceStore>, CliError> {
         let config = StoreConfig {
-            clock: platform::now_ms,
             images,
             work_partitions: self.work_partitions,
+            ..StoreConfig::new(platform::now_ms)
         };
         platform::resources(&self.log()?, config, &self.tasks, &self.rest).await
     }

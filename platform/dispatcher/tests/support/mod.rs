@@ -169,8 +169,12 @@ impl World {
             .await
             .unwrap();
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        let operations = Operations::default();
-        let resources = ResourceStore::open(log.clone(), operations, StoreConfig::new(now_ms), &tasks, &stop).await;
+        // What a test has a step wait for is not given up because the test was slow to make it.
+        let config = StoreConfig {
+            late: Duration::from_secs(60),
+            ..StoreConfig::new(now_ms)
+        };
+        let resources = ResourceStore::open(log.clone(), Operations::default(), config, &tasks, &stop).await;
         let host = Arc::new(FakeHost::default());
         let delivery = Delivery::start(DeliveryConfig::default(), host.clone(), &tasks, &stop);
         Self {
