@@ -24,7 +24,7 @@ use bytes::Bytes;
 use imageflow_dispatcher::DispatcherConfig;
 use imageflow_eventlog::OffsetCommit;
 use imageflow_objects::ObjectStore;
-use imageflow_types::{ErrorCode, FunctionName, StepRequest, topics};
+use imageflow_types::{ErrorCode, FunctionName, RunEvent, StepRequest, topics};
 use serde_json::{Value, json};
 use support::{Entry, FUNCTION, World, body, commits, function, status, step, work};
 
@@ -59,7 +59,8 @@ async fn an_offset_is_committed_only_after_its_completion_is_in_the_run_events()
     world.log.release(&first.run);
     world.log.committed(&work(), 0, 2).await;
     let journal = world.log.journal();
-    let reported = |e: &Entry| matches!(e, Entry::Reported(event) if *event.run() == first.run);
+    let completed = |event: &RunEvent| matches!(event, RunEvent::StageCompleted { run, .. } if *run == first.run);
+    let reported = |e: &Entry| matches!(e, Entry::Reported(event) if completed(event));
     let committing = |e: &Entry| matches!(e, Entry::Committing(offsets) if offsets.iter().any(|o| o.offset > 0));
     let reported = journal.iter().position(reported).unwrap();
     let committing = journal.iter().position(committing).unwrap();

@@ -1,5 +1,5 @@
 //! The dispatcher itself fails at a step.
-use imageflow_types::{ErrorCode, RunEvent, StepRequest, topics};
+use imageflow_types::{ErrorCode, RunEvent, RunId, StepRequest, topics};
 use serde_json::json;
 
 use crate::support::{Entry, World, status, step, work};
@@ -40,20 +40,25 @@ async fn a_step_at_which_the_dispatcher_panics_fails_and_those_of_its_key_go_on_
 async fn a_report_that_panics_is_tried_thrice_and_its_partition_can_still_move() {
     let world = World::new().await;
     let running = world.dispatch_hasty();
+    let panics = |partition: u32| step(&format!("panics{partition}"));
     for partition in 0..topics::WORK_PARTITIONS {
-        let step = step(&format!("panics{partition}"));
+        let step = panics(partition);
         world.log.panic_at(&step.run);
         world.give(&step, partition).await;
         world.pod.call().await.answer(status(202, ""));
     }
-    let tries = 3 * topics::WORK_PARTITIONS as usize;
-    world
-        .log
-        .until("three tries of each report", |journal| {
-            let tried = journal.iter().filter(|e| matches!(e, Entry::Panicked)).count();
-            (tried == tries).then_some(())
-        })
-        .await;
+    let tries = |journal: &[Entry]| -> Vec<usize> {
+        let of = |run: RunId| {
+            journal
+                .iter()
+                .filter(move |e| matches!(e, Entry::Panicked(at) if *at == run))
+        };
+        let partitions = 0..topics::WORK_PARTITIONS;
+        partitions.map(|at| of(panics(at).run).count()).collect()
+    };
+    let tried = |journal: &[Entry]| Some(tries(journal)).filter(|tries| tries.iter().all(|n| *n >= 3));
+    let tried = world.log.until("three tries of each report", tried).await;
+    assert_eq!(tried, vec![3; tried.len()]);
     // Something of each partition is under way, so that there is something left to wait for.
     let mut calls = Vec::new();
     for partition in 0..topics::WORK_PARTITIONS {

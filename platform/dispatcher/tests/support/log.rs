@@ -24,8 +24,8 @@ pub enum Entry {
     Shut,
     /// So many records were read of the topic of delays.
     Delays(usize),
-    /// A report panicked.
-    Panicked,
+    /// The report of a step's end panicked.
+    Panicked(RunId),
     /// A member of the dispatchers was told that it loses these.
     Revoked(Vec<TopicPartition>),
     /// Somebody asked what a topic holds, and was told or not.
@@ -99,12 +99,12 @@ impl Spy {
         });
     }
 
-    /// Reports of this run panic.
+    /// Reports of how a step of this run ended panic.
     pub fn panic_at(&self, run: &RunId) {
         self.panics.lock().unwrap().insert(run.clone());
     }
 
-    /// The next so many writes of reports fail.
+    /// The next so many writes of reports of how a step ended fail.
     pub fn refuse(&self, times: u32) {
         self.refusals.store(times, Ordering::SeqCst);
     }
@@ -172,14 +172,20 @@ impl Spy {
         .await
     }
 
-    /// All reports of a run so far.
+    /// All reports of a run so far but that steps were started, which any may be that takes long on a machine that is busy.
     pub fn reports(&self, run: &RunId) -> Vec<RunEvent> {
+        let mut reports = self.all_reports(run);
+        reports.retain(|event| !matches!(event, RunEvent::StageStarted { .. }));
+        reports
+    }
+
+    /// All reports of a run so far.
+    pub fn all_reports(&self, run: &RunId) -> Vec<RunEvent> {
         reports(&self.journal.borrow(), run)
     }
 
     /// Waits for the report that ends the run's stage.
     pub async fn end(&self, run: &RunId) -> RunEvent {
-        let ends = |event: &RunEvent| matches!(event, RunEvent::StageCompleted { .. } | RunEvent::StageFailed { .. });
         self.until(&format!("the end of {run}"), |journal| {
             reports(journal, run).into_iter().find(ends)
         })
@@ -203,6 +209,11 @@ impl Spy {
             .find(|(p, _)| *p == partition)
             .and_then(|(_, commit)| commit)
     }
+}
+
+/// Whether it says how a step ended.
+fn ends(event: &RunEvent) -> bool {
+    matches!(event, RunEvent::StageCompleted { .. } | RunEvent::StageFailed { .. })
 }
 
 pub fn reports(journal: &[Entry], run: &RunId) -> Vec<RunEvent> {
@@ -249,9 +260,10 @@ impl EventLog for Spy {
             .filter_map(|r| serde_json::from_slice(r.value.as_ref()?).ok())
             .collect();
         for event in &events {
-            let panics = self.panics.lock().unwrap().contains(event.run());
+            let panics = ends(event) && self.panics.lock().unwrap().contains(event.run());
             if panics {
-                self.journal.send_modify(|journal| journal.push(Entry::Panicked));
+                let panicked = Entry::Panicked(event.run().clone());
+                self.journal.send_modify(|journal| journal.push(panicked));
                 panic!("the test has the report panic");
             }
             let mut held = self.held.subscribe();
@@ -262,7 +274,7 @@ impl EventLog for Spy {
                 released.map_err(|_| LogError::Closed)?;
             }
         }
-        if !events.is_empty() {
+        if events.iter().any(ends) {
             fail(&self.refusals)?;
         }
         let positions = self.inner.produce(records).await?;

@@ -34,6 +34,11 @@ impl Call {
         assert!(self.answer.send(answer).is_ok(), "the caller of {} has gone", self.run);
     }
 
+    /// The same, unless the caller has gone.
+    pub fn offer(self, answer: Answer) {
+        let _gone = self.answer.send(answer);
+    }
+
     /// Waits until the caller hangs up.
     pub async fn abandoned(mut self) {
         within("the caller hangs up", self.answer.closed()).await;
