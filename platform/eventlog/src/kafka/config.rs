@@ -285,7 +285,12 @@ impl KafkaConfig {
     /// The caller's settings, those of one side last.
     fn overlay(&self, config: &mut ClientConfig, side: &str) {
         let is_sided = |key: &str| key.starts_with("producer.") || key.starts_with("consumer.");
-        let ours = |name| ALIASES.iter().find(|(alias, _)| *alias == name).map_or(name, |(_, ours)| *ours);
+        let ours = |name| {
+            ALIASES
+                .iter()
+                .find(|(alias, _)| *alias == name)
+                .map_or(name, |(_, ours)| *ours)
+        };
         for (key, value) in self.settings.iter().filter(|(key, _)| !is_sided(key)) {
             config.set(ours(key), value);
         }
@@ -490,6 +495,17 @@ mod tests {
         assert_eq!(member.get("fetch.wait.max.ms"), Some("250"));
         assert_eq!(member.get("heartbeat.interval.ms"), Some("1500"));
         assert_eq!(member.get("group.instance.id"), Some("m"));
+    }
+
+    /// So long a topic may be there before they hear of it; with the rebalance that follows it is to be within 2 s.
+    #[test]
+    fn who_reads_looks_for_new_topics_every_second() {
+        let config = KafkaConfig::new("b:1");
+        let member = ConsumerConfig::new("g", "m", crate::Topics::Pattern("t".to_owned()));
+        for client in [config.member(&member), config.follower("g", true)] {
+            let made = client.create_native_config().unwrap();
+            assert_eq!(made.get("topic.metadata.refresh.interval.ms").unwrap(), "1000");
+        }
     }
 
     #[test]

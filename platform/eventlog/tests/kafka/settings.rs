@@ -73,7 +73,7 @@ async fn topics_that_two_processes_make_at_once_keep_their_settings() {
 async fn a_change_that_the_brokers_refuse_is_an_error() {
     let Some(cluster) = shared().await else { return };
     let soon = KafkaConfig {
-        request_timeout: Duration::from_secs(5),
+        request_timeout: Duration::from_secs(20),
         ..config(&cluster, 1)
     };
     let log = Kafka::open(soon).await.unwrap();
