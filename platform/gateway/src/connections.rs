@@ -182,6 +182,8 @@ async fn serve_one(
     let (mut awaits_first, mut stopping) = (true, false);
     loop {
         tokio::select! {
+            // The connection first: a request that came while this process was too busy to read it has come in time.
+            biased;
             ended = connection.as_mut() => {
                 if let Err(error) = ended {
                     tracing::debug!(error, "a connection of the API has failed");
