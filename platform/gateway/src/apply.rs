@@ -15,6 +15,7 @@ use imageflow_types::{ErrorCode, Problem, Revision};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::bodies::Content;
 use crate::problem::Answer;
 use crate::read::{flag, json as read_json};
 use crate::state::Gateway;
@@ -26,7 +27,7 @@ const AT_ONCE: usize = 64;
 
 /// `POST /v1/apply`: all documents are checked, then kept: functions first (those that name a fallback after it), then flows, then
 /// triggers.
-pub async fn apply(State(gateway): State<Arc<Gateway>>, RawQuery(raw): RawQuery, body: Bytes) -> Answer {
+pub async fn apply(State(gateway): State<Arc<Gateway>>, RawQuery(raw): RawQuery, Content(body): Content) -> Answer {
     let text =
         std::str::from_utf8(&body).map_err(|_| Problem::new(ErrorCode::InvalidArgument, "the body is not UTF-8"))?;
     let resources = documents(text)?;
@@ -172,17 +173,17 @@ async fn delete(gateway: &Gateway, kind: Kind, name: &str) -> Answer {
 type Shared = State<Arc<Gateway>>;
 
 /// `PUT /v1/functions/{name}`.
-pub async fn put_function(State(gateway): Shared, Path(name): Path<String>, body: Bytes) -> Answer {
+pub async fn put_function(State(gateway): Shared, Path(name): Path<String>, Content(body): Content) -> Answer {
     put(&gateway, Kind::Function, &name, &body).await
 }
 
 /// `PUT /v1/flows/{name}`.
-pub async fn put_flow(State(gateway): Shared, Path(name): Path<String>, body: Bytes) -> Answer {
+pub async fn put_flow(State(gateway): Shared, Path(name): Path<String>, Content(body): Content) -> Answer {
     put(&gateway, Kind::Flow, &name, &body).await
 }
 
 /// `PUT /v1/triggers/{name}`.
-pub async fn put_trigger(State(gateway): Shared, Path(name): Path<String>, body: Bytes) -> Answer {
+pub async fn put_trigger(State(gateway): Shared, Path(name): Path<String>, Content(body): Content) -> Answer {
     put(&gateway, Kind::Trigger, &name, &body).await
 }
 
@@ -217,7 +218,11 @@ struct Rollback {
 }
 
 /// `POST /v1/functions/{name}/rollback`.
-pub async fn rollback(State(gateway): State<Arc<Gateway>>, Path(name): Path<String>, body: Bytes) -> Answer<Response> {
+pub async fn rollback(
+    State(gateway): State<Arc<Gateway>>,
+    Path(name): Path<String>,
+    Content(body): Content,
+) -> Answer<Response> {
     let to = if body.is_empty() {
         None
     } else {

@@ -1,5 +1,6 @@
-//! Memory for the bodies of requests: one budget for all that are under way, also those that wait for a pod. A body that does
-//! not come must not keep its share, so each has a time to come in.
+//! Memory for the bodies of requests: one budget for all that are under way, also those that wait for a pod. A body has its share
+//! of it for as long as somebody has its bytes: a caller that waits for a run whose image is stored keeps no other away. One that
+//! does not come must not keep its share, so each has a time to come in.
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,7 +8,8 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
-use axum::extract::{Request, State};
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{FromRequest, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -15,7 +17,7 @@ use http::header::{CONNECTION, HeaderValue};
 use http::{StatusCode, Version};
 use hyper::body::{Frame, SizeHint};
 use imageflow_types::{ErrorCode, Problem};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
 
 use crate::connections::HttpLimits;
@@ -27,7 +29,7 @@ const UNIT: usize = 1 << 10;
 
 /// The budget.
 pub struct Room {
-    free: Semaphore,
+    free: Arc<Semaphore>,
     bytes: usize,
 }
 
@@ -35,29 +37,67 @@ impl Room {
     /// A budget of so many bytes.
     pub fn new(bytes: usize) -> Self {
         Self {
-            free: Semaphore::new((bytes / UNIT).min(Semaphore::MAX_PERMITS)),
+            free: Arc::new(Semaphore::new((bytes / UNIT).min(Semaphore::MAX_PERMITS))),
             bytes,
         }
     }
 }
 
-/// Reserves what the body may take until the request is answered. One that does not say how long it is may be as long as any.
+/// What a body may take of the room. It goes with the request, to whoever reads the body.
+#[derive(Clone)]
+struct Share(Arc<OwnedSemaphorePermit>);
+
+/// Bytes with the share that they have.
+struct Kept {
+    bytes: Bytes,
+    _share: Share,
+}
+
+impl AsRef<[u8]> for Kept {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// The whole body of a request, with its share of the room. Handlers take this and no other: without it the share is given back
+/// before the body is read.
+pub struct Content(pub Bytes);
+
+impl<S: Send + Sync> FromRequest<S> for Content {
+    type Rejection = BytesRejection;
+
+    async fn from_request(mut request: Request, state: &S) -> Result<Self, BytesRejection> {
+        let share = request.extensions_mut().remove::<Share>();
+        let bytes = Bytes::from_request(request, state).await?;
+        let Some(mut share) = share else {
+            return Ok(Self(bytes));
+        };
+        // More was reserved for one that did not say how long it is.
+        if let Some(permit) = Arc::get_mut(&mut share.0) {
+            drop(permit.split(permit.num_permits().saturating_sub(bytes.len().div_ceil(UNIT))));
+        }
+        Ok(Self(Bytes::from_owner(Kept { bytes, _share: share })))
+    }
+}
+
+/// Reserves what the body may take. One that does not say how long it is may be as long as any.
 pub async fn reserved(
     State((gateway, limits)): State<(Arc<Gateway>, HttpLimits)>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Response {
     let said = request.body().size_hint().upper();
     let most = gateway.config.max_body_bytes;
     let bytes = said.map_or(most, |said| usize::try_from(said).unwrap_or(usize::MAX).min(most));
     let units = u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX);
-    let Ok(_reserved) = gateway.room.free.try_acquire_many(units) else {
+    let Ok(reserved) = gateway.room.free.clone().try_acquire_many_owned(units) else {
         let detail = format!(
             "the bodies of the requests under way leave no room for one of {bytes} bytes more: {} bytes are for all",
             gateway.room.bytes
         );
         return Refused(Problem::new(ErrorCode::Overloaded, detail).retry_after(1)).into_response();
     };
+    request.extensions_mut().insert(Share(Arc::new(reserved)));
     let version = request.version();
     let late = Arc::new(AtomicBool::new(false));
     let response = next.run(request.map(|body| timed(body, limits, late.clone()))).await;

@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::{Path, RawQuery, State};
 use axum::response::IntoResponse;
 use http::StatusCode;
-use imageflow_eventlog::{LogError, NewRecord};
+use imageflow_eventlog::NewRecord;
 use imageflow_events::work::replayed_headers;
 use imageflow_types::names::{RunId, nearest};
 use imageflow_types::work::DeadLetter;
@@ -16,13 +16,11 @@ use serde_json::{Map, Value, json};
 use crate::events::to_record;
 use crate::letters_view::{Cursor, Place, REPLAYED, Which};
 use crate::problem::Answer;
-use crate::read::{number, only, query, time};
+use crate::read::{PAGE_BYTES, number, only, query, time};
 use crate::start_run::wish;
-use crate::state::{Gateway, log_problem};
+use crate::state::{Gateway, log_problem, record_at};
 
-/// Bytes of letters after which a page ends before its limit: a letter may hold a whole event.
-const PAGE_BYTES: usize = 8 << 20;
-/// Letters sent again by one request at most; the answer says how many are left.
+/// Letters sent again by one request at most; with more of them, the answer says where the next goes on.
 const REPLAYED_AT_ONCE: usize = 10_000;
 /// Letters sent again by one write.
 const BATCH: usize = 100;
@@ -59,16 +57,20 @@ fn which(gateway: &Gateway, raw: Option<&str>) -> Result<Which, Problem> {
     }
 }
 
+/// The place after which a page or a replay goes on.
+fn after(raw: Option<&str>) -> Result<Option<Cursor>, Problem> {
+    let after = query(raw, "after").map(|text| {
+        let detail = format!("after: \"{text}\" is no place in the list; write what \"next\" of the page before says");
+        Cursor::parse(&text).ok_or_else(|| Problem::new(ErrorCode::InvalidArgument, detail))
+    });
+    after.transpose()
+}
+
 /// A letter and its size in the log; none when retention has taken it.
 async fn read(gateway: &Gateway, place: &Place) -> Result<Option<(DeadLetter, usize)>, Problem> {
-    let log = &gateway.deps.log;
-    let records = match log.read(topics::DEAD_LETTERS, place.partition, place.offset, 1).await {
-        Ok(records) => records,
-        Err(LogError::OffsetOutOfRange { .. }) => return Ok(None),
-        Err(error) => return Err(log_problem(&error)),
-    };
-    let record = records.into_iter().find(|r| r.offset == place.offset);
-    let Some(value) = record.and_then(|r| r.value) else {
+    let log = gateway.deps.log.as_ref();
+    let record = record_at(log, topics::DEAD_LETTERS, place.partition, place.offset).await;
+    let Some(value) = record.map_err(|e| log_problem(&e))?.and_then(|r| r.value) else {
         return Ok(None);
     };
     match serde_json::from_slice(&value) {
@@ -86,12 +88,9 @@ pub async fn list(State(gateway): State<Arc<Gateway>>, RawQuery(raw): RawQuery) 
     only(raw, &[&FILTERS[..], &["limit", "after"]].concat())?;
     let which = which(&gateway, raw)?;
     let limit = number(raw, "limit", 100, 1..=1000)?;
-    let after = query(raw, "after").map(|text| {
-        let detail = format!("after: \"{text}\" is no place in the list; write what \"next\" of the page before says");
-        Cursor::parse(&text).ok_or_else(|| Problem::new(ErrorCode::InvalidArgument, detail))
-    });
+    let after = after(raw)?;
     // One more than the page holds tells whether there is another page.
-    let places = gateway.letters.newest(&which, after.transpose()?.as_ref(), limit + 1);
+    let places = gateway.letters.newest(&which, after.as_ref(), limit + 1);
     let (mut items, mut bytes, mut next) = (Vec::new(), 0, None);
     for (n, place) in places.iter().enumerate() {
         if n == limit || bytes >= PAGE_BYTES {
@@ -136,14 +135,17 @@ pub async fn replay(State(gateway): State<Arc<Gateway>>, Path(id): Path<String>)
     Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
 }
 
-/// `POST /v1/dead-letters/replay`: oldest first. Letters that hold nothing to send stay, and are named in `refused`.
+/// `POST /v1/dead-letters/replay`: oldest first. Letters that hold nothing to send stay, and are named in `refused`; `next` of the
+/// answer, given as `after`, goes on behind them.
 pub async fn replay_all(State(gateway): State<Arc<Gateway>>, RawQuery(raw): RawQuery) -> Answer {
     let raw = raw.as_deref();
-    only(raw, &FILTERS)?;
+    only(raw, &[&FILTERS[..], &["limit", "after"]].concat())?;
     let which = which(&gateway, raw)?;
-    let mut places = gateway.letters.oldest(&which, REPLAYED_AT_ONCE + 1);
-    let more = places.len() > REPLAYED_AT_ONCE;
-    places.truncate(REPLAYED_AT_ONCE);
+    let limit = number(raw, "limit", REPLAYED_AT_ONCE, 1..=REPLAYED_AT_ONCE)?;
+    let mut places = gateway.letters.oldest(&which, after(raw)?.as_ref(), limit + 1);
+    let more = places.len() > limit;
+    places.truncate(limit);
+    let next = places.last().filter(|_| more).map(|last| last.cursor.to_string());
     let (mut items, mut refused) = (Vec::new(), Vec::new());
     for batch in places.chunks(BATCH) {
         gateway.check_room().await?;
@@ -160,7 +162,10 @@ pub async fn replay_all(State(gateway): State<Arc<Gateway>>, RawQuery(raw): RawQ
         items.extend(again.iter().map(|a| a.answer.clone()));
         write(&gateway, again).await?;
     }
-    let answer = json!({"replayed": items.len(), "items": items, "refused": refused, "more": more});
+    let mut answer = json!({"replayed": items.len(), "items": items, "refused": refused, "more": more});
+    if let Some(next) = next {
+        answer["next"] = json!(next);
+    }
     Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
 }
 

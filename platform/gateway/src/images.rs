@@ -13,6 +13,7 @@ use imageflow_objects::{BodyError, ObjectBody, PutOptions};
 use imageflow_types::{ErrorCode, Problem, topics};
 use serde_json::{Map, json};
 
+use crate::bodies::Content;
 use crate::inputs::sniff;
 use crate::problem::{Answer, object_problem};
 use crate::read::{number, query};
@@ -22,7 +23,7 @@ use crate::state::Gateway;
 const MOST: usize = 1000;
 
 /// `POST /v1/images?key=NAME`: into `raw-images`, as an S3 client would.
-pub async fn upload(State(gateway): State<Arc<Gateway>>, RawQuery(raw): RawQuery, body: Bytes) -> Answer {
+pub async fn upload(State(gateway): State<Arc<Gateway>>, RawQuery(raw): RawQuery, Content(body): Content) -> Answer {
     gateway.check_room().await?;
     let key = query(raw.as_deref(), "key").filter(|k| !k.is_empty());
     let key = key.ok_or_else(|| Problem::new(ErrorCode::InvalidArgument, "key: is missing; write ?key=NAME"))?;

@@ -49,6 +49,14 @@ impl Given {
 }
 
 impl Place {
+    /// The object as the input that a run has already, if it is of that place: it stays pinned to the bytes it had then.
+    pub fn of_run(&self, request: &RunRequest) -> Option<ObjectRef> {
+        match &request.input {
+            Input::Object(object) if object.bucket == self.bucket && object.key == self.key => Some(object.clone()),
+            _ => None,
+        }
+    }
+
     /// The object, pinned to the bytes it has now.
     pub async fn pinned(&self, gateway: &Gateway, target: &Target, buckets: &[String]) -> Result<ObjectRef, Problem> {
         if !buckets.contains(&self.bucket) {

@@ -5,13 +5,14 @@ use std::time::Instant;
 use axum::body::Body;
 use axum::extract::{Path, RawQuery, State};
 use axum::response::Response;
-use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, Request};
 use imageflow_delivery::Target;
 use imageflow_events::ext::TRACEPARENT;
 use imageflow_types::Problem;
 
+use crate::bodies::Content;
+use crate::events::for_pod;
 use crate::params::check_names;
 use crate::problem::Answer;
 use crate::read::{pairs, query, trace};
@@ -30,7 +31,7 @@ pub async fn invoke(
     Path(name): Path<String>,
     RawQuery(raw): RawQuery,
     headers: HeaderMap,
-    body: Bytes,
+    Content(body): Content,
 ) -> Answer {
     let begun = Instant::now();
     let catalog = gateway.deps.resources.snapshot();
@@ -54,10 +55,7 @@ pub async fn invoke(
         .collect();
     let uri = format!("/?{}", query.join("&"));
     let trace = trace(&headers);
-    let content_type = headers
-        .get(CONTENT_TYPE)
-        .cloned()
-        .unwrap_or(HeaderValue::from_static("application/octet-stream"));
+    let (content_type, body) = for_pod(&headers, body)?;
     let request = || {
         let mut request = Request::new(body.clone());
         *request.method_mut() = http::Method::POST;

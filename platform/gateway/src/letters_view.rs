@@ -69,8 +69,8 @@ pub struct Which {
 }
 
 impl Which {
-    /// Where they can be in the order of all letters, and before `before`.
-    fn range(&self, before: Option<&Cursor>) -> (Bound<Cursor>, Bound<Cursor>) {
+    /// Where they can be in the order of all letters, after `after` and before `before`.
+    fn range(&self, after: Option<&Cursor>, before: Option<&Cursor>) -> (Bound<Cursor>, Bound<Cursor>) {
         // No id comes before the empty one.
         let at = |at_ms: i64| Cursor {
             at_ms,
@@ -78,16 +78,18 @@ impl Which {
         };
         let until = self.until_ms.map(at);
         let end = [before, until.as_ref()].into_iter().flatten().min();
-        let start = self.since_ms.map(at);
+        let start = match (self.since_ms.map(at), after.cloned()) {
+            (Some(since), Some(after)) if after < since => Bound::Included(since),
+            (_, Some(after)) => Bound::Excluded(after),
+            (Some(since), None) => Bound::Included(since),
+            (None, None) => Bound::Unbounded,
+        };
         // A range that ends before it starts is a panic, not an empty one.
         let start = match (start, end) {
-            (Some(start), Some(end)) => Some(start.min(end.clone())),
+            (Bound::Included(at) | Bound::Excluded(at), Some(end)) if at >= *end => Bound::Included(end.clone()),
             (start, _) => start,
         };
-        (
-            start.map_or(Bound::Unbounded, Bound::Included),
-            end.cloned().map_or(Bound::Unbounded, Bound::Excluded),
-        )
+        (start, end.cloned().map_or(Bound::Unbounded, Bound::Excluded))
     }
 
     fn is(&self, held: &Held) -> bool {
@@ -168,9 +170,14 @@ impl Letters {
         }
     }
 
-    fn there<'a>(&'a self, which: &'a Which, before: Option<&Cursor>) -> impl DoubleEndedIterator<Item = Place> + 'a {
+    fn there<'a>(
+        &'a self,
+        which: &'a Which,
+        after: Option<&Cursor>,
+        before: Option<&Cursor>,
+    ) -> impl DoubleEndedIterator<Item = Place> + 'a {
         self.order
-            .range(which.range(before))
+            .range(which.range(after, before))
             .filter(|(_, held)| !held.replayed && which.is(held))
             .map(|(cursor, held)| place(cursor, held))
     }
@@ -206,13 +213,13 @@ impl LettersView {
     /// At most so many letters, newest first, older than `after`.
     pub fn newest(&self, which: &Which, after: Option<&Cursor>, limit: usize) -> Vec<Place> {
         self.view
-            .read(|letters| letters.there(which, after).rev().take(limit).collect())
+            .read(|letters| letters.there(which, None, after).rev().take(limit).collect())
     }
 
-    /// At most so many letters, oldest first.
-    pub fn oldest(&self, which: &Which, limit: usize) -> Vec<Place> {
+    /// At most so many letters, oldest first, newer than `after`.
+    pub fn oldest(&self, which: &Which, after: Option<&Cursor>, limit: usize) -> Vec<Place> {
         self.view
-            .read(|letters| letters.there(which, None).take(limit).collect())
+            .read(|letters| letters.there(which, after, None).take(limit).collect())
     }
 
     /// One letter.
@@ -282,7 +289,7 @@ mod tests {
     }
 
     fn ids(letters: &Letters, which: &Which, before: Option<&Cursor>) -> Vec<String> {
-        letters.there(which, before).map(|p| p.cursor.id).collect()
+        letters.there(which, None, before).map(|p| p.cursor.id).collect()
     }
 
     #[test]
@@ -324,6 +331,19 @@ mod tests {
                 expected,
                 "{since:?} {until:?}"
             );
+        }
+        for (after, expected) in [
+            ("10.l-1", &["l-2", "l-3"][..]),
+            ("20.l-2", &["l-3"]),
+            ("5.l-0", &["l-2", "l-3"]),
+            ("90.l-9", &[]),
+        ] {
+            let (after, which) = (Cursor::parse(after), between(Some(20), Some(90)));
+            let found: Vec<_> = letters
+                .there(&which, after.as_ref(), None)
+                .map(|p| p.cursor.id)
+                .collect();
+            assert_eq!(found, expected, "{after:?}");
         }
         let third = Cursor::parse("30.l-3");
         assert_eq!(ids(&letters, &between(Some(20), Some(90)), third.as_ref()), ["l-2"]);

@@ -11,6 +11,9 @@ use imageflow_types::{ErrorCode, HumanDuration, Problem};
 use serde::de::DeserializeOwned;
 use tracing::Span;
 
+/// Bytes after which a page of a list ends before its limit: a run or a dead letter may have 1 MiB.
+pub const PAGE_BYTES: usize = 8 << 20;
+
 /// A JSON body.
 pub fn json<T: DeserializeOwned>(body: &Bytes) -> Result<T, Problem> {
     serde_json::from_slice(body).map_err(|e| {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::{Path, RawQuery, State};
 use axum::response::IntoResponse;
-use imageflow_eventlog::{EventLog, FollowEvent, LogError, NewRecord, Start, TopicSpec};
+use imageflow_eventlog::{FollowEvent, LogError, NewRecord, Start, TopicSpec};
 use imageflow_events::{AttributesReader, Event, attributes, ext};
 use imageflow_objects::{ChangeKind, ObjectError, ObjectInfo};
 use imageflow_resources::Catalog;
@@ -36,6 +36,9 @@ const SLACK_MS: i64 = 5 * 60 * 1000;
 /// is mended by then, and one that is meant must not have all passes look back for ever.
 const DENIED_MS: i64 = 24 * 3600 * 1000;
 
+/// So long a reconcile by hand waits for one that is under way, which may take an hour.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// So many times what a pass took is the rest after it, at least.
 const REST: u32 = 9;
 
@@ -57,6 +60,8 @@ struct Mark {
 /// Finds what was not told, bucket by bucket.
 pub struct Reconciler {
     marks: HashMap<String, i64>,
+    /// The buckets that triggers read, as it knew them last.
+    watched: BTreeSet<String>,
 }
 
 /// What a pass over all buckets came to.
@@ -73,7 +78,8 @@ impl Reconciler {
     ///
     /// # Errors
     /// When the log fails.
-    pub async fn open(log: &Arc<dyn EventLog>) -> Result<Self, LogError> {
+    pub async fn open(gateway: &Gateway) -> Result<Self, LogError> {
+        let log = &gateway.deps.log;
         log.ensure_topics(&[TopicSpec::compacted(topics::MARKS, 1)]).await?;
         let mut marks = HashMap::new();
         let mut follower = log.follow(topics::MARKS, Start::Earliest).await?;
@@ -81,26 +87,54 @@ impl Reconciler {
             for record in records {
                 let bucket = record.key.as_deref().map(String::from_utf8_lossy);
                 let mark = record.value.as_deref().map(serde_json::from_slice::<Mark>);
-                if let (Some(bucket), Some(Ok(mark))) = (bucket, mark) {
-                    marks.insert(bucket.into_owned(), mark.told_ms);
+                match (bucket, mark) {
+                    (Some(bucket), Some(Ok(mark))) => {
+                        marks.insert(bucket.into_owned(), mark.told_ms);
+                    }
+                    (Some(bucket), None) => {
+                        marks.remove(bucket.as_ref());
+                    }
+                    _ => {}
                 }
             }
         }
-        Ok(Self { marks })
+        // From then on, however late it is opened.
+        let watched = gateway.watched_at_start.clone();
+        Ok(Self { marks, watched })
     }
 
     /// The one that is open, else one that is opened now.
     ///
     /// # Errors
     /// When the log fails.
-    pub(crate) async fn opened<'a>(
-        slot: &'a mut Option<Self>,
-        log: &Arc<dyn EventLog>,
-    ) -> Result<&'a mut Self, LogError> {
+    pub(crate) async fn opened<'a>(slot: &'a mut Option<Self>, gateway: &Gateway) -> Result<&'a mut Self, LogError> {
         match slot {
             Some(open) => Ok(open),
-            None => Ok(slot.insert(Self::open(log).await?)),
+            None => Ok(slot.insert(Self::open(gateway).await?)),
         }
+    }
+
+    /// A bucket that a trigger reads from now on is told from now on, and one that none reads any more has no mark that a later
+    /// trigger would be told from. Called as soon as the triggers change: what is put between that and the mark, and whose event
+    /// is lost, is found only within [`SLACK_MS`].
+    pub(crate) async fn follow(&mut self, gateway: &Gateway) -> Result<(), Problem> {
+        let catalog = gateway.deps.resources.snapshot();
+        let now = watched(&catalog);
+        let begun: Vec<&String> = now.iter().copied().filter(|b| !self.watched.contains(*b)).collect();
+        for bucket in begun {
+            self.move_mark(gateway, bucket, gateway.now_ms()).await?;
+        }
+        let over: Vec<String> = self.marks.keys().filter(|b| !now.contains(b)).cloned().collect();
+        for bucket in over {
+            let record = NewRecord::new(topics::MARKS).key(bucket.clone());
+            let written = gateway.deps.log.produce(vec![record]).await;
+            written.map_err(|e| log_problem(&e))?;
+            self.marks.remove(&bucket);
+        }
+        if now.len() != self.watched.len() || !now.iter().all(|b| self.watched.contains(*b)) {
+            self.watched = now.into_iter().cloned().collect();
+        }
+        Ok(())
     }
 
     /// Raises the events of the objects that a trigger wants and no run knows. What is wrong with one bucket keeps it from no other.
@@ -108,6 +142,12 @@ impl Reconciler {
         let catalog = gateway.deps.resources.snapshot();
         let buckets = watched(&catalog);
         let mut pass = Pass::default();
+        if let Err(problem) = self.follow(gateway).await {
+            tracing::warn!(%problem, "buckets were not reconciled, the next pass looks again");
+            metrics::counter!("imageflow_storage_reconciles_failed_total").increment(1);
+            pass.behind = buckets.len();
+            return pass;
+        }
         for bucket in buckets {
             let begun_ms = gateway.now_ms();
             let found = self.bucket(gateway, &catalog, bucket, false).await;
@@ -144,14 +184,15 @@ impl Reconciler {
     }
 
     /// One bucket, when somebody asks for it. The mark stays where it is: it is for the passes over all buckets to move.
-    async fn asked(&self, gateway: &Gateway, bucket: &str, all: bool) -> Result<Found, Problem> {
+    async fn asked(&mut self, gateway: &Gateway, bucket: &str, all: bool) -> Result<Found, Problem> {
+        self.follow(gateway).await?;
         let catalog = gateway.deps.resources.snapshot();
         let mut found = self.bucket(gateway, &catalog, bucket, all).await;
         found.fault.take().map_or(Ok(found), Err)
     }
 
     /// With `all`, objects older than the mark, too, and those whose event was raised without a run.
-    async fn bucket(&self, gateway: &Gateway, catalog: &Catalog, bucket: &str, all: bool) -> Found {
+    async fn bucket(&mut self, gateway: &Gateway, catalog: &Catalog, bucket: &str, all: bool) -> Found {
         let mark = self.marks.get(bucket).copied().unwrap_or(gateway.config.started_ms);
         let since_ms = mark - SLACK_MS;
         let patient = gateway.now_ms() - mark < DENIED_MS;
@@ -159,6 +200,15 @@ impl Reconciler {
         let (mut found, mut faults) = (Found::default(), 0);
         let mut after: Option<String> = None;
         loop {
+            if gateway.stop.is_cancelled() {
+                found.fault = Some(stops());
+                return found;
+            }
+            // A pass may take an hour, and a trigger that comes meanwhile is told from its own begin on.
+            if let Err(problem) = self.follow(gateway).await {
+                found.fault = Some(problem);
+                return found;
+            }
             let page = match gateway.deps.objects.list(bucket, "", after.as_deref(), PAGE).await {
                 Ok(page) => page,
                 Err(error) => {
@@ -244,7 +294,7 @@ enum Fault {
 }
 
 /// The buckets from which triggers may read.
-fn watched(catalog: &Catalog) -> BTreeSet<&String> {
+pub(crate) fn watched(catalog: &Catalog) -> BTreeSet<&String> {
     catalog.triggers.values().flat_map(|t| &t.spec.buckets).collect()
 }
 
@@ -264,20 +314,35 @@ pub async fn post(State(gateway): State<Arc<Gateway>>, Path(bucket): Path<String
         return Err(Problem::new(ErrorCode::NotFound, detail).into());
     }
     let all = flag(raw.as_deref(), "all", false);
-    let mut reconciler = gateway.reconciler.lock().await;
-    let found = Reconciler::opened(&mut reconciler, &gateway.deps.log)
-        .await
-        .map_err(|e| log_problem(&e))?
-        .asked(&gateway, &bucket, all)
-        .await?;
+    let found = tokio::select! {
+        biased;
+        () = gateway.stop.cancelled() => Err(stops()),
+        found = by_hand(&gateway, &bucket, all) => found,
+    };
     let Found {
         looked_at,
         raised,
         skipped,
         ..
-    } = found;
+    } = found?;
     let answer = json!({"bucket": bucket, "lookedAt": looked_at, "raised": raised, "skipped": skipped});
     Ok(Json(answer).into_response())
+}
+
+async fn by_hand(gateway: &Gateway, bucket: &str, all: bool) -> Result<Found, Problem> {
+    let turn = tokio::time::timeout(PATIENCE, gateway.reconciler.lock()).await;
+    let Ok(mut reconciler) = turn else {
+        let detail = "another reconcile is under way and takes long: ask again when it has ended";
+        return Err(Problem::new(ErrorCode::Unavailable, detail).retry_after(60));
+    };
+    let open = Reconciler::opened(&mut reconciler, gateway).await;
+    let open = open.map_err(|e| log_problem(&e))?;
+    open.asked(gateway, bucket, all).await
+}
+
+/// What a reconcile comes to that the end of the platform cuts short.
+fn stops() -> Problem {
+    Problem::new(ErrorCode::Unavailable, "the platform stops: ask again when it is back").retry_after(5)
 }
 
 fn event(info: &ObjectInfo) -> Result<Option<(ObjectRef, Event)>, Fault> {
@@ -288,7 +353,7 @@ fn event(info: &ObjectInfo) -> Result<Option<(ObjectRef, Event)>, Fault> {
 fn wanted(gateway: &Gateway, catalog: &Catalog, object: &ObjectRef, takes: impl Fn(&TriggerSpec) -> bool) -> bool {
     catalog.triggers.iter().any(|(name, trigger)| {
         let run = RunId::derive(&["trigger", name.as_str(), &object.bucket, &object.key, &object.etag]);
-        takes(&trigger.spec) && gateway.runs.get(&run).is_none()
+        takes(&trigger.spec) && gateway.runs.head(&run).is_none()
     })
 }
 

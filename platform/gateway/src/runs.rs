@@ -3,19 +3,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
+use axum::body::Body;
 use axum::extract::{Path, RawQuery, State};
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Response};
 use http::StatusCode;
-use http::header::HeaderValue;
+use http::header::{CONTENT_TYPE, HeaderValue};
 use imageflow_eventlog::NewRecord;
 use imageflow_types::work::RunEvent;
 use imageflow_types::{ErrorCode, Problem, RunId, RunState, RunStatus, topics};
-use serde_json::{Map, json};
+use serde_json::json;
 
 use crate::images::image;
 use crate::problem::Answer;
-use crate::read::{flag, number, query};
-use crate::runs_view::{RunCursor, RunQuery};
+use crate::read::{PAGE_BYTES, flag, number, query};
+use crate::runs_view::{Head, RunCursor, RunQuery};
 use crate::state::{Gateway, log_problem};
 use crate::stream;
 
@@ -26,12 +27,9 @@ fn run_id(text: &str) -> Result<RunId, Problem> {
     RunId::parse(text).map_err(|e| Problem::new(ErrorCode::NotFound, e.to_string()))
 }
 
-fn found(gateway: &Gateway, text: &str) -> Result<Arc<RunState>, Problem> {
-    let run = run_id(text)?;
-    gateway
-        .runs
-        .get(&run)
-        .ok_or_else(|| Problem::not_found("run", text, []))
+async fn found(gateway: &Gateway, text: &str) -> Result<RunState, Problem> {
+    let state = gateway.run(&run_id(text)?).await?;
+    state.ok_or_else(|| Problem::not_found("run", text, []))
 }
 
 /// What a watch of a run that did not come gets.
@@ -58,8 +56,8 @@ fn place(gateway: &Gateway, text: &str) -> Result<RunCursor, Problem> {
     if let Some(place) = RunCursor::parse(text) {
         return Ok(place);
     }
-    let known = RunId::parse(text).ok().and_then(|run| gateway.runs.get(&run));
-    known.map(|state| RunCursor::of(&state)).ok_or_else(|| {
+    let known = RunId::parse(text).ok().and_then(|run| gateway.runs.head(&run));
+    known.map(|head| head.cursor()).ok_or_else(|| {
         let detail = format!("after: there is no run \"{text}\" any more; write what \"next\" of the page before says");
         Problem::new(ErrorCode::InvalidArgument, detail)
     })
@@ -83,7 +81,8 @@ fn run_query(gateway: &Gateway, raw: Option<&str>) -> Result<RunQuery, Problem> 
     })
 }
 
-/// `GET /v1/runs`, newest first; `next` of the answer, given as `after`, is the next page.
+/// `GET /v1/runs`, newest first; `next` of the answer, given as `after`, is the next page. A page of large states ends before
+/// its limit.
 pub async fn list(State(gateway): State<Arc<Gateway>>, RawQuery(raw): RawQuery) -> Answer {
     let mut asked = run_query(&gateway, raw.as_deref())?;
     if flag(raw.as_deref(), "watch", false) {
@@ -92,14 +91,34 @@ pub async fn list(State(gateway): State<Arc<Gateway>>, RawQuery(raw): RawQuery) 
     // One more than the page holds tells whether there is another page.
     let limit = asked.limit;
     asked.limit += 1;
-    let mut items: Vec<Arc<RunState>> = gateway.runs.list(&asked);
-    let more = items.len() > limit;
-    items.truncate(limit);
-    let next = items.last().filter(|_| more).map(|last| RunCursor::of(last));
-    let items: Vec<&RunState> = items.iter().map(|s| &**s).collect();
-    let mut page = Map::from_iter([("items".to_owned(), json!(items))]);
-    page.extend(next.map(|next| ("next".to_owned(), json!(next.to_string()))));
-    Ok(Json(page).into_response())
+    let found = gateway.runs.list(&asked);
+    // Written run by run: as values all of them together would be several times as large.
+    let (mut page, mut last, mut next) = (b"{\"items\":[".to_vec(), None::<&Head>, None);
+    let begun = page.len();
+    for (n, held) in found.iter().enumerate() {
+        if n == limit || page.len() >= PAGE_BYTES {
+            next = last.map(Head::cursor);
+            break;
+        }
+        last = Some(&held.head);
+        let Some(state) = gateway.runs.state(held).await.map_err(|e| log_problem(&e))? else {
+            continue;
+        };
+        if page.len() > begun {
+            page.push(b',');
+        }
+        serde_json::to_writer(&mut page, &state).map_err(|e| Problem::new(ErrorCode::Internal, e.to_string()))?;
+    }
+    page.push(b']');
+    if let Some(next) = next {
+        page.extend(format!(",\"next\":\"{next}\"").bytes());
+    }
+    page.push(b'}');
+    let mut response = Response::new(Body::from(page));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Ok(response)
 }
 
 /// `GET /v1/runs/{id}`, with `?watch=true` as it changes. A caller that watches may know the id before the run is there
@@ -114,24 +133,24 @@ pub async fn get(State(gateway): State<Arc<Gateway>>, Path(id): Path<String>, Ra
         }
         return Ok(stream::run(gateway, run));
     }
-    Ok(Json(&*found(&gateway, &id)?).into_response())
+    Ok(Json(found(&gateway, &id).await?).into_response())
 }
 
 /// `POST /v1/runs/{id}/cancel`.
 pub async fn cancel(State(gateway): State<Arc<Gateway>>, Path(id): Path<String>) -> Answer {
-    let state = found(&gateway, &id)?;
-    if state.status.is_final() {
-        let detail = format!("run {id} has ended already: {}", state.status.as_str());
+    let run = run_id(&id)?;
+    let known = gateway.runs.head(&run);
+    let status = known.ok_or_else(|| Problem::not_found("run", &id, []))?.status;
+    if status.is_final() {
+        let detail = format!("run {id} has ended already: {}", status.as_str());
         return Err(Problem::new(ErrorCode::Conflict, detail).into());
     }
     let event = RunEvent::Cancel {
-        run: state.run.clone(),
+        run: run.clone(),
         at_ms: gateway.now_ms(),
     };
     let value = serde_json::to_vec(&event).map_err(|e| Problem::new(ErrorCode::Internal, e.to_string()))?;
-    let record = NewRecord::new(topics::RUN_EVENTS)
-        .key(state.run.to_string())
-        .value(value);
+    let record = NewRecord::new(topics::RUN_EVENTS).key(run.to_string()).value(value);
     gateway
         .deps
         .log
@@ -143,13 +162,13 @@ pub async fn cancel(State(gateway): State<Arc<Gateway>>, Path(id): Path<String>)
 
 /// `GET /v1/runs/{id}/output`.
 pub async fn output(State(gateway): State<Arc<Gateway>>, Path(id): Path<String>) -> Answer {
-    let state = found(&gateway, &id)?;
+    let state = found(&gateway, &id).await?;
     output_of(&gateway, &state, None).await
 }
 
 /// `GET /v1/runs/{id}/output/{step}`.
 pub async fn step_output(State(gateway): State<Arc<Gateway>>, Path((id, step)): Path<(String, String)>) -> Answer {
-    let state = found(&gateway, &id)?;
+    let state = found(&gateway, &id).await?;
     output_of(&gateway, &state, Some(&step)).await
 }
 

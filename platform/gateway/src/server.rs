@@ -7,7 +7,7 @@ use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use http::header::CONTENT_TYPE;
+use http::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use http::{Method, StatusCode};
 use imageflow_events::ext::TRACEPARENT;
 use imageflow_process::trace;
@@ -147,6 +147,15 @@ fn span(request: &Request, method: &'static str, route: &str) -> Span {
     span
 }
 
+/// What callers put and pods answer has the media type that they say, and comes from the origin of the API: opened in a browser it
+/// must run nothing there. Pages that show it as an image do not mind.
+fn inert(response: &mut Response) {
+    let headers = response.headers_mut();
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    let policy = HeaderValue::from_static("sandbox; default-src 'none'");
+    headers.insert(CONTENT_SECURITY_POLICY, policy);
+}
+
 /// Counts and times every request, and makes a problem document of what the framework refuses by itself.
 async fn around(State(gateway): State<Arc<Gateway>>, request: Request, next: Next) -> Response {
     let begun = Instant::now();
@@ -157,7 +166,8 @@ async fn around(State(gateway): State<Arc<Gateway>>, request: Request, next: Nex
         .map_or("none", MatchedPath::as_str)
         .to_owned();
     let span = span(&request, method, &route);
-    let response = next.run(request).instrument(span).await;
+    let mut response = next.run(request).instrument(span).await;
+    inert(&mut response);
     let status = response.status();
     metrics::counter!("imageflow_api_requests_total", "route" => route.clone(), "method" => method, "status" => status.as_u16().to_string()).increment(1);
     metrics::histogram!("imageflow_api_request_seconds", "route" => route).record(begun.elapsed().as_secs_f64());
@@ -197,6 +207,21 @@ pub async fn serve(listener: TcpListener, gateway: Arc<Gateway>, limits: HttpLim
     Ok(())
 }
 
+/// Tells the reconciler of each change of the triggers, until there will be none. Cut off between two, it begins with one.
+async fn follow_triggers(gateway: &Gateway) {
+    let mut resources = gateway.deps.resources.watch();
+    loop {
+        if let Some(open) = gateway.reconciler.lock().await.as_mut()
+            && let Err(problem) = open.follow(gateway).await
+        {
+            tracing::warn!(%problem, "a bucket that a trigger reads is not marked yet, the next pass does it");
+        }
+        if resources.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
 async fn keep_reconciled(gateway: Arc<Gateway>) {
     let period = gateway.config.reconcile_every;
     if period.is_zero() {
@@ -206,11 +231,12 @@ async fn keep_reconciled(gateway: Arc<Gateway>) {
     loop {
         tokio::select! {
             () = gateway.stop.cancelled() => return,
+            () = follow_triggers(&gateway) => return,
             () = tokio::time::sleep(rest) => {}
         }
         let mut reconciler = gateway.reconciler.lock().await;
         let begun = Instant::now();
-        match Reconciler::opened(&mut reconciler, &gateway.deps.log).await {
+        match Reconciler::opened(&mut reconciler, &gateway).await {
             Ok(open) => {
                 let raised = open.run(&gateway).await.raised;
                 if raised > 0 {

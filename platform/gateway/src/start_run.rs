@@ -15,6 +15,7 @@ use imageflow_types::work::{Input, RunEvent, RunRequest, Target};
 use imageflow_types::{ErrorCode, FunctionName, Problem, RunState, topics};
 use serde_json::json;
 
+use crate::bodies::Content;
 use crate::inputs::Given;
 use crate::params::{check_values, of_query};
 use crate::problem::Answer;
@@ -35,7 +36,7 @@ pub async fn flow(
     Path(name): Path<String>,
     RawQuery(raw): RawQuery,
     headers: HeaderMap,
-    body: Bytes,
+    Content(body): Content,
 ) -> Answer {
     let catalog = gateway.deps.resources.snapshot();
     let flow = catalog.flow(&name)?;
@@ -55,7 +56,7 @@ pub async fn function(
     Path(name): Path<String>,
     RawQuery(raw): RawQuery,
     headers: HeaderMap,
-    body: Bytes,
+    Content(body): Content,
 ) -> Answer {
     let catalog = gateway.deps.resources.snapshot();
     let function = catalog.function(&name)?.document.metadata.name.clone();
@@ -94,14 +95,21 @@ async fn start(
     headers: &HeaderMap,
     body: Bytes,
 ) -> Answer {
-    gateway.check_room().await?;
-    for function in &asked.functions {
-        gateway.check_backlog(function)?;
-    }
-    let run = match idempotency_key(headers)? {
-        Some(key) => RunId::derive(&["idempotency", &asked.target.to_string(), key]),
-        None => RunId::derive(&["request", &uuid::Uuid::new_v4().to_string()]),
+    let (run, known) = match idempotency_key(headers)? {
+        Some(key) => {
+            let run = RunId::derive(&["idempotency", &asked.target.to_string(), key]);
+            let known = gateway.run(&run).await?;
+            (run, known)
+        }
+        None => (RunId::derive(&["request", &uuid::Uuid::new_v4().to_string()]), None),
     };
+    // A run that is there is no new work, whatever became of its object or of the function's parameters since.
+    if known.is_none() {
+        gateway.check_room().await?;
+        for function in &asked.functions {
+            gateway.check_backlog(function)?;
+        }
+    }
     let (given, mut params) = Given::read(headers, body)?;
     for (name, value) in of_query(catalog, &asked.target, raw)? {
         if params.contains_key(&name) {
@@ -110,11 +118,13 @@ async fn start(
         }
         params.insert(name, value);
     }
-    // Before an image is stored: what is refused leaves nothing behind.
-    check_values(catalog, &asked.target, &params)?;
-    let known = gateway.runs.get(&run);
+    if known.is_none() {
+        // Before an image is stored: what is refused leaves nothing behind.
+        check_values(catalog, &asked.target, &params)?;
+    }
     let input = match (given, &known) {
-        (Given::Place(place), _) => place.pinned(gateway, &asked.target, &asked.buckets).await?,
+        (Given::Place(place), Some(known)) => place.of_run(&known.request).ok_or_else(|| used(&run, "input"))?,
+        (Given::Place(place), None) => place.pinned(gateway, &asked.target, &asked.buckets).await?,
         (Given::Image(image), Some(known)) => image.of_run(&known.request).ok_or_else(|| used(&run, "image"))?,
         (Given::Image(image), None) => image.store(gateway, &run).await?,
     };
@@ -146,13 +156,25 @@ fn used(run: &RunId, what: &str) -> Problem {
 /// A run that is there under the caller's key must be the one asked for. It may be another's: of two requests with one key, sent
 /// at once, the router takes the first.
 fn check_same(known: &RunState, asked: &RunRequest) -> Result<(), Problem> {
-    if known.request.input != asked.input {
+    if !same_place(&known.request.input, &asked.input) {
         return Err(used(&asked.run, "input"));
     }
     if known.request.params != asked.params {
         return Err(used(&asked.run, "params"));
     }
+    if known.request.fuse != asked.fuse {
+        return Err(used(&asked.run, "fuse"));
+    }
     Ok(())
+}
+
+/// Whether two inputs are the same object. Its bytes may have changed between two requests: the run has those of the first. Where
+/// the request brings the bytes, they are in the key.
+fn same_place(one: &Input, other: &Input) -> bool {
+    match (one, other) {
+        (Input::Object(one), Input::Object(other)) => one.bucket == other.bucket && one.key == other.key,
+        _ => one == other,
+    }
 }
 
 /// The record of the wish for a run.
@@ -183,22 +205,27 @@ async fn answer(gateway: &Gateway, request: &RunRequest, headers: &HeaderMap) ->
     let run = &request.run;
     let patience = wait(headers);
     if let Some(patience) = patience
-        && let Some(state) = gateway.within(patience, gateway.runs.finished(run)).await
+        && gateway.within(patience, gateway.runs.finished(run)).await.is_some()
+        && let Some(state) = gateway.run(run).await?
     {
         check_same(&state, request)?;
         let wants_image = header(headers, ACCEPT.as_str()).is_some_and(|a| a.starts_with("image/"));
         return if wants_image {
             output_of(gateway, &state, None).await
         } else {
-            Ok(Json(&*state).into_response())
+            Ok(Json(state).into_response())
         };
     }
     // The wish is durable; the router takes it in a moment. A caller gets the run itself, unless the router is behind.
-    let state = gateway.within(ROUTER_PATIENCE, gateway.runs.started(run)).await;
+    let started = gateway.within(ROUTER_PATIENCE, gateway.runs.started(run)).await;
+    let state = match started {
+        Some(_) => gateway.run(run).await?,
+        None => None,
+    };
     let body = match state {
         Some(state) => {
             check_same(&state, request)?;
-            Json(&*state).into_response()
+            Json(state).into_response()
         }
         None => Json(json!({"run": run, "status": "running"})).into_response(),
     };

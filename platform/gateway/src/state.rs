@@ -1,14 +1,15 @@
 //! What every handler needs.
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use imageflow_delivery::Delivery;
-use imageflow_eventlog::{EventLog, LogError, NewRecord};
+use imageflow_eventlog::{EventLog, LogError, NewRecord, Record};
 use imageflow_objects::ObjectStore;
 use imageflow_pods::PodHost;
 use imageflow_resources::{ResourceStore, ViewError};
 use imageflow_types::scaling::DecisionRecord;
-use imageflow_types::{ErrorCode, FunctionName, Problem, topics};
+use imageflow_types::{ErrorCode, FunctionName, Problem, RunId, RunState, topics};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -16,7 +17,7 @@ use tokio_util::task::TaskTracker;
 use crate::auth::Auth;
 use crate::bodies::Room;
 use crate::letters_view::LettersView;
-use crate::reconcile::Reconciler;
+use crate::reconcile::{Reconciler, watched};
 use crate::runs_view::RunsView;
 
 /// What the autoscaler says of a function.
@@ -97,6 +98,8 @@ pub struct Gateway {
     pub(crate) room: Room,
     pub(crate) runs: RunsView,
     pub(crate) letters: LettersView,
+    /// The buckets that triggers read when it was opened.
+    pub(crate) watched_at_start: BTreeSet<String>,
     /// Opened by whoever needs it first.
     pub(crate) reconciler: Mutex<Option<Reconciler>>,
     pub(crate) stop: CancellationToken,
@@ -115,12 +118,14 @@ impl Gateway {
     ) -> Result<Arc<Self>, ViewError> {
         let runs = RunsView::open(&deps.log, tasks, stop).await?;
         let letters = LettersView::open(&deps.log, tasks, stop).await?;
+        let watched_at_start = watched(&deps.resources.snapshot()).into_iter().cloned().collect();
         Ok(Arc::new(Self {
             deps,
             room: Room::new(config.max_bodies_bytes),
             config,
             runs,
             letters,
+            watched_at_start,
             reconciler: Mutex::new(None),
             stop: stop.clone(),
         }))
@@ -130,6 +135,11 @@ impl Gateway {
     #[must_use]
     pub const fn runs(&self) -> &RunsView {
         &self.runs
+    }
+
+    /// One run, as far as it is known.
+    pub(crate) async fn run(&self, run: &RunId) -> Result<Option<RunState>, Problem> {
+        self.runs.get(run).await.map_err(|e| log_problem(&e))
     }
 
     pub(crate) fn now_ms(&self) -> i64 {
@@ -178,6 +188,20 @@ impl Gateway {
             return Err(Problem::new(ErrorCode::Overloaded, detail).retry_after(5));
         }
         Ok(())
+    }
+}
+
+/// The record at a place of the log; none when retention or compaction has taken it.
+pub async fn record_at(
+    log: &dyn EventLog,
+    topic: &str,
+    partition: u32,
+    offset: i64,
+) -> Result<Option<Record>, LogError> {
+    match log.read(topic, partition, offset, 1).await {
+        Ok(records) => Ok(records.into_iter().find(|record| record.offset == offset)),
+        Err(LogError::OffsetOutOfRange { .. }) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

@@ -5,29 +5,22 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::IntoResponse;
 use http::header::CONTENT_TYPE;
-use imageflow_types::RunStatus;
 use serde_json::json;
 
 use crate::problem::Answer;
-use crate::runs_view::RunQuery;
 use crate::state::{Gateway, log_problem};
 
 /// `GET /v1/status`.
 pub async fn get(State(gateway): State<Arc<Gateway>>) -> Answer {
     let catalog = gateway.deps.resources.snapshot();
     let usage = gateway.deps.log.usage().await.map_err(|e| log_problem(&e))?;
-    let running = RunQuery {
-        status: Some(RunStatus::Running),
-        limit: 10_000,
-        ..RunQuery::default()
-    };
     let table = gateway.deps.pods.watch().borrow().clone();
     Ok(Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
         "uptimeSeconds": (gateway.now_ms() - gateway.config.started_ms) / 1000,
         "functions": catalog.functions.len(), "flows": catalog.flows.len(), "triggers": catalog.triggers.len(),
         "pods": table.pods.len(),
-        "runsRunning": gateway.runs.count(&running),
+        "runsRunning": gateway.runs.live(),
         // Of Kafka neither is known, which is not 0.
         "log": {"bytes": usage.bytes, "limitBytes": usage.limit},
         "endpoints": {"api": gateway.config.api_url, "s3": gateway.config.s3_url},

@@ -127,21 +127,18 @@ fn replayed(answer: &Value, format: Format) -> String {
     }
 }
 
-/// The platform takes so many at a time; it is asked again until none is left that can be replayed.
+/// The platform takes so many at a time; it is asked to go on until it comes to the last.
 async fn replay_all(cx: &mut Context, filter: &LettersFilter) -> Result<(), CliError> {
-    let path = format!("/v1/dead-letters/replay{}", query(&filter.query()));
-    let (mut items, mut refused) = (Vec::new(), Vec::<Value>::new());
+    let asked = filter.query();
+    let (mut items, mut refused, mut after) = (Vec::new(), Vec::<Value>::new(), None::<String>);
     loop {
-        let call = Call::new(Method::POST, path.as_str()).timeout(REPLAY);
+        let place = [("after", after.as_deref())];
+        let path = format!("/v1/dead-letters/replay{}", query(&[&asked[..], &place].concat()));
+        let call = Call::new(Method::POST, path).timeout(REPLAY);
         let mut answer: Value = cx.client.json(call).await?;
         let now = taken(&mut answer, "items");
-        // What is refused stays where it is, and so is refused by each call.
-        let new = taken(&mut answer, "refused");
-        let new = new
-            .into_iter()
-            .filter(|r| !refused.iter().any(|old| old["id"] == r["id"]));
-        refused.extend(new.collect::<Vec<_>>());
-        let more = answer.get("more").and_then(Value::as_bool).unwrap_or(false) && !now.is_empty();
+        refused.extend(taken(&mut answer, "refused"));
+        after = answer.get("next").and_then(Value::as_str).map(str::to_owned);
         if !matches!(cx.format, Format::Json | Format::Yaml) {
             let text: Vec<String> = now.iter().map(|i| replayed(i, cx.format)).collect();
             if !text.is_empty() {
@@ -149,7 +146,7 @@ async fn replay_all(cx: &mut Context, filter: &LettersFilter) -> Result<(), CliE
             }
         }
         items.extend(now);
-        if !more {
+        if after.is_none() {
             break;
         }
     }

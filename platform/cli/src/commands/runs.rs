@@ -36,13 +36,9 @@ pub async fn runs(cx: &mut Context, args: RunsArgs) -> Result<(), CliError> {
 }
 
 async fn list(cx: &mut Context, filter: &RunsFilter) -> Result<(), CliError> {
-    let limit = filter.limit.unwrap_or(LISTED).to_string();
-    let pairs = [
-        ("flow", filter.flow.as_deref()),
-        ("status", filter.status.as_deref()),
-        ("limit", Some(limit.as_str())),
-    ];
-    let items = cx.client.items(format!("/v1/runs{}", query(&pairs))).await?;
+    let most = filter.limit.unwrap_or(LISTED) as usize;
+    let asked = [("flow", filter.flow.as_deref()), ("status", filter.status.as_deref())];
+    let items = cx.client.pages("/v1/runs", &asked, most).await?;
     let now = cx.now_ms;
     cx.list(
         &items,

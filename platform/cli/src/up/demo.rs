@@ -101,13 +101,15 @@ async fn watch(platform: &Platform, wanted: &[RunId], begun: Instant) -> Result<
         let now = counts(&table.borrow_and_update());
         tell(begun, &mut told, now);
         changed.borrow_and_update();
-        for run in wanted
-            .iter()
-            .filter_map(|id| runs.get(id))
-            .filter(|r| r.status.is_final())
-        {
-            if ended.insert(run.run.clone(), (*run).clone()).is_none() {
+        for id in wanted {
+            if ended.contains_key(id) {
+                continue;
+            }
+            let run = runs.get(id).await;
+            let run = run.map_err(|e| failed("a run cannot be read")(e.to_string()))?;
+            if let Some(run) = run.filter(|run| run.status.is_final()) {
                 tell_run(begun, &run);
+                ended.insert(id.clone(), run);
             }
         }
         if ended.len() == wanted.len() {

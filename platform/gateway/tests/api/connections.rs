@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::support::{Setup, World};
+use crate::support::{PNG, Setup, World, state};
 
 const SOON: Duration = Duration::from_secs(10);
 const REQUEST: &[u8] = b"GET /healthz/live HTTP/1.1\r\nhost: a\r\n\r\n";
@@ -249,4 +249,19 @@ async fn at_shutdown_a_client_that_stalls_is_cut_off() {
     world.stop.cancel();
     timeout(SOON, &mut world.server).await.unwrap().unwrap().unwrap();
     assert_eq!(until_closed(&mut stalled).await, "");
+}
+
+#[tokio::test]
+async fn who_waits_for_a_run_has_no_share_of_the_room_for_bodies() {
+    let world = world(HttpLimits::default()).await;
+    let large = [PNG, &[0; 60 << 10][..]].concat();
+    let waits = [("prefer", "wait=60")];
+    let path = "/v1/flows/thumbs/runs";
+    let (waited, other) = tokio::join!(world.post(path, &waits, large.clone()), async {
+        let wish = crate::runs::request(&world).await;
+        let other = world.post(path, &[], large.clone()).await;
+        world.write_run(&state(&wish, "succeeded", 2)).await;
+        other
+    });
+    assert_eq!((waited.status.as_u16(), other.status.as_u16()), (200, 202));
 }

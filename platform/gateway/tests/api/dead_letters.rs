@@ -232,3 +232,24 @@ async fn a_letter_that_holds_nothing_is_kept_and_said_so() {
     assert_eq!((&all["replayed"], &all["refused"][0]["id"]), (&json!(1), &json!("l-1")));
     assert_eq!(ids(&world, "").await, ["l-1"], "it holds up no other");
 }
+
+#[tokio::test]
+async fn a_replay_of_all_goes_on_behind_what_cannot_be_replayed() {
+    let world = World::start().await;
+    letter(&world, "l-1", 1, json!({})).await;
+    letter(&world, "l-2", 2, request()).await;
+    let first = world.post("/v1/dead-letters/replay?limit=1", &[], "").await.json();
+    assert_eq!(
+        (&first["replayed"], &first["refused"][0]["id"]),
+        (&json!(0), &json!("l-1"))
+    );
+    let path = format!(
+        "/v1/dead-letters/replay?limit=1&after={}",
+        first["next"].as_str().unwrap()
+    );
+    let second = world.post(&path, &[], "").await.json();
+    assert_eq!((&second["replayed"], second.get("next")), (&json!(1), None), "{second}");
+    assert_eq!(ids(&world, "").await, ["l-1"]);
+    let wrong = world.post("/v1/dead-letters/replay?after=l-1", &[], "").await;
+    assert!(wrong.problem(400, "invalid-argument").contains("after"));
+}

@@ -8,6 +8,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
@@ -155,4 +156,80 @@ async fn an_unknown_tag_is_told_without_a_cold_start() {
         .await
         .problem(404, "not-found");
     assert!(problem.contains("canary"), "{problem}");
+}
+
+fn event(ty: &str) -> Value {
+    json!({"specversion": "1.0", "id": "1", "source": "urn:t", "type": ty, "data": {"a": 1}})
+}
+
+/// A pod takes a step for the platform's: it would fetch from anywhere and put the result anywhere.
+#[tokio::test]
+async fn who_calls_a_function_cannot_ask_its_pod_for_a_step() {
+    let world = World::sample().await;
+    let (addr, mut asked) = pod(|| Response::new(Full::from("done"))).await;
+    world.pod_at(addr);
+    let path = "/v1/functions/resize/invoke";
+    let mut step = event("dev.imageflow.step.requested");
+    step["dataref"] = json!("http://169.254.169.254/latest");
+    step["imageflowoutput"] = json!("e30");
+    let mut fetch = event("com.example.fetch");
+    fetch["dataref"] = json!("http://169.254.169.254/latest");
+    let batch = json!([event("com.example.a"), step]);
+    let upper = event("DEV.imageflow.step.requested");
+    for (media, body) in [
+        ("application/cloudevents+json", &step),
+        ("Application/CloudEvents+JSON; charset=utf-8", &step),
+        ("application/cloudevents+json", &upper),
+        ("application/cloudevents+json", &fetch),
+        ("application/cloudevents-batch+json", &batch),
+    ] {
+        let reply = world.post(path, &[("content-type", media)], body.to_string()).await;
+        reply.problem(400, "malformed-event");
+    }
+    let binary = [
+        ("ce-specversion", "1.0"),
+        ("ce-id", "1"),
+        ("ce-source", "urn:t"),
+        ("ce-type", "dev.imageflow.step.requested"),
+    ];
+    world.post(path, &binary, PNG).await.problem(400, "malformed-event");
+    assert!(asked.try_recv().is_err(), "none came to the pod");
+}
+
+#[tokio::test]
+async fn events_of_the_callers_own_go_to_the_pod_without_what_only_the_platform_says() {
+    let world = World::sample().await;
+    let (addr, mut asked) = pod(|| Response::new(Full::from("done"))).await;
+    world.pod_at(addr);
+    let path = "/v1/functions/resize/invoke";
+    let mut own = event("com.example.a");
+    own["imageflowoutput"] = json!("e30");
+    own["colour"] = json!("red");
+    // Whoever takes the first of two finds another event than who takes the last.
+    let twice = own.to_string().replacen('{', "{\"imageflowinput\":\"e30\",", 1);
+    let batch = json!([own]).to_string();
+    for (media, body) in [
+        ("application/cloudevents+json", own.to_string()),
+        ("application/cloudevents+json", twice),
+        ("application/cloudevents-batch+json", batch),
+    ] {
+        let reply = world.post(path, &[("content-type", media)], body).await;
+        assert_eq!(reply.status, 200, "{:?}", reply.body);
+        let asked = asked.recv().await.unwrap();
+        assert!(asked.content_type.starts_with(media), "{}", asked.content_type);
+        let came: Value = serde_json::from_slice(&asked.body).unwrap();
+        let came = came.as_array().map_or(&came, |batch| &batch[0]);
+        assert_eq!((&came["data"], &came["colour"]), (&json!({"a": 1}), &json!("red")));
+        assert!(came.get("imageflowoutput").is_none() && came.get("imageflowinput").is_none());
+    }
+    let binary = [
+        ("ce-specversion", "1.0"),
+        ("ce-id", "1"),
+        ("ce-source", "urn:t"),
+        ("ce-type", "com.example.a"),
+        ("content-type", "image/png"),
+    ];
+    assert_eq!(world.post(path, &binary, PNG).await.status, 200);
+    let asked = asked.recv().await.unwrap();
+    assert_eq!((asked.content_type.as_str(), &asked.body[..]), ("image/png", PNG));
 }

@@ -7,6 +7,8 @@ mod connections;
 mod dead_letters;
 mod events;
 mod invoke;
+mod keys;
+mod many_runs;
 mod notifications;
 mod objects;
 mod reconcile;

@@ -95,7 +95,7 @@ async fn the_event_of_an_object_says_how_much_of_the_resources_was_known() {
     };
     listener.on_durable(change).await.unwrap();
     put(&world, "missed.png", None).await;
-    let mut reconciler = Reconciler::open(&world.log).await.unwrap();
+    let mut reconciler = Reconciler::open(&world.gateway).await.unwrap();
     reconciler.run(&world.gateway).await;
     let told = world.records(topics::EVENTS).await;
     assert_eq!(told.len(), 2, "one by the put, one by the reconcile");
@@ -121,7 +121,7 @@ async fn a_reconcile_raises_what_no_run_knows_and_nothing_else() {
     world.write_run(&state(&request, "succeeded", 1)).await;
     let path = format!("/v1/runs/{run}?watch=true&wait=60");
     world.send(Method::GET, &path, &[], "").await;
-    let mut reconciler = Reconciler::open(&world.log).await.unwrap();
+    let mut reconciler = Reconciler::open(&world.gateway).await.unwrap();
     assert_eq!(reconciler.run(&world.gateway).await.raised, 1);
     assert_eq!(subjects(&world).await, ["raw-images/missed.png"]);
     assert_eq!(
@@ -129,7 +129,7 @@ async fn a_reconcile_raises_what_no_run_knows_and_nothing_else() {
         0,
         "also when no run came of it"
     );
-    let mut reconciler = Reconciler::open(&world.log).await.unwrap();
+    let mut reconciler = Reconciler::open(&world.gateway).await.unwrap();
     assert_eq!(reconciler.run(&world.gateway).await.raised, 0, "nor after a restart");
     assert_eq!(subjects(&world).await.len(), 1);
 }
@@ -145,7 +145,7 @@ async fn what_is_older_than_the_mark_is_not_told_to_a_new_trigger() {
         .key("raw-images")
         .value(mark);
     world.log.produce(vec![record]).await.unwrap();
-    let mut reconciler = Reconciler::open(&world.log).await.unwrap();
+    let mut reconciler = Reconciler::open(&world.gateway).await.unwrap();
     assert_eq!(reconciler.run(&world.gateway).await.raised, 0);
 }
 
@@ -257,4 +257,19 @@ async fn an_empty_object_is_served() {
     put.await.unwrap();
     let reply = world.get("/v1/images/raw-images/empty").await;
     assert_eq!((reply.status.as_u16(), reply.header("content-length")), (200, "0"));
+}
+
+#[tokio::test]
+async fn an_object_that_is_a_page_runs_nothing_in_a_browser() {
+    let world = World::sample().await;
+    let options = PutOptions {
+        content_type: Some("image/svg+xml".into()),
+        ..PutOptions::default()
+    };
+    let body = Bytes::from_static(b"<svg onload='fetch(1)'/>");
+    world.objects.put("raw-images", "a.svg", body, options).await.unwrap();
+    let reply = world.get("/v1/images/raw-images/a.svg").await;
+    assert_eq!(reply.header("content-type"), "image/svg+xml");
+    assert_eq!(reply.header("x-content-type-options"), "nosniff");
+    assert_eq!(reply.header("content-security-policy"), "sandbox; default-src 'none'");
 }

@@ -1,15 +1,20 @@
 //! A reconcile that somebody asks for, and what is wrong with single objects and buckets.
+use std::time::Duration;
+
 use bytes::Bytes;
 use imageflow_eventlog::{NewRecord, TopicSpec};
 use imageflow_events::{AttributesReader, Event, ext};
 use imageflow_gateway::{ObjectEvents, Pass, Reconciler};
 use imageflow_objects::{ChangeKind, ObjectChange, ObjectError, ObjectInfo, ObjectListener, ObjectStore, PutOptions};
-use imageflow_types::{Resource, topics};
+use imageflow_types::{Kind, topics};
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
-use crate::support::{PNG, World};
+use crate::support::{PNG, SAMPLE, Setup, World};
 
 const RECONCILE: &str = "/v1/buckets/raw-images/reconcile";
+const SOON: Duration = Duration::from_secs(10);
+const HOUR_MS: i64 = 3_600_000;
 
 async fn put(world: &World, key: &str) {
     put_to(world, "raw-images", key, None).await;
@@ -128,17 +133,18 @@ async fn trigger(world: &World, buckets: &[&str]) {
 async fn apply(world: &World, spec: Value) {
     let trigger =
         json!({"apiVersion": "imageflow.dev/v1alpha1", "kind": "Trigger", "metadata": {"name": "all"}, "spec": spec});
-    for resource in Resource::from_yaml(&trigger.to_string()).unwrap() {
-        world.resources.apply(resource).await.unwrap();
-    }
+    world.apply(&trigger.to_string()).await;
 }
 
 /// The marks that were written, as bucket and time: 0 is the platform's start, 1000 what its clock shows.
 async fn marked(world: &World) -> Vec<String> {
     let records = world.log.read(topics::MARKS, 0, 0, 100).await.unwrap();
     let marks = records.iter().map(|r| {
-        let mark: Value = serde_json::from_slice(r.value.as_ref().unwrap()).unwrap();
         let bucket = String::from_utf8_lossy(r.key.as_ref().unwrap()).into_owned();
+        let Some(value) = &r.value else {
+            return format!("{bucket} none");
+        };
+        let mark: Value = serde_json::from_slice(value).unwrap();
         format!("{bucket} {}", mark["toldMs"])
     });
     marks.collect()
@@ -151,7 +157,7 @@ async fn an_object_that_cannot_be_looked_at_hides_no_other() {
         world.objects.others_put("raw-images", key);
     }
     put(&world, "z.png").await;
-    let mut reconciler = Reconciler::open(&world.log).await.unwrap();
+    let mut reconciler = Reconciler::open(&world.gateway).await.unwrap();
     let pass = reconciler.run(&world.gateway).await;
     assert_eq!(pass, Pass { raised: 1, behind: 0 });
     assert_eq!(marked(&world).await, ["raw-images 1000"], "waiting would not help");
@@ -167,10 +173,10 @@ async fn a_bucket_that_is_not_there_or_denied_keeps_no_other_from_its_turn() {
     world.objects.fail("b-denied", "", denied);
     world.objects.fail("c-fails", "", unavailable);
     put(&world, "z.png").await;
-    let mut reconciler = Reconciler::open(&world.log).await.unwrap();
+    let mut reconciler = Reconciler::open(&world.gateway).await.unwrap();
     let pass = reconciler.run(&world.gateway).await;
     assert_eq!(pass, Pass { raised: 1, behind: 3 });
-    let marks = ["a-gone 0", "b-denied 0", "c-fails 0", "raw-images 1000"];
+    let marks = ["a-gone 1000", "b-denied 1000", "c-fails 1000", "raw-images 1000"];
     assert_eq!(marked(&world).await, marks, "from where a restart goes on");
     world.objects.heal();
     world.objects.others_put("a-gone", "x.png");
@@ -188,7 +194,7 @@ async fn what_cannot_be_looked_at_now_is_looked_at_by_the_next_pass() {
     put(&world, "a.png").await;
     put(&world, "b.png").await;
     world.objects.fail("raw-images", "a.png", unavailable);
-    let mut reconciler = Reconciler::open(&world.log).await.unwrap();
+    let mut reconciler = Reconciler::open(&world.gateway).await.unwrap();
     let pass = reconciler.run(&world.gateway).await;
     assert_eq!(pass, Pass { raised: 1, behind: 1 }, "it hides no other");
     assert_eq!(marked(&world).await, ["raw-images 0"]);
@@ -208,10 +214,10 @@ async fn what_cannot_be_looked_at_now_is_looked_at_by_the_next_pass() {
 async fn what_the_log_holds_an_event_of_is_not_told_by_another_reconciler() {
     let world = World::sample().await;
     put(&world, "a.png").await;
-    let mut first = Reconciler::open(&world.log).await.unwrap();
+    let mut first = Reconciler::open(&world.gateway).await.unwrap();
     assert_eq!(first.run(&world.gateway).await, Pass { raised: 1, behind: 0 });
     put(&world, "b.png").await;
-    let mut other = Reconciler::open(&world.log).await.unwrap();
+    let mut other = Reconciler::open(&world.gateway).await.unwrap();
     assert_eq!(other.run(&world.gateway).await, Pass { raised: 1, behind: 0 });
     assert_eq!(ids(&world).await.len(), 2, "each once");
 }
@@ -222,7 +228,7 @@ async fn an_object_that_we_may_not_look_at_yet_is_told_when_we_may() {
     put(&world, "a.png").await;
     put(&world, "b.png").await;
     world.objects.fail("raw-images", "a.png", denied);
-    let mut reconciler = Reconciler::open(&world.log).await.unwrap();
+    let mut reconciler = Reconciler::open(&world.gateway).await.unwrap();
     assert_eq!(reconciler.run(&world.gateway).await, Pass { raised: 1, behind: 1 });
     world.objects.heal();
     assert_eq!(reconciler.run(&world.gateway).await, Pass { raised: 1, behind: 0 });
@@ -234,7 +240,7 @@ async fn an_object_that_we_shall_never_look_at_keeps_the_mark_for_a_day() {
     put(&world, "a.png").await;
     world.objects.fail("raw-images", "a.png", denied);
     told_until(&world, 1000 - 24 * 3600 * 1000).await;
-    let mut reconciler = Reconciler::open(&world.log).await.unwrap();
+    let mut reconciler = Reconciler::open(&world.gateway).await.unwrap();
     assert_eq!(reconciler.run(&world.gateway).await, Pass { raised: 0, behind: 0 });
     assert_eq!(marked(&world).await.last().unwrap(), "raw-images 1000");
 }
@@ -244,7 +250,7 @@ async fn a_store_that_lists_the_same_again_and_again_does_not_hold_up_a_pass() {
     let world = World::sample().await;
     world.objects.others_put("raw-images", "a\u{fffe}.png");
     put(&world, "Z.png").await;
-    let mut reconciler = Reconciler::open(&world.log).await.unwrap();
+    let mut reconciler = Reconciler::open(&world.gateway).await.unwrap();
     assert_eq!(reconciler.run(&world.gateway).await, Pass { raised: 1, behind: 1 });
 }
 
@@ -258,7 +264,7 @@ async fn a_store_that_fails_is_not_asked_for_every_object() {
             world.objects.fail("raw-images", &key, unavailable);
         }
     }
-    let mut reconciler = Reconciler::open(&world.log).await.unwrap();
+    let mut reconciler = Reconciler::open(&world.gateway).await.unwrap();
     let pass = reconciler.run(&world.gateway).await;
     assert_eq!(pass, Pass { raised: 0, behind: 1 });
 }
@@ -270,7 +276,7 @@ async fn results_are_told_to_a_trigger_that_wants_them() {
     let result = put_to(&world, "processed-images", "thumbs/small/a.png", Some("run-1")).await;
     put_to(&world, "processed-images", "thumbs/small/a.png.json", Some("run-1")).await;
     put_to(&world, "processed-images", "thumbs/small/b.png", Some("run-2")).await;
-    let mut reconciler = Reconciler::open(&world.log).await.unwrap();
+    let mut reconciler = Reconciler::open(&world.gateway).await.unwrap();
     let buckets = ["processed-images"];
     apply(
         &world,
@@ -309,4 +315,88 @@ async fn results_are_told_to_a_trigger_that_wants_them() {
         );
         assert!(event.extension(ext::TRACEPARENT).is_some());
     }
+}
+
+/// A world that is an hour old, with these resources from its begin.
+async fn old(resources: &'static str) -> World {
+    let setup = Setup {
+        started_ms: -HOUR_MS,
+        resources,
+        ..Setup::default()
+    };
+    World::with(setup).await
+}
+
+#[tokio::test]
+async fn a_new_trigger_is_not_told_what_was_put_before_it() {
+    for (resources, raised) in [("", 0), (SAMPLE, 1)] {
+        let world = old(resources).await;
+        put(&world, "a.png").await;
+        world.objects.put_at("raw-images", "a.png", -HOUR_MS / 2);
+        world.apply(SAMPLE).await;
+        let mut reconciler = Reconciler::open(&world.gateway).await.unwrap();
+        let pass = reconciler.run(&world.gateway).await;
+        assert_eq!(pass, Pass { raised, behind: 0 }, "{resources}");
+        assert_eq!(marked(&world).await.last().unwrap(), "raw-images 1000");
+        assert_eq!(ask(&world, "?all=true").await["lookedAt"], 1);
+    }
+}
+
+#[tokio::test]
+async fn a_trigger_that_comes_back_is_not_told_what_was_put_meanwhile() {
+    let world = old(SAMPLE).await;
+    told_until(&world, -HOUR_MS).await;
+    let mut reconciler = Reconciler::open(&world.gateway).await.unwrap();
+    world.resources.delete(Kind::Trigger, "on-upload").await.unwrap();
+    reconciler.run(&world.gateway).await;
+    assert_eq!(marked(&world).await.last().unwrap(), "raw-images none");
+    put(&world, "a.png").await;
+    world.objects.put_at("raw-images", "a.png", -HOUR_MS / 2);
+    world.apply(SAMPLE).await;
+    let told_nothing = Pass { raised: 0, behind: 0 };
+    assert_eq!(reconciler.run(&world.gateway).await, told_nothing);
+    assert_eq!(marked(&world).await.last().unwrap(), "raw-images 1000");
+    let mut after_a_restart = Reconciler::open(&world.gateway).await.unwrap();
+    assert_eq!(after_a_restart.run(&world.gateway).await, told_nothing);
+}
+
+#[tokio::test]
+async fn a_bucket_is_marked_when_its_trigger_comes_not_when_the_next_pass_does() {
+    let setup = Setup {
+        reconcile_every: Duration::from_secs(3600),
+        ..Setup::default()
+    };
+    let world = World::with(setup).await;
+    let topic = TopicSpec::compacted(topics::MARKS, 1);
+    world.log.ensure_topics(&[topic]).await.unwrap();
+    // The first pass is over, and finds nothing to do.
+    timeout(SOON, async {
+        while world.post(RECONCILE, &[], "").await.status != 404 {
+            tokio::task::yield_now().await;
+        }
+        world.apply(SAMPLE).await;
+        while marked(&world).await.is_empty() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn a_reconcile_by_hand_waits_neither_for_a_long_one_nor_for_its_own_end_at_shutdown() {
+    let mut world = World::sample().await;
+    world.objects.stick();
+    let (long, busy) = tokio::join!(world.post(RECONCILE, &[], ""), async {
+        world.objects.is_stuck().await;
+        tokio::time::pause();
+        let busy = world.post(RECONCILE, &[], "").await;
+        tokio::time::resume();
+        world.stop.cancel();
+        busy
+    });
+    assert!(busy.problem(503, "unavailable").contains("another reconcile"));
+    assert_eq!(busy.header("retry-after"), "60");
+    assert!(long.problem(503, "unavailable").contains("stops"));
+    timeout(SOON, &mut world.server).await.unwrap().unwrap().unwrap();
 }

@@ -17,7 +17,7 @@ const PATH: &str = "/v1/flows/thumbs/runs";
 const SOON: Duration = Duration::from_secs(10);
 
 /// The wish for a run, once it is in the log. The handler writes it before it waits or answers.
-async fn request(world: &World) -> RunRequest {
+pub async fn request(world: &World) -> RunRequest {
     loop {
         if let Some(RunEvent::Requested(request)) = world.run_events().await.pop() {
             return request;
@@ -50,7 +50,7 @@ async fn known(world: &World, status: &str) -> RunState {
 }
 
 /// Waits until the gateway's view has it.
-async fn seen(world: &World, state: &RunState) {
+pub async fn seen(world: &World, state: &RunState) {
     let path = format!("/v1/runs/{}", state.run);
     let reply = async {
         loop {
@@ -418,9 +418,7 @@ async fn only_a_run_under_way_can_be_cancelled() {
 #[tokio::test]
 async fn at_shutdown_watchers_end_and_waiting_callers_are_answered() {
     let mut world = World::with(Setup::default()).await;
-    for resource in imageflow_types::Resource::from_yaml(crate::support::SAMPLE).unwrap() {
-        world.resources.apply(resource).await.unwrap();
-    }
+    world.apply(crate::support::SAMPLE).await;
     let watch = world
         .open(Method::GET, "/v1/runs?watch=true", &[], "")
         .await

@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use imageflow_objects::{ObjectBody, ObjectError, ObjectInfo, ObjectStore, PutOptions, SignedUrl, check_key};
+use tokio::sync::watch;
 
 /// Makes the error with which a call fails.
 type Fault = fn() -> ObjectError;
@@ -17,6 +18,8 @@ pub struct MemoryStore {
     faults: Mutex<BTreeMap<(String, String), Fault>>,
     /// Bytes of an object after which reading it breaks off.
     cut: Mutex<Option<usize>>,
+    /// Whether lists have no end; how often one was asked for since.
+    stuck: watch::Sender<Option<usize>>,
 }
 
 /// Bytes of a piece of a stream.
@@ -32,6 +35,24 @@ impl MemoryStore {
     /// From now on reading objects breaks off after so many bytes.
     pub fn cut(&self, after: usize) {
         *self.cut.lock().unwrap() = Some(after);
+    }
+
+    /// From now on lists have no end.
+    pub fn stick(&self) {
+        self.stuck.send_replace(Some(0));
+    }
+
+    /// Waits until such a list was asked for.
+    pub async fn is_stuck(&self) {
+        let mut stuck = self.stuck.subscribe();
+        stuck.wait_for(|asked| asked.is_some_and(|n| n > 0)).await.unwrap();
+    }
+
+    /// As if the object had been put then, ms since 1970.
+    pub fn put_at(&self, bucket: &str, key: &str, last_modified_ms: i64) {
+        let at = (bucket.to_owned(), key.to_owned());
+        let mut objects = self.objects.lock().unwrap();
+        objects.get_mut(&at).unwrap().0.last_modified_ms = last_modified_ms;
     }
 
     /// Nothing fails any more.
@@ -105,7 +126,8 @@ impl ObjectStore for MemoryStore {
             metadata: options.metadata,
             last_modified_ms: 1,
         };
-        objects.insert(at, (info.clone(), body));
+        // A store keeps what was sent, not the memory of the request.
+        objects.insert(at, (info.clone(), Bytes::copy_from_slice(&body)));
         Ok(info)
     }
 
@@ -171,6 +193,11 @@ impl ObjectStore for MemoryStore {
         max: usize,
     ) -> Result<Vec<ObjectInfo>, ObjectError> {
         self.check(bucket, "")?;
+        let stuck = self.stuck.borrow().is_some();
+        if stuck {
+            self.stuck.send_modify(|asked| *asked = asked.map(|n| n + 1));
+            std::future::pending::<()>().await;
+        }
         let objects = self.objects.lock().unwrap();
         let found = objects.values().map(|(info, _)| info).filter(|i| {
             i.bucket == bucket && i.key.starts_with(prefix) && start_after.is_none_or(|after| i.key.as_str() > after)

@@ -61,6 +61,10 @@ pub struct Setup {
     pub max_log_fraction: f64,
     pub limits: HttpLimits,
     pub max_answers_bytes: usize,
+    /// Resources that are there when the gateway starts.
+    pub resources: &'static str,
+    pub started_ms: i64,
+    pub reconcile_every: Duration,
 }
 
 impl Default for Setup {
@@ -72,6 +76,9 @@ impl Default for Setup {
             max_log_fraction: 0.9,
             limits: HttpLimits::default(),
             max_answers_bytes: DeliveryConfig::default().max_answers_bytes,
+            resources: "",
+            started_ms: 0,
+            reconcile_every: Duration::ZERO,
         }
     }
 }
@@ -183,6 +190,7 @@ impl World {
         let resources = ResourceStore::open(log.clone(), operations(), StoreConfig::new(clock), &tasks, &stop)
             .await
             .unwrap();
+        apply(&resources, setup.resources).await;
         let host = Arc::new(FakeHost::default());
         let objects = Arc::new(MemoryStore::default());
         let config = DeliveryConfig {
@@ -209,8 +217,8 @@ impl World {
             auth: setup.auth,
             api_url: "http://127.0.0.1:8000".to_owned(),
             s3_url: "http://127.0.0.1:9000".to_owned(),
-            started_ms: 0,
-            reconcile_every: Duration::ZERO,
+            started_ms: setup.started_ms,
+            reconcile_every: setup.reconcile_every,
         };
         let gateway = Gateway::open(deps, config, &tasks, &stop).await.unwrap();
         let addr = listener.local_addr().unwrap();
@@ -232,17 +240,18 @@ impl World {
         }
     }
 
-    /// With the sample resources applied.
+    /// With the sample resources, which are there when the gateway starts.
     pub async fn sample() -> Self {
         Self::sample_with(Setup::default()).await
     }
 
     pub async fn sample_with(setup: Setup) -> Self {
-        let world = Self::with(setup).await;
-        for resource in imageflow_types::Resource::from_yaml(SAMPLE).unwrap() {
-            world.resources.apply(resource).await.unwrap();
-        }
-        world
+        let resources = SAMPLE;
+        Self::with(Setup { resources, ..setup }).await
+    }
+
+    pub async fn apply(&self, manifests: &str) {
+        apply(&self.resources, manifests).await;
     }
 
     /// Sends a request and returns before the body has come.
@@ -309,6 +318,12 @@ impl World {
     pub fn pod_at(&self, addr: SocketAddr) {
         let function = FunctionName::new("resize").unwrap();
         self.host.add(&function, addr, PodState::Ready);
+    }
+}
+
+async fn apply(resources: &ResourceStore, manifests: &str) {
+    for resource in imageflow_types::Resource::from_yaml(manifests).unwrap() {
+        resources.apply(resource).await.unwrap();
     }
 }
 

@@ -134,22 +134,27 @@ async fn objects_come_from_as_many_pages_as_it_takes_also_for_the_bare_noun() {
 #[tokio::test]
 async fn a_replay_of_all_goes_on_until_nothing_is_left_and_tells_what_was_refused() {
     let refused = json!([{"id": "l-0", "detail": "it holds nothing"}]);
-    let fake = Fake::json([
-        json!({"replayed": 1, "items": [{"id": "l-1", "run": "run-1"}], "refused": refused, "more": true}),
-        json!({"replayed": 1, "items": [{"id": "l-2", "event": "sent again"}], "refused": refused, "more": false}),
-        json!({"replayed": 0, "items": [], "refused": refused, "more": true}),
-    ])
-    .await;
+    let nothing = json!({"replayed": 0, "items": [], "refused": refused, "more": true, "next": "0.l-0"});
+    let answers = [
+        nothing.clone(),
+        json!({"replayed": 1, "items": [{"id": "l-1", "run": "run-1"}], "refused": [], "more": true, "next": "1.l-1"}),
+        json!({"replayed": 1, "items": [{"id": "l-2", "event": "sent again"}], "refused": [], "more": false}),
+        nothing,
+        json!({"replayed": 0, "items": [], "refused": [], "more": false}),
+    ];
+    let fake = Fake::json(answers).await;
     let args = ["dead-letters", "replay", "--all", "--function", "f"];
     let (result, out, err) = imageflow(&fake.base, &args).await;
     assert_eq!(out, "l-1 replayed as run-1\nl-2 replayed, its event is sent again\n");
     assert_eq!(err, "l-0 not replayed: it holds nothing\n2 replayed, 1 refused\n");
     assert_eq!(result.unwrap_err().text(), "1 of 3 cannot be replayed");
-    assert_eq!(fake.requests(), ["POST /v1/dead-letters/replay?function=f"; 2]);
+    let places = ["", "&after=0.l-0", "&after=1.l-1"];
+    let expected = places.map(|place| format!("POST /v1/dead-letters/replay?function=f{place}"));
+    assert_eq!(fake.requests(), expected, "behind what was refused");
     let (_, out, _) = imageflow(&fake.base, &[&args[..], &["-o", "json"]].concat()).await;
     let answer: Value = serde_json::from_str(&out).unwrap();
     assert_eq!(answer, json!({"replayed": 0, "items": [], "refused": refused}));
-    assert_eq!(fake.requests().len(), 3, "where nothing goes, it is not tried for ever");
+    assert_eq!(fake.requests().len(), 5);
 }
 
 #[tokio::test]
@@ -270,4 +275,16 @@ async fn a_reconcile_of_a_bucket_that_no_trigger_reads_names_those() {
     let said = result.unwrap_err().text();
     assert!(said.contains(detail), "{said}");
     assert_eq!(out, "");
+}
+
+#[tokio::test]
+async fn runs_are_listed_from_as_many_pages_as_the_platform_makes_of_them() {
+    let page = |status: &str| json!({"items": [run_state(status)], "next": "1.run-1"});
+    let fake = Fake::json([page("failed"), page("running")]).await;
+    let args = ["runs", "--status", "failed", "--limit", "2"];
+    let (result, out, _) = imageflow(&fake.base, &args).await;
+    result.unwrap();
+    assert_eq!(out.lines().count(), 3, "{out}");
+    let path = "GET /v1/runs?status=failed&limit=";
+    assert_eq!(fake.requests(), [format!("{path}2"), format!("{path}1&after=1.run-1")]);
 }
