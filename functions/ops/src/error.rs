@@ -99,14 +99,6 @@ pub enum OpError {
         /// What would be right.
         expected: String,
     },
-    /// A quality was chosen without a format, and the result is a PNG.
-    #[error(
-        "quality = {quality}: the result is a PNG, which is lossless; leave quality out, or choose format jpeg or webp"
-    )]
-    QualityOfPng {
-        /// As chosen.
-        quality: u8,
-    },
     /// A fault in the step of a flow whose name is not its operation's.
     #[error("step \"{step}\": {source}")]
     InStep {
@@ -176,9 +168,7 @@ impl OpError {
                 OpErrorKind::TooLarge
             }
             Self::UnknownOperation { .. } => OpErrorKind::UnknownOperation,
-            Self::UnknownParameter { .. } | Self::BadParameter { .. } | Self::QualityOfPng { .. } => {
-                OpErrorKind::BadParameter
-            }
+            Self::UnknownParameter { .. } | Self::BadParameter { .. } => OpErrorKind::BadParameter,
             Self::InStep { source, .. } => source.kind(),
             Self::Encode { .. } | Self::Resample(_) | Self::Blur(_) | Self::WrongBuffer { .. } => OpErrorKind::Internal,
         }

@@ -148,9 +148,6 @@ pub fn run_observed(
         Encode::Final => {
             limits.check_result(size)?;
             let format = context.choice.format.unwrap_or(state.input);
-            if let (Format::Png, Some(quality)) = (format, context.choice.quality) {
-                return Err(OpError::QualityOfPng { quality });
-            }
             (codec::encode(picture, format, &context.choice)?, format)
         }
     };

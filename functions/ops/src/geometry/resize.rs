@@ -36,8 +36,8 @@ pub(crate) struct Resize {
     gravity: Gravity,
     /// Format of the result; by default as before.
     format: Option<Format>,
-    /// Quality of the result where it is JPEG or lossy WebP; by default 82. It ends an earlier `lossless`, and is refused where
-    /// the result is a PNG.
+    /// Quality of the result where it is JPEG or lossy WebP; by default 82. It ends an earlier `lossless`. Without a
+    /// format a PNG stays lossless.
     #[schemars(range(min = 1, max = 100))]
     quality: Option<u8>,
 }
