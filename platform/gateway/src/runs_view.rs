@@ -101,8 +101,7 @@ impl RunsView {
 
     /// What runs are found by, newest first.
     pub(crate) fn heads(&self, query: &RunQuery) -> Vec<Arc<Head>> {
-        self.view
-            .read(|runs| runs.find(query).map(|held| held.head.clone()).collect())
+        self.view.read(|runs| runs.heads(query).cloned().collect())
     }
 
     /// How many have not ended.

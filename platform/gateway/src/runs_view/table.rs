@@ -1,5 +1,5 @@
 //! What is known of each run: of all that the router keeps what lists find them by, and of the newest the whole state.
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -125,7 +125,8 @@ impl Held {
 pub(super) struct Runs {
     limits: Limits,
     by_id: HashMap<RunId, Held>,
-    order: BTreeSet<RunCursor>,
+    /// Lists go through it at each change, and look up no more than they show.
+    order: BTreeMap<RunCursor, Arc<Head>>,
     /// How many have ended.
     ended: usize,
     /// Those whose bytes are in memory: ended ones, and live ones.
@@ -179,15 +180,21 @@ impl Runs {
 
     /// Those of a query, newest first.
     pub fn find<'a>(&'a self, query: &'a RunQuery) -> impl Iterator<Item = &'a Held> {
+        self.heads(query).filter_map(|head| self.by_id.get(&head.run))
+    }
+
+    /// What they are found by.
+    pub fn heads<'a>(&'a self, query: &'a RunQuery) -> impl Iterator<Item = &'a Arc<Head>> {
         let end = query.after.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
         let newest_first = self.order.range((Bound::Unbounded, end)).rev();
-        let held = newest_first.filter_map(|place| self.by_id.get(&place.run));
-        held.filter(|held| query.takes(&held.head)).take(query.limit)
+        let heads = newest_first.map(|(_, head)| head);
+        heads.filter(|head| query.takes(head)).take(query.limit)
     }
 
     fn put(&mut self, held: Held) {
         let (cursor, ended) = (held.head.cursor(), held.head.status.is_final());
         self.bytes += held.size();
+        let head = held.head.clone();
         let before = self.by_id.insert(cursor.run.clone(), held);
         let stays = before.as_ref().is_some_and(|before| {
             before.head.created_ms == cursor.created_ms && before.head.status.is_final() == ended
@@ -199,9 +206,9 @@ impl Runs {
             }
         }
         if !stays {
-            self.order.insert(cursor.clone());
             self.ended += usize::from(ended);
         }
+        self.order.insert(cursor.clone(), head);
         match ended {
             true => self.ended_held.insert(cursor),
             false => self.live_held.insert(cursor),
@@ -242,10 +249,9 @@ impl Runs {
             self.let_go(&oldest);
         }
         if self.ended > self.limits.ended {
-            let ended = |run: &&RunId| self.by_id.get(*run).is_some_and(|held| held.head.status.is_final());
-            let oldest = self.order.iter().map(|place| &place.run).find(ended).cloned();
+            let oldest = self.order.values().find(|head| head.status.is_final()).cloned();
             if let Some(oldest) = oldest {
-                self.forget(&oldest);
+                self.forget(&oldest.run);
             }
         }
     }
