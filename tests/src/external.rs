@@ -185,10 +185,7 @@ impl World {
         for run in runs {
             let output = &run["steps"][1]["output"];
             let text = |name: &str| output[name].as_str().unwrap_or_else(|| panic!("no {name}: {run}"));
-            let got = self
-                .objects
-                .get(text("bucket"), text("key"), Some(text("etag")))
-                .await;
+            let got = self.objects.get(text("bucket"), text("key"), Some(text("etag"))).await;
             let (_, body) = got.unwrap_or_else(|e| panic!("{e}: {run}"));
             let picture = imageflow_ops::probe(&body, &imageflow_ops::Limits::default());
             let picture = picture.unwrap_or_else(|e| panic!("{e}: {run}"));

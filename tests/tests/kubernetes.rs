@@ -207,7 +207,13 @@ async fn gpus(api: &Api) {
 
 /// Waits until the gateway has heard of a function, some moments after its condition says that it is ready.
 async fn known(api: &Api, name: &str) {
-    let has = |list: &Value| list["items"].as_array().unwrap().iter().any(|f| f["metadata"]["name"] == name);
+    let has = |list: &Value| {
+        list["items"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|f| f["metadata"]["name"] == name)
+    };
     api.until("/v1/functions", has).await;
 }
 

@@ -180,7 +180,8 @@ impl Again {
     fn of(gateway: &Gateway, letter: DeadLetter) -> Result<Self, Problem> {
         let (wish, answer) = match (letter.request, letter.event) {
             (Some(mut request), _) => {
-                request.run = RunId::derive(&["replay", &letter.id]);
+                // Of the run and not of the letter: each branch that fails leaves one, and all of them ask for one run.
+                request.run = RunId::derive(&["replay", request.run.as_str()]);
                 request.requested_ms = gateway.now_ms();
                 let answer = json!({"id": letter.id, "run": request.run});
                 (wish(request)?, answer)

@@ -45,7 +45,7 @@ pub async fn invoke(
         .iter()
         .map(|(name, _)| name.as_str())
         .filter(|name| *name != "tag");
-    check_names(&catalog, entry.spec(), given)?;
+    check_names(&catalog, &revision.template, given)?;
     let query: Vec<String> = raw
         .as_deref()
         .unwrap_or_default()

@@ -1,7 +1,7 @@
 //! Parameters of a call: checked before it costs anything.
 use imageflow_resources::Catalog;
 use imageflow_types::work::Target;
-use imageflow_types::{ErrorCode, FieldError, FieldErrors, FunctionSpec, Problem, names, schema};
+use imageflow_types::{ErrorCode, FieldError, FieldErrors, FunctionSpec, Problem, RunId, names, schema};
 use serde_json::{Map, Value, json};
 
 use crate::read::pairs;
@@ -11,8 +11,13 @@ const FUSE: &str = "fuse";
 /// Below it every whole number is a float of its own.
 const MOST_EXACT: f64 = 9_007_199_254_740_992.0;
 
-/// Parameters of a run. They go over those that the function has by itself.
-pub fn check_values(catalog: &Catalog, target: &Target, params: &Map<String, Value>) -> Result<(), Problem> {
+/// Parameters of a run. They go over those that the revision it gets has by itself.
+pub fn check_values(
+    catalog: &Catalog,
+    target: &Target,
+    run: &RunId,
+    params: &Map<String, Value>,
+) -> Result<(), Problem> {
     let Target::Function(name) = target else {
         let detail = "params: a flow has them at its steps; send none";
         let none = params.is_empty();
@@ -20,11 +25,11 @@ pub fn check_values(catalog: &Catalog, target: &Target, params: &Map<String, Val
             .then_some(())
             .ok_or_else(|| Problem::new(ErrorCode::InvalidArgument, detail));
     };
-    let spec = catalog.function(name.as_str())?.spec();
-    let Some(parameters) = catalog.parameters(spec) else {
+    let template = &catalog.revision_of_run(name, run)?.template;
+    let Some(parameters) = catalog.parameters(template) else {
         return Ok(());
     };
-    let mut merged = spec.params.clone();
+    let mut merged = template.params.clone();
     merged.extend(params.clone());
     let faults = schema::check(&parameters, &Value::Object(merged));
     Ok(FieldErrors(faults.into_iter().map(|f| f.under("params")).collect()).into_result()?)
@@ -32,7 +37,12 @@ pub fn check_values(catalog: &Catalog, target: &Target, params: &Map<String, Val
 
 /// Parameters that a run is given in its query, beside `fuse`: those of an invocation, with the types that the function's
 /// parameters have. A flow has its parameters at its steps, so there any other name is a slip.
-pub fn of_query(catalog: &Catalog, target: &Target, raw: Option<&str>) -> Result<Map<String, Value>, Problem> {
+pub fn of_query(
+    catalog: &Catalog,
+    target: &Target,
+    run: &RunId,
+    raw: Option<&str>,
+) -> Result<Map<String, Value>, Problem> {
     let given: Vec<_> = pairs(raw).into_iter().filter(|(name, _)| name != FUSE).collect();
     let Target::Function(name) = target else {
         let faults = given.iter().map(|(name, _)| {
@@ -49,9 +59,9 @@ pub fn of_query(catalog: &Catalog, target: &Target, raw: Option<&str>) -> Result
         let fault = FieldError::new(name, "is not known here: a run goes where the traffic goes");
         return Err(FieldErrors::from(fault.remedy("to call the revision of a tag, invoke it")).into());
     }
-    let spec = catalog.function(name.as_str())?.spec();
-    check_names(catalog, spec, given.iter().map(|(name, _)| name.as_str()))?;
-    let parameters = catalog.parameters(spec).unwrap_or_default();
+    let template = &catalog.revision_of_run(name, run)?.template;
+    check_names(catalog, template, given.iter().map(|(name, _)| name.as_str()))?;
+    let parameters = catalog.parameters(template).unwrap_or_default();
     let mut params = Map::new();
     for (name, text) in given {
         if params.contains_key(&name) {

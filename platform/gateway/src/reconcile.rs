@@ -235,6 +235,7 @@ impl Reconciler {
                 found.looked_at += 1;
                 let fault = match look(gateway, catalog, told.as_mut(), &info).await {
                     Ok(raised) => {
+                        metrics::counter!("imageflow_storage_reconcile_raised_total").increment(u64::from(raised));
                         found.raised += usize::from(raised);
                         continue;
                     }

@@ -12,7 +12,7 @@ use imageflow_eventlog::NewRecord;
 use imageflow_resources::Catalog;
 use imageflow_types::names::RunId;
 use imageflow_types::work::{Input, RunEvent, RunRequest, Target};
-use imageflow_types::{ErrorCode, FunctionName, Problem, RunState, topics};
+use imageflow_types::{ErrorCode, FunctionName, Problem, RunState, RunStatus, topics};
 use serde_json::json;
 
 use crate::bodies::Content;
@@ -111,7 +111,7 @@ async fn start(
         }
     }
     let (given, mut params) = Given::read(headers, body)?;
-    for (name, value) in of_query(catalog, &asked.target, raw)? {
+    for (name, value) in of_query(catalog, &asked.target, &run, raw)? {
         if params.contains_key(&name) {
             let detail = format!("params.{name}: is in the query and in the body; give it once");
             return Err(Problem::new(ErrorCode::InvalidArgument, detail).into());
@@ -120,7 +120,7 @@ async fn start(
     }
     if known.is_none() {
         // Before an image is stored: what is refused leaves nothing behind.
-        check_values(catalog, &asked.target, &params)?;
+        check_values(catalog, &asked.target, &run, &params)?;
     }
     let input = match (given, &known) {
         (Given::Place(place), Some(known)) => place.of_run(&known.request).ok_or_else(|| used(&run, "input"))?,
@@ -159,7 +159,9 @@ fn check_same(known: &RunState, asked: &RunRequest) -> Result<(), Problem> {
     if !same_place(&known.request.input, &asked.input) {
         return Err(used(&asked.run, "input"));
     }
-    if known.request.params != asked.params {
+    // One that was refused for its size is kept without them.
+    let is_cut = known.status == RunStatus::Failed && known.plan.stages.is_empty() && known.request.params.is_empty();
+    if known.request.params != asked.params && !is_cut {
         return Err(used(&asked.run, "params"));
     }
     if known.request.fuse != asked.fuse {

@@ -104,6 +104,27 @@ async fn letters_are_listed_and_replayed_by_error_and_time() {
     assert_eq!(ids(&world, "").await, ["l-4", "l-2"]);
 }
 
+/// Each branch of a flow that fails leaves one.
+#[tokio::test]
+async fn letters_of_one_run_are_replayed_as_one_run() {
+    let world = World::start().await;
+    letter(&world, "l-1", 1, request()).await;
+    letter(&world, "l-2", 2, request()).await;
+    let mut other = request();
+    other["request"]["run"] = json!("run-2");
+    letter(&world, "l-3", 3, other).await;
+    let replay = world.post("/v1/dead-letters/replay", &[], "").await.json();
+    assert_eq!(replay["replayed"], 3, "{replay}");
+    let run = |id: &str| {
+        let items = replay["items"].as_array().unwrap().iter();
+        items.clone().find(|item| item["id"] == id).unwrap()["run"].clone()
+    };
+    assert_eq!(run("l-1"), run("l-2"));
+    assert_ne!(run("l-1"), run("l-3"));
+    assert_ne!(run("l-1"), json!("run-1"), "the one that failed is over");
+    assert_eq!(ids(&world, "").await, [""; 0]);
+}
+
 #[tokio::test]
 async fn a_filter_that_is_wrong_selects_nothing() {
     let world = World::start().await;

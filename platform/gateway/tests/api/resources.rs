@@ -2,7 +2,7 @@
 use http::Method;
 use serde_json::{Value, json};
 
-use crate::support::{SAMPLE, World};
+use crate::support::{PNG, SAMPLE, World};
 
 fn documents() -> Value {
     let all = imageflow_types::Resource::from_yaml(SAMPLE).unwrap();
@@ -153,4 +153,21 @@ async fn a_rollback_gives_the_traffic_to_the_revision_before() {
         .post("/v1/functions/resize/rollback", &[], r#"{"too": 1}"#)
         .await
         .problem(400, "invalid-argument");
+}
+
+#[tokio::test]
+async fn after_a_rollback_a_call_is_checked_by_what_it_gets() {
+    let world = World::start().await;
+    let mut function = documents()[0].clone();
+    for operation in ["resize", "crop"] {
+        function["spec"]["operation"] = json!(operation);
+        let applied = world.post("/v1/apply", &[], function.to_string()).await;
+        assert_eq!(applied.status, 200, "{:?}", applied.body);
+    }
+    // Crop needs a width.
+    let path = "/v1/functions/resize/runs";
+    world.post(path, &[], PNG).await.problem(400, "invalid-argument");
+    assert_eq!(world.post("/v1/functions/resize/rollback", &[], "").await.status, 200);
+    let run = world.post(path, &[], PNG).await;
+    assert_eq!(run.status, 202, "{:?}", run.body);
 }
