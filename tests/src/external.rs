@@ -47,7 +47,7 @@ spec:
   flow: two
 ";
 /// Width of the results of [`RESOURCES`].
-const RESULT_WIDTH: u32 = 8;
+pub const RESULT_WIDTH: u32 = 8;
 
 /// Most objects of one page of a list.
 const PAGE: usize = 1000;

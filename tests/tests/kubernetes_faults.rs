@@ -147,8 +147,8 @@ async fn operator_killed(roles: &Roles<'_>, scene: &mut Scene<'_>) -> Role {
             .ok()
     };
     let runs = scene.api.get("/v1/runs").await;
-    let first = runs["items"].as_array().unwrap().iter().filter_map(number).min();
-    scene.wanted = scene.next - first.unwrap();
+    let earliest = runs["items"].as_array().unwrap().iter().filter_map(number).min();
+    scene.wanted = scene.next - earliest.unwrap();
     scene.put().await;
     first.kill();
     kubectl(&["patch", "fn", "grey", "--type=merge", "-p", slow]);
