@@ -22,8 +22,9 @@ use tokio::time::Instant;
 const PART: usize = 20;
 /// Results that are there when the fault comes, so that it comes in the middle of the work.
 const WARM: usize = 3;
-/// Longest wait for anything. An event that the S3 server could not tell is found by a reconcile, once a minute.
-const PATIENCE: Duration = Duration::from_secs(150);
+/// Longest wait for anything. An event that the S3 server could not tell is found by a reconcile, once a minute; after a pass that
+/// waited for a dead broker it rests nine times what it took.
+const PATIENCE: Duration = Duration::from_secs(300);
 /// How long a client waits for an answer before it asks again.
 const ANSWER: Duration = Duration::from_secs(8);
 /// The least that brokers take: a platform that stands still for longer is taken for dead.
@@ -139,7 +140,6 @@ impl Scene {
     const ALL: [Self; 11] = [
         Self::PodKilled,
         Self::BrokerKilled,
-        Self::NotifiedBrokerKilled,
         Self::ControllerKilled,
         Self::TwoBrokersKilled,
         Self::BrokersRestartedInTurn,
@@ -148,6 +148,8 @@ impl Scene {
         Self::S3ServerUnwell,
         Self::PlatformKilled,
         Self::PlatformStandsStill,
+        // The last: what the server tells after it is not what it was before.
+        Self::NotifiedBrokerKilled,
     ];
 
     fn name(self) -> &'static str {
