@@ -22,9 +22,8 @@ use tokio::time::Instant;
 const PART: usize = 20;
 /// Results that are there when the fault comes, so that it comes in the middle of the work.
 const WARM: usize = 3;
-/// Longest wait for anything. An event that the S3 server could not tell is found by a reconcile, once a minute; after a pass that
-/// waited for a dead broker it rests nine times what it took.
-const PATIENCE: Duration = Duration::from_secs(300);
+/// Longest wait for anything. An event that the S3 server could not tell is found by a reconcile, once a minute.
+const PATIENCE: Duration = Duration::from_secs(150);
 /// How long a client waits for an answer before it asks again.
 const ANSWER: Duration = Duration::from_secs(8);
 /// The least that brokers take: a platform that stands still for longer is taken for dead.

@@ -4,7 +4,7 @@
 use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::extract::{Path, RawQuery, State};
@@ -39,13 +39,14 @@ const DENIED_MS: i64 = 24 * 3600 * 1000;
 /// So long a reconcile by hand waits for one that is under way, which may take an hour.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// So many times what a pass took is the rest after it, at least.
+/// So many times what the lists of a pass took is the rest after it, at least.
 const REST: u32 = 9;
 
 /// How long to wait after a pass. S3 can list a bucket only from its first object on, whatever the mark: so a pass over large
-/// buckets takes its time and costs the store's, and all passes together a tenth of the time at most.
-pub(crate) fn rest(period: Duration, took: Duration) -> Duration {
-    period.max(took.saturating_mul(REST))
+/// buckets takes its time and costs the store's, and all lists together a tenth of the time at most. What waits for the log
+/// costs the store nothing, and when brokers are away there is the more to find.
+pub(crate) fn rest(period: Duration, listed: Duration) -> Duration {
+    period.max(listed.saturating_mul(REST))
 }
 
 /// Up to when the objects of a bucket are told: older ones are not looked at again. Without it a new trigger would be told every
@@ -62,6 +63,8 @@ pub struct Reconciler {
     marks: HashMap<String, i64>,
     /// The buckets that triggers read, as it knew them last.
     watched: BTreeSet<String>,
+    /// How long the store took to list all buckets in the last pass.
+    pub(crate) listed: Duration,
 }
 
 /// What a pass over all buckets came to.
@@ -100,7 +103,11 @@ impl Reconciler {
         }
         // From then on, however late it is opened.
         let watched = gateway.watched_at_start.clone();
-        Ok(Self { marks, watched })
+        Ok(Self {
+            listed: Duration::ZERO,
+            marks,
+            watched,
+        })
     }
 
     /// The one that is open, else one that is opened now.
@@ -142,6 +149,7 @@ impl Reconciler {
         let catalog = gateway.deps.resources.snapshot();
         let buckets = watched(&catalog);
         let mut pass = Pass::default();
+        self.listed = Duration::ZERO;
         if let Err(problem) = self.follow(gateway).await {
             tracing::warn!(%problem, "buckets were not reconciled, the next pass looks again");
             metrics::counter!("imageflow_storage_reconciles_failed_total").increment(1);
@@ -152,6 +160,7 @@ impl Reconciler {
             let begun_ms = gateway.now_ms();
             let found = self.bucket(gateway, &catalog, bucket, false).await;
             pass.raised += found.raised;
+            self.listed += found.listed;
             let moved = match found.fault {
                 Some(problem) => self.keep_mark(gateway, bucket).await.and(Err(problem)),
                 None => self.move_mark(gateway, bucket, begun_ms).await,
@@ -209,7 +218,10 @@ impl Reconciler {
                 found.fault = Some(problem);
                 return found;
             }
-            let page = match gateway.deps.objects.list(bucket, "", after.as_deref(), PAGE).await {
+            let begun = Instant::now();
+            let page = gateway.deps.objects.list(bucket, "", after.as_deref(), PAGE).await;
+            found.listed += begun.elapsed();
+            let page = match page {
                 Ok(page) => page,
                 Err(error) => {
                     found.fault = Some(object_problem(&error));
@@ -276,6 +288,8 @@ impl Reconciler {
 struct Found {
     looked_at: usize,
     raised: usize,
+    /// How long the store took to list it.
+    listed: Duration,
     /// Objects that cannot be looked at, ever.
     skipped: usize,
     /// Why the bucket is to be looked at again: some of it was not.

@@ -238,15 +238,18 @@ async fn keep_reconciled(gateway: Arc<Gateway>) {
         let begun = Instant::now();
         match Reconciler::opened(&mut reconciler, &gateway).await {
             Ok(open) => {
-                let raised = open.run(&gateway).await.raised;
-                if raised > 0 {
-                    tracing::info!(raised, "events of objects were missing and are raised");
+                let pass = open.run(&gateway).await;
+                rest = reconcile::rest(period, open.listed);
+                if pass.raised > 0 {
+                    tracing::info!(raised = pass.raised, "events of objects were missing and are raised");
                 }
             }
-            Err(error) => tracing::warn!(%error, "buckets and events were not reconciled, it is tried again"),
+            Err(error) => {
+                rest = period;
+                tracing::warn!(%error, "buckets and events were not reconciled, it is tried again");
+            }
         }
         let took = begun.elapsed();
         metrics::histogram!("imageflow_storage_reconcile_seconds").record(took.as_secs_f64());
-        rest = reconcile::rest(period, took);
     }
 }
