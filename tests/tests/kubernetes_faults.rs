@@ -2,6 +2,7 @@
 //! `cargo xtask test cluster`, on the network of the cluster's first node.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -17,6 +18,8 @@ use serde_json::{Value, json};
 const PATIENCE: Duration = Duration::from_secs(180);
 /// Photos of each fault: some pods for some seconds.
 const PHOTOS: usize = 24;
+/// Of a role's log, when the test fails.
+const LAST_LINES: usize = 30;
 /// The node of functions without a GPU.
 const NODE: &str = "cpu-1";
 
@@ -59,6 +62,29 @@ impl Drop for Stopped {
     }
 }
 
+/// Says how the cluster and the roles are when the test fails: both are gone afterwards.
+struct Tell<'a>(&'a Path);
+
+impl Drop for Tell<'_> {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        let all = ["get", "fn,rev,deployments,pods", "-o", "wide"];
+        let events = ["get", "events", "--sort-by=.metadata.creationTimestamp"];
+        for what in [&["get", "nodes"][..], &all, &["describe", "fn"], &events] {
+            println!("kubectl {what:?}:\n{}", try_kubectl(what, "").1);
+        }
+        let logs = std::fs::read_dir(self.0).into_iter().flatten().filter_map(Result::ok);
+        for log in logs.filter(|l| l.path().extension().is_some_and(|e| e == "log")) {
+            let text = std::fs::read_to_string(log.path()).unwrap_or_default();
+            let lines: Vec<_> = text.lines().collect();
+            let last = lines.len().saturating_sub(LAST_LINES);
+            println!("{}:\n{}", log.path().display(), lines[last..].join("\n"));
+        }
+    }
+}
+
 struct Scene<'a> {
     world: &'a World,
     api: &'a Api,
@@ -91,11 +117,16 @@ impl Scene<'_> {
     }
 }
 
-/// Pods of the function `grey` that run.
-fn running() -> usize {
+/// Pods of the function `grey`.
+fn pods() -> Vec<Value> {
     let pods = get(&["pods", "-l", "imageflow.dev/function=grey"]);
-    let all = pods["items"].as_array().unwrap();
-    all.iter().filter(|p| p["status"]["phase"] == "Running").count()
+    pods["items"].as_array().unwrap().clone()
+}
+
+/// How many of them run.
+fn running() -> usize {
+    let pods = pods();
+    pods.iter().filter(|p| p["status"]["phase"] == "Running").count()
 }
 
 fn node_is_ready() -> Option<String> {
@@ -161,12 +192,28 @@ async fn operator_killed(roles: &Roles<'_>, scene: &mut Scene<'_>) -> Role {
 
 /// The only node for these functions takes no new pods for a while.
 async fn node_cordoned(scene: &mut Scene<'_>) {
-    until("it is at zero", PATIENCE, async || running() == 0).await;
-    kubectl(&["cordon", NODE]);
+    // One that is not running yet may have its place on the node already, and would do all the work: when the function has a
+    // new revision, pods of that follow those of the old one.
+    until(
+        "it is at zero, and no pod came before the node was closed",
+        PATIENCE,
+        async || {
+            if !pods().is_empty() {
+                return false;
+            }
+            kubectl(&["cordon", NODE]);
+            let closed = pods().is_empty();
+            if !closed {
+                kubectl(&["uncordon", NODE]);
+            }
+            closed
+        },
+    )
+    .await;
     scene.put().await;
+    // Both steps are one stage on the pods of this function.
     until("a pod waits, and that is told", PATIENCE, async || {
-        get(&["fn", "small"]).to_string().contains("unschedulable")
-            || kubectl(&["get", "events"]).contains("unschedulable")
+        get(&["fn", "grey"]).to_string().contains("unschedulable")
     })
     .await;
     kubectl(&["uncordon", NODE]);
@@ -215,8 +262,9 @@ async fn api_server_restarted(scene: &mut Scene<'_>) {
 async fn whatever_fails_no_event_is_lost_and_no_result_doubled() {
     let Some(world) = world().await else { return };
     let folder = tempfile::tempdir().unwrap();
+    let _tell = Tell(folder.path());
     let mut roles = Roles::on_kubernetes(&world, folder.path());
-    let pods = roles.pods();
+    let pod_host = roles.pods();
     let autoscaler = roles.autoscaler();
     let (gateway, api) = roles.gateway("gateway-1", "127.0.0.1:0");
     let router = roles.router("router-1");
@@ -237,7 +285,7 @@ async fn whatever_fails_no_event_is_lost_and_no_result_doubled() {
         all.all(|function| function["status"]["conditions"][0]["status"] == "True")
     })
     .await;
-    for role in [gateway, router, dispatcher, operator, autoscaler, pods] {
+    for role in [gateway, router, dispatcher, operator, autoscaler, pod_host] {
         role.stop();
     }
 }
