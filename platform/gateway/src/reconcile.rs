@@ -4,7 +4,7 @@
 use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Path, RawQuery, State};
@@ -63,8 +63,7 @@ pub struct Reconciler {
     marks: HashMap<String, i64>,
     /// The buckets that triggers read, as it knew them last.
     watched: BTreeSet<String>,
-    /// How long the store took to list all buckets in the last pass.
-    pub(crate) listed: Duration,
+    listed: Duration,
 }
 
 /// What a pass over all buckets came to.
@@ -144,6 +143,12 @@ impl Reconciler {
         Ok(())
     }
 
+    /// How long the store took to list all buckets in the last pass.
+    #[must_use]
+    pub fn listed(&self) -> Duration {
+        self.listed
+    }
+
     /// Raises the events of the objects that a trigger wants and no run knows. What is wrong with one bucket keeps it from no other.
     pub async fn run(&mut self, gateway: &Gateway) -> Pass {
         let catalog = gateway.deps.resources.snapshot();
@@ -218,7 +223,7 @@ impl Reconciler {
                 found.fault = Some(problem);
                 return found;
             }
-            let begun = Instant::now();
+            let begun = tokio::time::Instant::now();
             let page = gateway.deps.objects.list(bucket, "", after.as_deref(), PAGE).await;
             found.listed += begun.elapsed();
             let page = match page {

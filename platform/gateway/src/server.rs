@@ -239,7 +239,7 @@ async fn keep_reconciled(gateway: Arc<Gateway>) {
         match Reconciler::opened(&mut reconciler, &gateway).await {
             Ok(open) => {
                 let pass = open.run(&gateway).await;
-                rest = reconcile::rest(period, open.listed);
+                rest = reconcile::rest(period, open.listed());
                 if pass.raised > 0 {
                     tracing::info!(raised = pass.raised, "events of objects were missing and are raised");
                 }

@@ -404,3 +404,18 @@ async fn a_reconcile_by_hand_waits_neither_for_a_long_one_nor_for_its_own_end_at
     assert!(long.unwrap().problem(503, "unavailable").contains("stops"));
     timeout(SOON, &mut world.server).await.unwrap().unwrap().unwrap();
 }
+
+#[tokio::test]
+async fn only_the_time_of_the_lists_counts_for_the_rest_after_a_pass() {
+    let world = World::sample().await;
+    put(&world, "a.png").await;
+    let mut reconciler = Reconciler::open(&world.gateway).await.unwrap();
+    let (list, look) = (Duration::from_secs(2), Duration::from_secs(30));
+    world.objects.take(list, look);
+    tokio::time::pause();
+    let begun = tokio::time::Instant::now();
+    assert_eq!(reconciler.run(&world.gateway).await, Pass { raised: 1, behind: 0 });
+    assert!(begun.elapsed() >= list + look, "the object was looked at");
+    let listed = reconciler.listed();
+    assert!(listed >= list && listed < look, "{listed:?}");
+}

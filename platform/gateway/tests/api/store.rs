@@ -20,6 +20,8 @@ pub struct MemoryStore {
     cut: Mutex<Option<usize>>,
     /// Whether lists have no end; how often one was asked for since.
     stuck: watch::Sender<Option<usize>>,
+    /// How long a list takes, and a look at an object.
+    takes: Mutex<(Duration, Duration)>,
 }
 
 /// Bytes of a piece of a stream.
@@ -40,6 +42,11 @@ impl MemoryStore {
     /// From now on lists have no end.
     pub fn stick(&self) {
         self.stuck.send_replace(Some(0));
+    }
+
+    /// From now on a list takes so long, and a look at an object so long.
+    pub fn take(&self, list: Duration, look: Duration) {
+        *self.takes.lock().unwrap() = (list, look);
     }
 
     /// Waits until such a list was asked for.
@@ -173,6 +180,8 @@ impl ObjectStore for MemoryStore {
     async fn head(&self, bucket: &str, key: &str) -> Result<Option<ObjectInfo>, ObjectError> {
         check_key(key)?;
         self.check(bucket, key)?;
+        let takes = self.takes.lock().unwrap().1;
+        tokio::time::sleep(takes).await;
         let at = (bucket.to_owned(), key.to_owned());
         Ok(self.objects.lock().unwrap().get(&at).map(|(info, _)| info.clone()))
     }
@@ -193,6 +202,8 @@ impl ObjectStore for MemoryStore {
         max: usize,
     ) -> Result<Vec<ObjectInfo>, ObjectError> {
         self.check(bucket, "")?;
+        let takes = self.takes.lock().unwrap().0;
+        tokio::time::sleep(takes).await;
         let stuck = self.stuck.borrow().is_some();
         if stuck {
             self.stuck.send_modify(|asked| *asked = asked.map(|n| n + 1));
