@@ -17,7 +17,7 @@ mod transactions;
 use std::collections::HashMap;
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use rdkafka::admin::AdminClient;
@@ -57,7 +57,8 @@ struct Handle {
     config: KafkaConfig,
     admin: Arc<AdminClient<Context>>,
     /// Asks for offsets; in no group.
-    meta: Mutex<Asker>,
+    /// And since when there is this one.
+    meta: Mutex<(Asker, Instant)>,
     told: Arc<Told>,
     catalog: Mutex<Catalog>,
     /// When topics were last made or checked by us.
@@ -208,7 +209,7 @@ impl Kafka {
         let handle = Arc::new(Handle {
             config,
             admin,
-            meta: Mutex::new(Arc::new(meta)),
+            meta: Mutex::new((Arc::new(meta), Instant::now())),
             told,
             catalog: Mutex::default(),
             ensured: Mutex::default(),

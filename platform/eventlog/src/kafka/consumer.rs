@@ -17,7 +17,7 @@ use super::context::{Context, Rebalance, lock};
 use super::failure::{code, storage};
 use super::group::Membership;
 use super::left_out::{self, Seen, Step, Watch};
-use super::offsets::{Asker, End, commits, ends, held};
+use super::offsets::{Asker, End, SOON, commits, ends, held};
 use super::reading::{Polled, READ_BYTES, TICK, record_bytes, take};
 use crate::error::{LogError, Result};
 use crate::log::Consumer;
@@ -67,6 +67,7 @@ struct Assigning {
     asked: Option<Resolving>,
     /// Whether it was asked in vain.
     again: bool,
+    begun: Instant,
 }
 
 /// A look at the group.
@@ -244,6 +245,7 @@ impl KafkaConsumer {
                         partitions,
                         asked: None,
                         again: false,
+                        begun: Instant::now(),
                     });
                 }
                 Some(Rebalance::Revoke { partitions, lost }) => {
@@ -271,15 +273,16 @@ impl KafkaConsumer {
             let asked = match &mut assigning.asked {
                 Some(asked) => asked,
                 none => {
-                    // The first question is the member's own: it has its coordinator. One that got no answer may wait for
-                    // brokers that are gone; then a new client asks.
-                    let (reads, ends) = if assigning.again {
+                    // The first question is the member's own: it has its coordinator. One that got no answer soon may wait
+                    // for brokers that are gone; then a new client asks.
+                    let third = self.handle.config.request_timeout / 3;
+                    let (reads, ends, timeout) = if assigning.again {
                         let new = self.handle.make_asker(&self.member.group)?;
-                        (new.clone(), new)
+                        (new.clone(), new, third)
                     } else {
-                        (self.member.consumer.clone(), self.handle.meta())
+                        (self.member.consumer.clone(), self.handle.meta(), third.min(SOON))
                     };
-                    let (start, timeout) = (self.config.start, self.handle.config.request_timeout / 3);
+                    let start = self.config.start;
                     let partitions = assigning.partitions.clone();
                     none.insert(tokio::task::spawn_blocking(move || {
                         begin(&reads, &ends, partitions, start, timeout)
@@ -287,11 +290,17 @@ impl KafkaConsumer {
                 }
             };
             let answer = asked.await;
-            (assigning.asked, assigning.again) = (None, true);
+            assigning.asked = None;
+            let again = std::mem::replace(&mut assigning.again, true);
             match answer {
                 Ok(Ok(begins)) => {
                     self.assigning = None;
                     return self.assign(begins);
+                }
+                Ok(Err(error)) if !again => {
+                    tracing::info!(%error, group = self.member.group, "new partitions have no offsets yet; a new client asks");
+                    // That one was asked as well, and is needed for all that follows.
+                    self.handle.renew_meta(assigning.begun)?;
                 }
                 Ok(Err(error)) => {
                     let (group, partitions) = (&self.member.group, assigning.partitions.clone());

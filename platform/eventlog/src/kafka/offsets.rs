@@ -21,6 +21,9 @@ const ASK_AGAIN: Duration = Duration::from_millis(50);
 /// So long a client's word is taken that a topic does not exist which others describe.
 const BELIEVED: Duration = Duration::from_secs(2);
 
+/// So long a client has for its answer until a new one asks as well.
+pub const SOON: Duration = Duration::from_secs(3);
+
 /// So long an answer is waited for that explains why there was none to another question.
 const HELD_FOR: Duration = Duration::from_secs(2);
 
@@ -247,11 +250,11 @@ impl Handle {
 
     /// The client that asks, and is in no group.
     pub fn meta(&self) -> Asker {
-        lock(&self.meta).clone()
+        lock(&self.meta).0.clone()
     }
 
-    /// Puts a question by a client, and, when that gets no answer in a third of the time, by a new one: librdkafka forgets
-    /// brokers that were away, and a client may wait for one of them that it does not find again.
+    /// Puts a question by a client and, when that has no answer soon, by a new one as well: librdkafka forgets brokers that
+    /// were away, and a client may wait for one of them that it does not find again.
     pub async fn ask<T: Send + 'static>(
         &self,
         context: &'static str,
@@ -263,38 +266,50 @@ impl Handle {
             let question = question.clone();
             tokio::task::spawn_blocking(move || question(&client, timeout))
         };
-        let third = self.config.request_timeout / 3;
-        let answer = put(client.clone(), third).await;
-        let error = match answer.map_err(|e| LogError::storage(context, e))? {
-            Ok(answer) => return Ok(answer),
-            Err(error) => error,
-        };
-        if code(&error) != Some(RDKafkaErrorCode::OperationTimedOut) {
-            return Err(storage(context, error, self.told.last_error()));
+        let (begun, third) = (Instant::now(), self.config.request_timeout / 3);
+        let mut first = put(client.clone(), third);
+        let soon = tokio::time::timeout(SOON.min(third), &mut first).await;
+        let waiting = soon.is_err();
+        if let Ok(answer) = soon {
+            match answer.map_err(|e| LogError::storage(context, e))? {
+                Err(error) if code(&error) == Some(RDKafkaErrorCode::OperationTimedOut) => {}
+                answer => return answer.map_err(|e| storage(context, e, self.told.last_error())),
+            }
         }
         tracing::warn!(context, "no answer; a new client asks");
-        let new = self.renew(&client)?;
-        let answer = put(new, third * 2).await;
-        let answer = answer.map_err(|e| LogError::storage(context, e))?;
+        let mut second = put(self.renew(&client, begun)?, third * 2);
+        let answer = tokio::select! {
+            Ok(Ok(late)) = &mut first, if waiting => return Ok(late),
+            answer = &mut second => answer.map_err(|e| LogError::storage(context, e))?,
+        };
         answer.map_err(|e| storage(context, e, self.told.last_error()))
     }
 
-    /// A new client in the place of one that got no answer.
-    fn renew(&self, old: &Asker) -> Result<Asker> {
-        let (new, gone) = if let Some(group) = &old.context().group {
-            let mut askers = lock(&self.askers);
-            let known = askers.iter().position(|(_, asker)| Arc::ptr_eq(asker, old));
-            let gone = known.map(|i| askers.remove(i).1);
-            drop(askers);
-            // One that made room meanwhile, or was renewed by somebody else, is not there.
-            let new = self.asker(group)?;
-            (new, gone)
-        } else {
-            let made = self.config.asking().create_with_context(self.context());
-            let new: Asker = Arc::new(made.map_err(|e| storage("making a client", e, None))?);
+    /// A client in the place of one that got no answer to a question of then.
+    fn renew(&self, old: &Asker, begun: Instant) -> Result<Asker> {
+        let Some(group) = &old.context().group else {
             // The common one even when it was another that got no answer: all that are as old know the same brokers.
-            (new.clone(), Some(std::mem::replace(&mut *lock(&self.meta), new)))
+            return self.renew_meta(begun);
         };
+        let mut askers = lock(&self.askers);
+        let known = askers.iter().position(|(_, asker)| Arc::ptr_eq(asker, old));
+        let gone = known.map(|i| askers.remove(i).1);
+        drop(askers);
+        self.retire(move || drop(gone));
+        // One that made room meanwhile, or was renewed by somebody else, is not there.
+        self.asker(group)
+    }
+
+    /// A client that asks and is in no group, and is no older than that.
+    pub fn renew_meta(&self, begun: Instant) -> Result<Asker> {
+        let mut meta = lock(&self.meta);
+        if meta.1 > begun {
+            return Ok(meta.0.clone());
+        }
+        let made = self.config.asking().create_with_context(self.context());
+        let new: Asker = Arc::new(made.map_err(|e| storage("making a client", e, None))?);
+        let (gone, _) = std::mem::replace(&mut *meta, (new.clone(), Instant::now()));
+        drop(meta);
         self.retire(move || drop(gone));
         Ok(new)
     }
@@ -316,16 +331,19 @@ impl Handle {
     }
 
     /// Whether brokers do not tell what a group committed because a transaction with a part of it has not ended: what would be
-    /// there without that they tell.
+    /// there without that they tell. New clients ask: another may only wait for a broker that is gone.
     pub async fn is_held(&self, group: &str, partitions: Vec<TopicPartition>) -> bool {
-        let mut config = self.config.consumer(group);
-        config.set("isolation.level", "read_uncommitted");
-        let ask = move |context| -> Result<(), KafkaError> {
-            let client: BaseConsumer<Context> = config.create_with_context(context)?;
-            commits(&client, &partitions, HELD_FOR).map(drop)
+        let told = |isolation: &str| {
+            let (mut config, partitions, context) = (self.config.consumer(group), partitions.clone(), self.context());
+            config.set("isolation.level", isolation);
+            let ask = move || -> Result<(), KafkaError> {
+                let client: BaseConsumer<Context> = config.create_with_context(context)?;
+                commits(&client, &partitions, HELD_FOR).map(drop)
+            };
+            tokio::task::spawn_blocking(ask)
         };
-        let context = self.context();
-        matches!(tokio::task::spawn_blocking(move || ask(context)).await, Ok(Ok(())))
+        let (committed, all) = tokio::join!(told("read_committed"), told("read_uncommitted"));
+        !matches!(committed, Ok(Ok(()))) && matches!(all, Ok(Ok(())))
     }
 
     pub async fn lag_of(&self, group: &str, topic: &str) -> Result<u64> {

@@ -17,9 +17,11 @@ use crate::types::NewRecord;
 
 /// Time limit of one call of librdkafka.
 const STEP: Duration = Duration::from_secs(30);
-/// Time limit for adding offsets, and how long after it the call is taken for one that never returns.
+/// Time limit for the records of a transaction to arrive and for adding offsets, of which that has the least in any case; and how
+/// long after it the call is taken for one that never returns.
 const OFFSETS_FOR: Duration = Duration::from_secs(10);
-const OFFSETS_GRACE: Duration = Duration::from_secs(5);
+const OFFSETS_LEAST: Duration = Duration::from_secs(5);
+const OFFSETS_GRACE: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_secs(1);
 /// Between two looks whether all records of a transaction have arrived.
 const FLUSH_LOOK: Duration = Duration::from_millis(1);
@@ -39,15 +41,15 @@ pub struct Worker {
     producer: Arc<Producer>,
     jobs: Option<SyncSender<Job>>,
     thread: Option<JoinHandle<()>>,
-    /// When the call began that is adding offsets now.
-    asked: Arc<Mutex<Option<Instant>>>,
+    /// By when the call has to end that is adding offsets now.
+    due: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Worker {
     pub fn start(producer: Arc<Producer>) -> LogResult<Self> {
         let (jobs, queue) = sync_channel::<Job>(1);
-        let (asked, shared) = (Arc::<Mutex<Option<Instant>>>::default(), producer.clone());
-        let noted = asked.clone();
+        let (due, shared) = (Arc::<Mutex<Option<Instant>>>::default(), producer.clone());
+        let noted = due.clone();
         let work = move || {
             for job in queue {
                 let result = run(&shared, &job.records, job.offsets.as_ref(), &job.batch, &noted);
@@ -63,7 +65,7 @@ impl Worker {
             producer,
             jobs: Some(jobs),
             thread: Some(thread),
-            asked,
+            due,
         })
     }
 
@@ -106,7 +108,7 @@ impl Worker {
     }
 
     fn is_stuck(&self, now: Instant) -> bool {
-        lock(&self.asked).is_some_and(|since| now.saturating_duration_since(since) > OFFSETS_FOR + OFFSETS_GRACE)
+        lock(&self.due).is_some_and(|due| now > due + OFFSETS_GRACE)
     }
 }
 
@@ -127,7 +129,7 @@ fn run(
     records: &[NewRecord],
     offsets: Option<&Offsets>,
     batch: &Arc<Batch>,
-    asked: &std::sync::Mutex<Option<Instant>>,
+    due: &Mutex<Option<Instant>>,
 ) -> Result<(), Failure> {
     producer.begin_transaction().map_err(Failure::Aborted)?;
     let sent = send_blocking(producer, records, batch).map_err(Failure::Aborted);
@@ -140,9 +142,11 @@ fn run(
     }
     let sent = sent.and_then(|()| match offsets {
         Some(offsets) => {
-            *lock(asked) = Some(Instant::now());
-            let result = producer.send_offsets_to_transaction(&offsets.list, &offsets.group, OFFSETS_FOR);
-            *lock(asked) = None;
+            let now = Instant::now();
+            let limit = flushed.saturating_duration_since(now).max(OFFSETS_LEAST);
+            *lock(due) = Some(now + limit);
+            let result = producer.send_offsets_to_transaction(&offsets.list, &offsets.group, limit);
+            *lock(due) = None;
             result.map_err(Failure::Offsets)
         }
         None => Ok(()),
