@@ -198,18 +198,32 @@ impl World {
 
     /// The broker that is the active controller, asked of the controllers themselves.
     pub fn controller(&self) -> usize {
-        let asked = Command::new("java")
-            .args(["-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp"])
-            .arg(self.cluster.libs().join("*"))
-            .args(["org.apache.kafka.tools.MetadataQuorumCommand", "--bootstrap-server"])
-            .args([&self.cluster.bootstrap(), "describe", "--status"])
-            .output()
-            .expect("java runs");
-        let said = String::from_utf8_lossy(&asked.stdout);
+        let said = self.tool("MetadataQuorumCommand", &["describe", "--status"]);
         let leader = said.lines().find_map(|line| line.strip_prefix("LeaderId:"));
         let leader: Option<usize> = leader.and_then(|id| id.trim().parse().ok());
         // Ids begin at 1.
-        leader.unwrap_or_else(|| panic!("no controller: {said}{}", String::from_utf8_lossy(&asked.stderr))) - 1
+        leader.unwrap_or_else(|| panic!("no controller: {said}")) - 1
+    }
+
+    /// The broker that leads the most partitions of a topic.
+    pub fn leader_of(&self, topic: &str) -> usize {
+        let said = self.tool("TopicCommand", &["--describe", "--topic", topic]);
+        let leads = |node: &usize| said.matches(&format!("Leader: {}\t", node + 1)).count();
+        let most = (0..3).max_by_key(leads).filter(|node| leads(node) > 0);
+        most.unwrap_or_else(|| panic!("no leader of {topic}: {said}"))
+    }
+
+    /// What a tool of Kafka says.
+    fn tool(&self, class: &str, args: &[&str]) -> String {
+        let asked = Command::new("java")
+            .args(["-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp"])
+            .arg(self.cluster.libs().join("*"))
+            .arg(format!("org.apache.kafka.tools.{class}"))
+            .args(["--bootstrap-server", &self.cluster.bootstrap()])
+            .args(args)
+            .output()
+            .expect("java runs");
+        String::from_utf8_lossy(&asked.stdout).into_owned() + &String::from_utf8_lossy(&asked.stderr)
     }
 
     /// How many lines of the brokers' logs hold these words. A broker that is started again begins its log anew.

@@ -86,6 +86,21 @@ pub fn define() {
     }
 }
 
+/// The last words of containers of a namespace that ended by themselves and were started again.
+pub fn last_words(namespace: &str) -> String {
+    let pods = get(&["-n", namespace, "pods"]);
+    let mut all = String::new();
+    for pod in pods["items"].as_array().into_iter().flatten() {
+        let states = pod["status"]["containerStatuses"].as_array();
+        if states.is_some_and(|all| all.iter().any(|c| c["restartCount"].as_u64() > Some(0))) {
+            let name = pod["metadata"]["name"].as_str().unwrap_or_default();
+            let (_, said) = try_kubectl(&["-n", namespace, "logs", name, "--previous", "--tail=30"], "");
+            all += &format!("{name}:\n{said}");
+        }
+    }
+    all
+}
+
 /// Takes away what an earlier run left: without an operator nobody lets go of it.
 pub fn clean() {
     let all = kubectl(&["get", "fn,flow,trigger", "-o", "name"]);

@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use imageflow_objects::{ObjectStore, S3Config, S3Store};
 use imageflow_servers::s3::{S3Options, S3Server};
 use imageflow_tests::external::{RESULT_WIDTH, photo};
-use imageflow_tests::kubectl::{apply, clean, is_on_cluster, kubectl};
+use imageflow_tests::kubectl::{apply, clean, is_on_cluster, kubectl, last_words};
 use imageflow_types::topics;
 
 /// The overlay of the trial: that of the tests' cluster, and Kafka with what three brokers need on a small machine.
@@ -112,8 +112,9 @@ async fn the_platform_installs_itself_and_does_the_main_job() {
     let (well, said) = imageflow(&install);
     assert!(
         well && said.contains("all is healthy"),
-        "{said}\n{}",
-        imageflow(&["doctor"]).1
+        "{said}\n{}\n{}",
+        imageflow(&["doctor"]).1,
+        last_words("imageflow-backend")
     );
     println!("{}", said.lines().last().unwrap_or_default());
     let (well, said) = imageflow(&["doctor"]);
@@ -121,7 +122,11 @@ async fn the_platform_installs_itself_and_does_the_main_job() {
         "StatefulSet imageflow-backend/imageflow-gateway",
         "StatefulSet imageflow-storage/kafka",
     ];
-    assert!(well && workloads.iter().all(|w| said.contains(w)), "{said}");
+    assert!(
+        well && workloads.iter().all(|w| said.contains(w)),
+        "{said}\n{}",
+        last_words("imageflow-backend")
+    );
     // A second time it changes nothing, and its keys are those of the first.
     let admin = || {
         kubectl(&[

@@ -126,6 +126,14 @@ async fn restarted(roles: &Roles<'_>, operator: Role) -> Role {
         let each = r"jsonpath={range .items[*]}{.kind}/{.metadata.name}={.metadata.resourceVersion}{' '}{end}";
         kubectl(&["get", "deploy,svc,pdb,netpol,fn,rev", "-o", each])
     };
+    // What still comes and goes would have other versions afterwards.
+    until("nothing goes on", PATIENCE, async || {
+        let (functions, deployments): (Value, Value) = (get(&["fn"]), get(&["deploy"]));
+        let all = [&functions, &deployments].map(|list| list["items"].as_array().unwrap());
+        let mut all = all.into_iter().flatten();
+        all.all(|one| one["status"]["replicas"].as_u64().unwrap_or(0) == 0)
+    })
+    .await;
     operator.stop();
     let before = versions();
     let operator = roles.operator("operator-1");
@@ -299,14 +307,19 @@ async fn functions_are_pods_from_zero_and_back() {
         assert!(number < 20, "no photo has a result");
     }
     at_zero(&api, "grey").await;
-    assert_eq!(get(&["deployment", "grey-00001"])["spec"]["replicas"], 0);
+    // The platform knows before the API server that they go.
+    until("its Deployment is at zero", PATIENCE, async || {
+        get(&["deployment", "grey-00001"])["spec"]["replicas"] == 0
+    })
+    .await;
 
     // A call at zero is held until a pod is there.
     let cold = invoke(&api, "small", 1).await;
     let warm = invoke(&api, "small", 2).await;
     println!("a call at zero took {cold:?}, a warm one {warm:?}");
-    // The kubelet tells of a container later than the platform uses it.
+    // The kubelet tells of a container later than the platform uses it, and of one that is gone nothing any more.
     until("its lines are there", PATIENCE, async || {
+        invoke(&api, "small", 3).await;
         let path = "/v1/functions/small/logs?tail=50";
         let answer = api.send(Method::GET, path, &[], Vec::new()).await;
         String::from_utf8_lossy(answer.body()).contains("listening")

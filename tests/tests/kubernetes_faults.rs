@@ -275,10 +275,25 @@ async fn whatever_fails_no_event_is_lost_and_no_result_doubled() {
         next: 0,
         wanted: 0,
     };
-    let operator = operator_killed(&roles, &mut scene).await;
+    let mut operator = operator_killed(&roles, &mut scene).await;
     node_cordoned(&mut scene).await;
     kubelet_stopped(&mut scene).await;
     api_server_restarted(&mut scene).await;
+    // It ends when it cannot renew its lease in time; a Deployment starts it again.
+    if operator.has_ended() {
+        println!("the operator had lost its lease and starts again");
+        operator = roles.operator("operator-2");
+    }
+    kubectl(&[
+        "patch",
+        "fn",
+        "small",
+        "--type=merge",
+        "-p",
+        r#"{"spec":{"params":{"width":9}}}"#,
+    ]);
+    let latest = "--for=jsonpath={.status.latestRevision}=small-00002";
+    kubectl(&["wait", latest, "fn/small", "--timeout=90s"]);
     until("all functions are ready again", PATIENCE, async || {
         let functions: Value = get(&["fn"]);
         let mut all = functions["items"].as_array().unwrap().iter();

@@ -9,7 +9,8 @@ use imageflow_types::{ErrorCode, FieldError, FieldErrors, Problem};
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams};
 use kube::core::{ApiResource, GroupVersionKind, Status};
 use kube::{Client, ResourceExt};
-use serde_json::json;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::crd::GROUP;
@@ -69,18 +70,52 @@ impl KubeAuthority {
             .unwrap_or_else(|_| Err(late(kind, name)))
     }
 
-    async fn mirrored(&self, kind: Kind, name: &str, there: bool) -> Result<(), Problem> {
+    /// Waits until the mirror is so: until then the platform works by what was before.
+    async fn mirrored(&self, kind: Kind, name: &str, is: impl Fn(&Catalog) -> bool) -> Result<(), Problem> {
         let mut catalog = self.catalog.clone();
-        let is_there = |catalog: &Arc<Catalog>| match kind {
-            Kind::Function => catalog.functions.contains_key(name),
-            Kind::Flow => catalog.flows.contains_key(name),
-            Kind::Trigger => catalog.triggers.contains_key(name),
-        };
-        let seen = catalog.wait_for(|catalog| is_there(catalog) == there);
+        let seen = catalog.wait_for(|catalog| is(catalog));
         match tokio::time::timeout(PATIENCE, seen).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(_)) | Err(_) => Err(late(kind, name)),
         }
+    }
+
+    /// Whether an object has changed since it had this generation. Whoever changed it waits for the mirror of that.
+    async fn is_changed(&self, kind: Kind, name: &str, generation: i64) -> bool {
+        let now = self.api(kind).get_metadata(name).await;
+        now.is_ok_and(|object| object.metadata.generation.is_some_and(|now| now > generation))
+    }
+}
+
+/// Whether the mirror is that of an object, as the API server keeps it, or of what came after it.
+fn is_mirror(catalog: &Catalog, kind: Kind, object: &DynamicObject) -> bool {
+    let (name, spec) = (object.name_any(), &object.data["spec"]);
+    match kind {
+        Kind::Function => catalog.functions.get(name.as_str()).is_some_and(|entry| {
+            let generation = object.metadata.generation.unwrap_or(0);
+            i64::try_from(entry.document.metadata.generation).unwrap_or(i64::MAX) >= generation
+        }),
+        // The mirror counts their generations anew.
+        Kind::Flow => catalog
+            .flows
+            .get(name.as_str())
+            .is_some_and(|flow| is_spec(&flow.spec, spec)),
+        Kind::Trigger => {
+            let trigger = catalog.triggers.get(name.as_str());
+            trigger.is_some_and(|trigger| is_spec(&trigger.spec, spec))
+        }
+    }
+}
+
+fn is_spec<S: DeserializeOwned + PartialEq>(mirrored: &S, kept: &Value) -> bool {
+    S::deserialize(kept).is_ok_and(|kept| kept == *mirrored)
+}
+
+fn has(catalog: &Catalog, kind: Kind, name: &str) -> bool {
+    match kind {
+        Kind::Function => catalog.functions.contains_key(name),
+        Kind::Flow => catalog.flows.contains_key(name),
+        Kind::Trigger => catalog.triggers.contains_key(name),
     }
 }
 
@@ -163,7 +198,12 @@ impl Authority for KubeAuthority {
             Some(_) => Outcome::Configured,
         };
         self.seen(kind, &name, generation).await?;
-        self.mirrored(kind, &name, true).await?;
+        let mirrored = self.mirrored(kind, &name, |catalog| is_mirror(catalog, kind, &applied));
+        if let Err(problem) = mirrored.await
+            && !self.is_changed(kind, &name, generation).await
+        {
+            return Err(problem);
+        }
         let revision = match kind {
             Kind::Function => {
                 let catalog = self.catalog.borrow().clone();
@@ -184,13 +224,46 @@ impl Authority for KubeAuthority {
     async fn delete(&self, kind: Kind, name: &str) -> Result<(), Problem> {
         let deleted = self.api(kind).delete(name, &DeleteParams::default()).await;
         deleted.map_err(|e| problem(&e, kind, name))?;
-        self.mirrored(kind, name, false).await
+        self.mirrored(kind, name, |catalog| !has(catalog, kind, name)).await
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use imageflow_resources::FunctionEntry;
+    use imageflow_types::flow::FlowSpec;
+    use imageflow_types::manifest::Document;
+    use imageflow_types::names::{FlowName, FunctionName};
+
     use super::*;
+
+    #[test]
+    fn a_mirror_of_before_is_not_taken_for_that_of_a_change() {
+        let flow = |function: &str| json!({ "steps": [{ "name": "a", "function": function }] });
+        let kept = |generation: i64, function: &str| -> DynamicObject {
+            let object = json!({ "apiVersion": "imageflow.dev/v1alpha1", "kind": "Flow", "spec": flow(function),
+                "metadata": { "name": "one", "generation": generation } });
+            serde_json::from_value(object).unwrap()
+        };
+        let mut catalog = Catalog::default();
+        assert!(!is_mirror(&catalog, Kind::Flow, &kept(1, "small")));
+        let spec: FlowSpec = serde_json::from_value(flow("small")).unwrap();
+        let name = FlowName::new("one").unwrap();
+        catalog.flows.insert(name.clone(), Arc::new(Document::new(name, spec)));
+        assert!(is_mirror(&catalog, Kind::Flow, &kept(1, "small")));
+        assert!(!is_mirror(&catalog, Kind::Flow, &kept(2, "grey")));
+
+        let name = FunctionName::new("one").unwrap();
+        let spec = serde_json::from_value(json!({ "operation": "resize" })).unwrap();
+        let mut entry = FunctionEntry {
+            document: Document::new(name.clone(), spec),
+            revisions: Vec::new(),
+        };
+        entry.document.metadata.generation = 1;
+        catalog.functions.insert(name, Arc::new(entry));
+        assert!(is_mirror(&catalog, Kind::Function, &kept(1, "small")));
+        assert!(!is_mirror(&catalog, Kind::Function, &kept(2, "small")));
+    }
 
     #[test]
     fn what_the_api_server_finds_wrong_names_its_field() {

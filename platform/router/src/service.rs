@@ -83,6 +83,8 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// How often it is told how long a batch waits already.
 const TELL_EVERY: Duration = Duration::from_secs(5);
 
+type Transactions = Box<dyn TransactionalProducer>;
+
 /// Why a session in the group ended.
 enum SessionError {
     /// Another member has the name.
@@ -122,25 +124,22 @@ impl Router {
     /// # Errors
     /// [`RouterError`] when the log fails for good or another router of the same name took over.
     pub async fn run(self, stop: CancellationToken) -> Result<(), RouterError> {
-        let topics = Self::topics();
-        let Some(made) = stop.run_until_cancelled(self.log.ensure_topics(&topics)).await else {
-            return Ok(());
-        };
-        made?;
-        // Taking the id over first ends an older router's transactions before any state is read. Without brokers it takes long.
-        let Some(taken) = stop
-            .run_until_cancelled(self.log.transactional(&self.config.member))
-            .await
-        else {
-            return Ok(());
-        };
-        let mut producer = taken?;
+        let (mut topics, mut producer, mut waiting) = (Self::topics(), None, None);
         let mut rejoin = Rejoin::default();
         loop {
-            let names = vec![topics::EVENTS.to_owned(), topics::RUN_EVENTS.to_owned()];
-            let group = ConsumerConfig::new(topics::GROUP_ROUTER, self.config.member.clone(), Topics::Names(names));
-            let mut consumer = self.log.consumer(group).await?;
-            let ended = self.session(consumer.as_mut(), producer.as_mut(), &stop).await;
+            let (mut consumer, taken) = match stop.run_until_cancelled(self.begin(&mut topics, &mut producer)).await {
+                None => return Ok(()),
+                Some(Ok(both)) => both,
+                Some(Err(error)) => {
+                    waiting.get_or_insert_with(Waiting::new).tell();
+                    if !again(&stop, error).await? {
+                        return Ok(());
+                    }
+                    continue;
+                }
+            };
+            waiting = None;
+            let ended = self.session(consumer.as_mut(), taken.as_mut(), &stop).await;
             // In order, also after an error: a member that just vanishes holds its partitions, and those it was to give back.
             let closed = consumer.close().await;
             match ended {
@@ -152,21 +151,11 @@ impl Router {
                 // The offsets that the group has tell what of the last batch was written.
                 Err(SessionError::Router(RouterError::Log(error @ LogError::Unresolved { .. }))) => {
                     tracing::warn!(%error, "the router takes its transactions over and joins anew");
-                    drop(producer);
-                    let waiting = Waiting::new();
-                    producer = loop {
-                        let taken = self.log.transactional(&self.config.member);
-                        match stop.run_until_cancelled(taken).await {
-                            None => return Ok(()),
-                            Some(Ok(producer)) => break producer,
-                            Some(Err(error)) => {
-                                waiting.tell();
-                                if !again(&stop, error).await? {
-                                    return Ok(());
-                                }
-                            }
-                        }
-                    };
+                    producer = None;
+                }
+                // Brokers may be away when it asks where its partitions are.
+                Err(SessionError::Router(RouterError::Log(error))) if error.is_retryable() => {
+                    tracing::warn!(%error, "the router joins anew");
                 }
                 // Only its transactions prove that a newer router has the name.
                 Err(SessionError::Displaced(error)) if rejoin.may(&error, Instant::now()) => {
@@ -180,6 +169,27 @@ impl Router {
                 () = tokio::time::sleep(PAUSE) => {}
             }
         }
+    }
+
+    /// Makes the topics that are missing, takes the transactional id over, if that is not done, and joins the group.
+    async fn begin<'a>(
+        &self,
+        missing: &mut Vec<TopicSpec>,
+        producer: &'a mut Option<Transactions>,
+    ) -> Result<(Box<dyn Consumer>, &'a mut Transactions), LogError> {
+        if !missing.is_empty() {
+            self.log.ensure_topics(missing).await?;
+            missing.clear();
+        }
+        let taken = match producer.take() {
+            Some(taken) => taken,
+            // First, which ends an older router's transactions before any state is read. Without brokers it takes long.
+            None => self.log.transactional(&self.config.member).await?,
+        };
+        let taken = producer.insert(taken);
+        let names = vec![topics::EVENTS.to_owned(), topics::RUN_EVENTS.to_owned()];
+        let group = ConsumerConfig::new(topics::GROUP_ROUTER, self.config.member.clone(), Topics::Names(names));
+        Ok((self.log.consumer(group).await?, taken))
     }
 
     /// As one member of the group, until `stop` or until the group has gone on without it.

@@ -299,8 +299,10 @@ impl KafkaConsumer {
                 }
                 Ok(Err(error)) if !again => {
                     tracing::info!(%error, group = self.member.group, "new partitions have no offsets yet; a new client asks");
-                    // That one was asked as well, and is needed for all that follows.
-                    self.handle.renew_meta(assigning.begun)?;
+                    // That one may wait for the same broker, and is asked for all that follows.
+                    if code(&error) == Some(RDKafkaErrorCode::OperationTimedOut) {
+                        self.handle.renew_meta(assigning.begun)?;
+                    }
                 }
                 Ok(Err(error)) => {
                     let (group, partitions) = (&self.member.group, assigning.partitions.clone());

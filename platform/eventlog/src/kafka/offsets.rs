@@ -269,20 +269,35 @@ impl Handle {
         let (begun, third) = (Instant::now(), self.config.request_timeout / 3);
         let mut first = put(client.clone(), third);
         let soon = tokio::time::timeout(SOON.min(third), &mut first).await;
-        let waiting = soon.is_err();
+        let mut waiting = soon.is_err();
         if let Ok(answer) = soon {
             match answer.map_err(|e| LogError::storage(context, e))? {
                 Err(error) if code(&error) == Some(RDKafkaErrorCode::OperationTimedOut) => {}
                 answer => return answer.map_err(|e| storage(context, e, self.told.last_error())),
             }
         }
+        self.check_open()?;
         tracing::warn!(context, "no answer; a new client asks");
         let mut second = put(self.renew(&client, begun)?, third * 2);
-        let answer = tokio::select! {
-            Ok(Ok(late)) = &mut first, if waiting => return Ok(late),
-            answer = &mut second => answer.map_err(|e| LogError::storage(context, e))?,
+        self.retire(move || drop(client));
+        let answer = loop {
+            tokio::select! {
+                late = &mut first, if waiting => match late {
+                    Ok(Ok(late)) => return Ok(late),
+                    _ => waiting = false,
+                },
+                answer = &mut second => break answer.map_err(|e| LogError::storage(context, e))?,
+            }
         };
-        answer.map_err(|e| storage(context, e, self.told.last_error()))
+        match answer {
+            // A new client is refused at once by a broker that does not know its new part yet.
+            Err(error) if waiting => match first.await {
+                Ok(Ok(late)) => Ok(late),
+                _ => Err(error),
+            },
+            answer => answer,
+        }
+        .map_err(|e| storage(context, e, self.told.last_error()))
     }
 
     /// A client in the place of one that got no answer to a question of then.

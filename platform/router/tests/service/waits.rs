@@ -23,6 +23,20 @@ async fn a_work_topic_that_somebody_took_away_is_made_anew_and_no_router_ends() 
 }
 
 #[tokio::test]
+async fn brokers_that_are_away_for_a_moment_end_no_router() {
+    let world = World::new().await;
+    world.objects.add("cat.png", "e1");
+    let calls = ["ensure_topics", "transactional", "consumer", "poll"];
+    world.log.fail(&calls);
+    let mut running = world.route();
+    world.events(&[&uploaded("1", "cat.png")]).await;
+    running.during(world.log.settled()).await;
+    assert_eq!(world.log.failing(), 0, "each has failed once");
+    assert_eq!(world.log.work("outline").await.len(), 1);
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn a_batch_that_was_written_unheard_is_not_written_again() {
     let world = World::new().await;
     world.objects.add("cat.png", "e1");

@@ -25,6 +25,8 @@ pub struct Spy {
     refused: Arc<watch::Sender<u32>>,
     broken: Arc<std::sync::Mutex<Option<&'static str>>>,
     unheard: Arc<AtomicU32>,
+    /// Calls that fail at their next turn.
+    failing: Arc<std::sync::Mutex<Vec<&'static str>>>,
     /// Records handed out to consumers.
     given: Arc<watch::Sender<usize>>,
 }
@@ -39,6 +41,7 @@ impl Spy {
             refused: Arc::new(watch::channel(0).0),
             broken: Arc::default(),
             unheard: Arc::default(),
+            failing: Arc::default(),
             given: Arc::new(watch::channel(0).0),
         })
     }
@@ -53,6 +56,16 @@ impl Spy {
     /// Of the next so many transactions it is not heard that they were committed.
     pub fn keep_from(&self, times: u32) {
         self.unheard.store(times, Ordering::SeqCst);
+    }
+
+    /// Each of these calls fails once.
+    pub fn fail(&self, calls: &[&'static str]) {
+        self.failing.lock().unwrap().extend(calls);
+    }
+
+    /// Calls that are still to fail.
+    pub fn failing(&self) -> usize {
+        self.failing.lock().unwrap().len()
     }
 
     /// The next so many transactions fail.
@@ -143,6 +156,17 @@ impl Spy {
     }
 }
 
+/// Fails when it is the turn of this call.
+fn check(failing: &std::sync::Mutex<Vec<&'static str>>, call: &'static str) -> Result<()> {
+    let mut failing = failing.lock().unwrap();
+    let Some(turn) = failing.iter().position(|one| *one == call) else {
+        return Ok(());
+    };
+    failing.remove(turn);
+    let source = "the brokers are away".into();
+    Err(LogError::Storage { context: call, source })
+}
+
 /// The value of a record.
 pub fn parse<T: DeserializeOwned>(value: Option<&bytes::Bytes>) -> T {
     serde_json::from_slice(value.unwrap()).unwrap()
@@ -157,6 +181,7 @@ pub fn written<T: DeserializeOwned>(transaction: &Transaction, topic: &str) -> V
 #[async_trait]
 impl EventLog for Spy {
     async fn ensure_topics(&self, specs: &[TopicSpec]) -> Result<()> {
+        check(&self.failing, "ensure_topics")?;
         self.inner.ensure_topics(specs).await
     }
     async fn delete_topic(&self, name: &str) -> Result<()> {
@@ -169,12 +194,15 @@ impl EventLog for Spy {
         self.inner.produce(records).await
     }
     async fn consumer(&self, config: ConsumerConfig) -> Result<Box<dyn Consumer>> {
+        check(&self.failing, "consumer")?;
         Ok(Box::new(SpyConsumer {
+            failing: self.failing.clone(),
             inner: self.inner.consumer(config).await?,
             given: self.given.clone(),
         }))
     }
     async fn transactional(&self, id: &str) -> Result<Box<dyn TransactionalProducer>> {
+        check(&self.failing, "transactional")?;
         Ok(Box::new(SpyProducer {
             inner: self.inner.transactional(id).await?,
             journal: self.journal.clone(),
@@ -209,6 +237,7 @@ impl EventLog for Spy {
 }
 
 struct SpyConsumer {
+    failing: Arc<std::sync::Mutex<Vec<&'static str>>>,
     inner: Box<dyn Consumer>,
     given: Arc<watch::Sender<usize>>,
 }
@@ -216,6 +245,7 @@ struct SpyConsumer {
 #[async_trait]
 impl Consumer for SpyConsumer {
     async fn poll(&mut self, max: usize) -> Result<Vec<ConsumerEvent>> {
+        check(&self.failing, "poll")?;
         let events = self.inner.poll(max).await?;
         for event in &events {
             if let ConsumerEvent::Records(records) = event {
