@@ -18,6 +18,7 @@ mod told;
 mod watched;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use imageflow_resources::ResourceStore;
@@ -25,6 +26,7 @@ use kube::api::Api;
 use kube::client::ClientBuilder;
 use kube::runtime::controller::{self, Action, Controller};
 use kube::runtime::reflector::ObjectRef;
+use kube::runtime::utils::Backoff;
 use kube::runtime::{WatchStreamExt, reflector, watcher};
 use kube::{Client, Config, Resource};
 use tokio::sync::OnceCell;
@@ -106,6 +108,7 @@ impl Operator {
             .applied_objects();
         let functions = Controller::for_stream(known, reader)
             .with_config(config())
+            .trigger_backoff(AtOnce)
             .watches_stream(deployment_events, to_function(&namespace))
             .watches_stream(service_events, to_function(&namespace))
             .watches_stream(budget_events, to_function(&namespace))
@@ -137,6 +140,22 @@ impl Operator {
             forgetting,
         );
     }
+}
+
+/// Each watch of a function's controller waits by itself after an error. The controller's own wait would hold up all of them, and
+/// grows with the errors of each: by the default an API server that was away for 4 s cost minutes.
+struct AtOnce;
+
+impl Iterator for AtOnce {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        Some(Duration::ZERO)
+    }
+}
+
+impl Backoff for AtOnce {
+    fn reset(&mut self) {}
 }
 
 fn to_function<K: Resource<DynamicType = ()>>(
