@@ -40,12 +40,15 @@ impl Notifications {
     /// # Errors
     /// When the log fails for good.
     pub async fn run(self, stop: CancellationToken) -> Result<(), LogError> {
-        self.log.ensure_topics(&[Self::topic()]).await?;
         let mut rejoin = Rejoin::default();
         loop {
             match self.session(&stop).await {
                 Err(error) if rejoin.may(&error, Instant::now()) => {
                     tracing::warn!(%error, "displaced in the group of those who read notifications; it joins anew");
+                }
+                // An outage passes, however long it takes, and the API has other things to do.
+                Err(error) if error.is_retryable() => {
+                    tracing::warn!(%error, "notifications wait; their reader joins anew");
                 }
                 ended => return ended,
             }
@@ -58,6 +61,12 @@ impl Notifications {
 
     /// As a member of the group, until `stop` or until it is no member any more.
     async fn session(&self, stop: &CancellationToken) -> Result<(), LogError> {
+        let own = [Self::topic()];
+        tokio::select! {
+            ensured = self.log.ensure_topics(&own) => ensured?,
+            // Without brokers it takes half a minute.
+            () = stop.cancelled() => return Ok(()),
+        }
         let names = Topics::Names(vec![topics::OBJECT_NOTIFICATIONS.to_owned()]);
         let group = ConsumerConfig::new(topics::GROUP_NOTIFICATIONS, self.member.clone(), names);
         let mut consumer = self.log.consumer(group).await?;

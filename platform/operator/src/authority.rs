@@ -12,6 +12,7 @@ use kube::{Client, ResourceExt};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::crd::GROUP;
 
@@ -19,6 +20,8 @@ use crate::crd::GROUP;
 const FIELD_MANAGER: &str = "imageflow-api";
 /// Longest wait for the operator.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Between two looks whether an object has changed meanwhile.
+const CHANGED: Duration = Duration::from_secs(1);
 /// Between two looks at what the operator says.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -46,7 +49,7 @@ impl KubeAuthority {
     }
 
     /// Waits until the operator has seen a generation. With what it said, when it refused.
-    async fn seen(&self, kind: Kind, name: &str, generation: i64) -> Result<(), Problem> {
+    async fn seen(&self, kind: Kind, name: &str, generation: i64, deadline: Instant) -> Result<(), Problem> {
         let api = self.api(kind);
         let look = async {
             loop {
@@ -65,25 +68,38 @@ impl KubeAuthority {
                 tokio::time::sleep(LOOK).await;
             }
         };
-        tokio::time::timeout(PATIENCE, look)
+        tokio::time::timeout_at(deadline, look)
             .await
             .unwrap_or_else(|_| Err(late(kind, name)))
     }
 
-    /// Waits until the mirror is so: until then the platform works by what was before.
-    async fn mirrored(&self, kind: Kind, name: &str, is: impl Fn(&Catalog) -> bool) -> Result<(), Problem> {
+    /// Waits until the mirror is that of an object: until then the platform works by what was before. Whoever has changed the
+    /// object meanwhile waits for that change.
+    async fn mirrored(&self, kind: Kind, object: &DynamicObject, deadline: Instant) -> Result<(), Problem> {
+        let name = object.name_any();
         let mut catalog = self.catalog.clone();
-        let seen = catalog.wait_for(|catalog| is(catalog));
-        match tokio::time::timeout(PATIENCE, seen).await {
+        while Instant::now() < deadline {
+            let seen = catalog.wait_for(|catalog| is_mirror(catalog, kind, object));
+            match tokio::time::timeout_at(deadline.min(Instant::now() + CHANGED), seen).await {
+                Ok(Ok(_)) => return Ok(()),
+                Ok(Err(_)) => break,
+                Err(_) => {}
+            }
+            let now = self.api(kind).get_metadata(&name).await;
+            if now.is_ok_and(|now| now.metadata.generation > object.metadata.generation) {
+                return Ok(());
+            }
+        }
+        Err(late(kind, &name))
+    }
+
+    async fn gone(&self, kind: Kind, name: &str) -> Result<(), Problem> {
+        let mut catalog = self.catalog.clone();
+        let gone = catalog.wait_for(|catalog| !has(catalog, kind, name));
+        match tokio::time::timeout(PATIENCE, gone).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(_)) | Err(_) => Err(late(kind, name)),
         }
-    }
-
-    /// Whether an object has changed since it had this generation. Whoever changed it waits for the mirror of that.
-    async fn is_changed(&self, kind: Kind, name: &str, generation: i64) -> bool {
-        let now = self.api(kind).get_metadata(name).await;
-        now.is_ok_and(|object| object.metadata.generation.is_some_and(|now| now > generation))
     }
 }
 
@@ -108,7 +124,8 @@ fn is_mirror(catalog: &Catalog, kind: Kind, object: &DynamicObject) -> bool {
 }
 
 fn is_spec<S: DeserializeOwned + PartialEq>(mirrored: &S, kept: &Value) -> bool {
-    S::deserialize(kept).is_ok_and(|kept| kept == *mirrored)
+    // A field of a newer operator's definition, which this gateway does not know: that it is there is all that can be seen.
+    S::deserialize(kept).map_or(true, |kept| kept == *mirrored)
 }
 
 fn has(catalog: &Catalog, kind: Kind, name: &str) -> bool {
@@ -197,13 +214,15 @@ impl Authority for KubeAuthority {
             Some(before) if is_like(before, &applied) => Outcome::Unchanged,
             Some(_) => Outcome::Configured,
         };
-        self.seen(kind, &name, generation).await?;
-        let mirrored = self.mirrored(kind, &name, |catalog| is_mirror(catalog, kind, &applied));
-        if let Err(problem) = mirrored.await
-            && !self.is_changed(kind, &name, generation).await
-        {
-            return Err(problem);
+        if applied.metadata.deletion_timestamp.is_some() {
+            let detail = format!(
+                "{kind} {name} is being deleted and takes no changes any more: apply it again when it is gone; its condition Ready says what still needs it"
+            );
+            return Err(Problem::new(ErrorCode::Conflict, detail));
         }
+        let deadline = Instant::now() + PATIENCE;
+        self.seen(kind, &name, generation, deadline).await?;
+        self.mirrored(kind, &applied, deadline).await?;
         let revision = match kind {
             Kind::Function => {
                 let catalog = self.catalog.borrow().clone();
@@ -224,7 +243,7 @@ impl Authority for KubeAuthority {
     async fn delete(&self, kind: Kind, name: &str) -> Result<(), Problem> {
         let deleted = self.api(kind).delete(name, &DeleteParams::default()).await;
         deleted.map_err(|e| problem(&e, kind, name))?;
-        self.mirrored(kind, name, |catalog| !has(catalog, kind, name)).await
+        self.gone(kind, name).await
     }
 }
 
@@ -252,6 +271,9 @@ mod tests {
         catalog.flows.insert(name.clone(), Arc::new(Document::new(name, spec)));
         assert!(is_mirror(&catalog, Kind::Flow, &kept(1, "small")));
         assert!(!is_mirror(&catalog, Kind::Flow, &kept(2, "grey")));
+        let mut newer = kept(2, "grey");
+        newer.data["spec"]["unheardOf"] = json!(true);
+        assert!(is_mirror(&catalog, Kind::Flow, &newer), "all that can be seen");
 
         let name = FunctionName::new("one").unwrap();
         let spec = serde_json::from_value(json!({ "operation": "resize" })).unwrap();

@@ -80,6 +80,12 @@ pub enum RouterError {
 /// Pause before a batch that could not be written is written again.
 const PAUSE: Duration = Duration::from_millis(500);
 
+/// Longest pause before it joins anew, however often that was in vain.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// After so long without an error a router has joined: longer than an answer is waited for.
+const JOINED: Duration = Duration::from_secs(30);
+
 /// How often it is told how long a batch waits already.
 const TELL_EVERY: Duration = Duration::from_secs(5);
 
@@ -125,7 +131,7 @@ impl Router {
     /// [`RouterError`] when the log fails for good or another router of the same name took over.
     pub async fn run(self, stop: CancellationToken) -> Result<(), RouterError> {
         let (mut topics, mut producer, mut waiting) = (Self::topics(), None, None);
-        let mut rejoin = Rejoin::default();
+        let (mut rejoin, mut pause) = (Rejoin::default(), PAUSE);
         loop {
             let (mut consumer, taken) = match stop.run_until_cancelled(self.begin(&mut topics, &mut producer)).await {
                 None => return Ok(()),
@@ -138,10 +144,15 @@ impl Router {
                     continue;
                 }
             };
-            waiting = None;
-            let ended = self.session(consumer.as_mut(), taken.as_mut(), &stop).await;
+            let begun = Instant::now();
+            let session = self.session(consumer.as_mut(), taken.as_mut(), &mut waiting, &stop);
+            let ended = session.await;
+            if begun.elapsed() > LONGEST_PAUSE {
+                pause = PAUSE;
+            }
             // In order, also after an error: a member that just vanishes holds its partitions, and those it was to give back.
             let closed = consumer.close().await;
+            let mut rest = PAUSE;
             match ended {
                 Ok(()) => return Ok(closed?),
                 // A new generation of the group, or it was away for too long: what it held is done again, by whoever has it.
@@ -155,7 +166,10 @@ impl Router {
                 }
                 // Brokers may be away when it asks where its partitions are.
                 Err(SessionError::Router(RouterError::Log(error))) if error.is_retryable() => {
-                    tracing::warn!(%error, "the router joins anew");
+                    tracing::warn!(%error, "the router cannot go on yet; it joins anew");
+                    waiting.get_or_insert_with(Waiting::new).tell();
+                    rest = pause;
+                    pause = LONGEST_PAUSE.min(pause * 2);
                 }
                 // Only its transactions prove that a newer router has the name.
                 Err(SessionError::Displaced(error)) if rejoin.may(&error, Instant::now()) => {
@@ -166,7 +180,7 @@ impl Router {
             }
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
-                () = tokio::time::sleep(PAUSE) => {}
+                () = tokio::time::sleep(rest) => {}
             }
         }
     }
@@ -197,6 +211,7 @@ impl Router {
         &self,
         consumer: &mut dyn Consumer,
         producer: &mut dyn TransactionalProducer,
+        waiting: &mut Option<Waiting>,
         stop: &CancellationToken,
     ) -> Result<(), SessionError> {
         let mut runs = Runs::default();
@@ -211,7 +226,10 @@ impl Router {
                 events = consumer.poll(self.config.batch) => events.map_err(SessionError::of_member)?,
                 // Room comes without a record: look again.
                 () = tokio::time::sleep(PAUSE), if forgets || intake.is_resting() => Vec::new(),
+                // A router without partitions hears nothing, and waits for nobody.
+                () = tokio::time::sleep(JOINED), if waiting.is_some() => Vec::new(),
             };
+            *waiting = None;
             for event in &events {
                 if !self.follow(&mut runs, event, stop).await? {
                     return Ok(());

@@ -1,8 +1,11 @@
 //! `imageflow serve autoscaler`
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use imageflow_autoscaler::{Autoscaler, Functions, Keda, Parts, Replicas, Reports, RevisionPods, ScaleError, Settings};
+use imageflow_decider::Memory;
 use imageflow_eventlog::{EventLog, LogError};
 use imageflow_pods::kubernetes::lease::{LeaseConfig, Led, lead};
 use imageflow_pods::{RemoteConfig, RemoteHost};
@@ -24,6 +27,9 @@ fn allowed(_: &str) -> &'static [ServiceRole] {
 }
 
 const LEASE: &str = "imageflow-autoscaler";
+
+/// Pause before the log is asked again.
+const PAUSE: Duration = Duration::from_secs(1);
 
 pub async fn run(args: AutoscalerArgs, stop: Stop) -> Result<(), CliError> {
     let shell = Shell::open("autoscaler", Some(args.admin_listen), &args.common, stop).await?;
@@ -84,6 +90,25 @@ struct Warm {
 }
 
 impl Warm {
+    /// What earlier autoscalers learned; nothing when it is stopped meanwhile. An outage of the log passes: another that led would
+    /// not read it either.
+    async fn learned(&self, stop: &CancellationToken) -> Result<HashMap<FunctionName, Memory>, CliError> {
+        loop {
+            match stop.run_until_cancelled(scaling::learned(&self.log)).await {
+                None => return Ok(HashMap::new()),
+                Some(Ok(learned)) => return Ok(learned),
+                Some(Err(error)) if error.is_retryable() => {
+                    tracing::warn!(%error, "what was learned cannot be read yet");
+                }
+                Some(Err(error)) => return Err(log_failed(error)),
+            }
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep(PAUSE) => {}
+            }
+        }
+    }
+
     async fn open(&self, stop: &CancellationToken) -> Result<Decider, CliError> {
         let args = &self.args;
         let server = RoleServer::open(args.listen, args.door.role_keys.as_deref(), allowed).await?;
@@ -101,7 +126,7 @@ impl Warm {
                 false => Arc::new(Remote(pods, connected)),
             },
             sink: Arc::new(scaling::Sink(self.log.clone())),
-            learned: scaling::learned(&self.log).await.map_err(log_failed)?,
+            learned: self.learned(stop).await?,
             pokes: reports.pokes(),
         };
         let (autoscaler, task) = Autoscaler::spawn(parts, Settings::default(), stop.clone());
