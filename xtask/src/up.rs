@@ -136,6 +136,7 @@ const SOAK: &str = "soak [kill] [MINUTES | --rounds N]";
 /// `cargo xtask soak [kill] [MINUTES | --rounds N]`: tests of faults again and again. The first one that fails ends it.
 pub fn soak(args: &[String]) -> Outcome {
     let (tests, long) = of_soak(args)?;
+    setup::packages()?;
     if tests.len() > 1 {
         setup::servers()?;
     }
