@@ -4,7 +4,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 
-use crate::tool::{self, Outcome, cargo, run as step};
+use crate::tool::{self, Fault, Outcome, cargo, run as step};
 use crate::{image, setup, up};
 
 /// Of the first node.
@@ -29,17 +29,13 @@ pub fn import(archive: &Path) -> Outcome {
 }
 
 /// The tier: a cluster, the tests that need one, and no cluster any more.
-pub fn test() -> Outcome {
+pub fn test() -> Result<(), Fault> {
     let crate_alone = ["test", "-p", "imageflow-cluster", "--locked", "--lib"];
     step("tests of imageflow-cluster", &mut cargo(&crate_alone))?;
-    if let Err(reason) = setup::cluster() {
-        println!("cluster: skipped, {reason}");
-        return Ok(());
-    }
-    if let Some(reason) = obstacle()? {
-        println!("cluster: skipped, {reason}");
-        return Ok(());
-    }
+    setup::cluster()?;
+    obstacle()?;
+    // While the machine's network is there.
+    setup::servers()?;
     let of_cluster: &[&str] = &["test", "-p", "imageflow-cluster", "--locked", "--test", "cluster"];
     let of_platform: &[&str] = &[
         "test",
@@ -53,11 +49,6 @@ pub fn test() -> Outcome {
         "--test",
         "kubernetes_faults",
     ];
-    // While the machine's network is there.
-    if let Err(reason) = setup::servers() {
-        println!("cluster: skipped, {reason}");
-        return Ok(());
-    }
     // As the tiers before have built them.
     step("build", &mut cargo(&["build", "--workspace", "--bins", "--locked"]))?;
     let mut images = image::pack_all("debug")?;
@@ -71,7 +62,7 @@ pub fn test() -> Outcome {
         images.iter().try_for_each(|archive| import(archive))?;
         step("tests on the cluster", &mut inside(of_platform)?)
     });
-    tested.and(keeper.end())
+    Ok(tested.and(keeper.end())?)
 }
 
 /// An image of Kafka for the cluster, made once.
@@ -117,12 +108,17 @@ fn inside(args: &[&str]) -> Result<Command, String> {
     Ok(exec)
 }
 
-/// Why this machine cannot run the cluster, if so.
-fn obstacle() -> Result<Option<String>, String> {
+/// Whether this machine can run the cluster.
+fn obstacle() -> Result<(), Fault> {
     let checked = program()?.arg("check").output();
     let checked = checked.map_err(|e| format!("the cluster's program cannot be run: {e}"))?;
-    let reason = String::from_utf8_lossy(&checked.stderr).trim().to_owned();
-    Ok((!checked.status.success()).then_some(reason))
+    let said = String::from_utf8_lossy(&checked.stderr).trim().to_owned();
+    match checked.status.code() {
+        Some(0) => Ok(()),
+        // What its main returns: it looked, and it cannot.
+        Some(1) => Err(Fault::Lacking(said)),
+        _ => Err(format!("the cluster's check failed ({}): {said}", checked.status).into()),
+    }
 }
 
 /// The program, built.

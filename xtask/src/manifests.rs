@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::setup;
-use crate::tool::{self, Outcome, cargo, run as step};
+use crate::tool::{self, Fault, Outcome, cargo, run as step};
 
 const KUSTOMIZE: &str = "sigs.k8s.io/kustomize/kustomize/v5@v5.8.1";
 const KUBECONFORM: &str = "github.com/yannh/kubeconform/cmd/kubeconform@v0.8.0";
@@ -15,21 +15,14 @@ const SCHEMAS: &str = "kubernetes-validate==1.37.0";
 const KUBERNETES: &str = "1.34.0";
 
 /// Runs the tests of the manifests.
-pub fn test() -> Outcome {
-    let tools = match tools() {
-        Ok(tools) => tools,
-        Err(reason) => {
-            println!("manifests: skipped, {reason}");
-            return Ok(());
-        }
-    };
+pub fn test() -> Result<(), Fault> {
+    setup::manifests()?;
     let mut tests = cargo(&["test", "-p", "imageflow-tests", "--locked", "--test", "manifests"]);
-    step("manifests", tests.env("IMAGEFLOW_MANIFEST_TOOLS", tools))
+    Ok(step("manifests", tests.env("IMAGEFLOW_MANIFEST_TOOLS", tools()?))?)
 }
 
-/// The folder with all validators. An error is the reason why they cannot be had.
+/// The folder with all validators.
 fn tools() -> Result<PathBuf, String> {
-    setup::manifests()?;
     let tools = tool::cache().join("manifest-tools");
     std::fs::create_dir_all(&tools).map_err(|e| format!("{} cannot be made: {e}", tools.display()))?;
     for (name, package) in [("kustomize", KUSTOMIZE), ("kubeconform", KUBECONFORM)] {

@@ -1,9 +1,10 @@
 //! What a fresh machine needs: packages through apt when we are root, else a message that names them.
 mod room;
 
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use crate::tool::{self, Outcome};
+use crate::tool::{self, Fault, Outcome};
 
 /// Programs that the build calls, and the Debian packages that bring them.
 const PROGRAMS: [(&str, &str); 4] = [
@@ -32,10 +33,11 @@ fn root_user() -> bool {
 /// Installs what is missing, and sees to it that there is room to build.
 pub fn packages() -> Outcome {
     room::make()?;
-    install(&PROGRAMS)
+    Ok(install(&PROGRAMS)?)
 }
 
-fn install(programs: &[(&str, &str)]) -> Outcome {
+/// Whatever keeps us from installing, the machine goes without.
+fn install(programs: &[(&str, &str)]) -> Result<(), Fault> {
     let missing: Vec<&str> = programs
         .iter()
         .filter(|(p, _)| !there(p))
@@ -46,14 +48,15 @@ fn install(programs: &[(&str, &str)]) -> Outcome {
     }
     let list = missing.join(" ");
     if !root_user() {
-        return Err(format!(
+        return Err(Fault::Lacking(format!(
             "these packages are missing: {list}; install them, for example: sudo apt-get install {list}"
-        ));
+        )));
     }
     tool::run(
         "apt-get update",
         Command::new("apt-get").args(["update", "-qq"]).stdout(Stdio::null()),
-    )?;
+    )
+    .map_err(Fault::Lacking)?;
     let mut install = Command::new("apt-get");
     install
         .args(["install", "-y", "-qq", "--no-install-recommends"])
@@ -63,6 +66,7 @@ fn install(programs: &[(&str, &str)]) -> Outcome {
         &format!("apt-get install {list}"),
         install.env("DEBIAN_FRONTEND", "noninteractive"),
     )
+    .map_err(Fault::Lacking)
 }
 
 /// Programs that the servers of tests need, and their Debian packages.
@@ -74,8 +78,8 @@ const SERVER_PROGRAMS: [(&str, &str); 4] = [
     ("go", "golang-go"),
 ];
 
-/// What Kafka and the S3 server of the tests need. An error is the reason why they cannot be had.
-pub fn servers() -> Outcome {
+/// What Kafka and the S3 server of the tests need.
+pub fn servers() -> Result<(), Fault> {
     install(&SERVER_PROGRAMS)?;
     recent_go("the S3 server", OLDEST_GO)
 }
@@ -95,25 +99,25 @@ const CLUSTER_PROGRAMS: [(&str, &str); 9] = [
     ("go", "golang-go"),
 ];
 
-/// What the cluster of tests needs. An error is the reason why it cannot be had.
-pub fn cluster() -> Outcome {
+/// What the cluster of tests needs.
+pub fn cluster() -> Result<(), Fault> {
     install(&CLUSTER_PROGRAMS)?;
     recent_go("the cluster", OLDEST_GO)
 }
 
 /// Fails when the Go that is installed is older than what a module asks for.
-fn recent_go(what: &str, oldest: u32) -> Outcome {
-    let version = tool::output(Command::new("go").arg("version"))?;
+fn recent_go(what: &str, oldest: u32) -> Result<(), Fault> {
+    let version = tool::output(Command::new("go").arg("version")).map_err(Fault::Lacking)?;
     let minor = version.split("go1.").nth(1).and_then(|rest| {
         let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
         digits.parse::<u32>().ok()
     });
     match minor {
         Some(minor) if minor >= oldest => Ok(()),
-        _ => Err(format!(
+        _ => Err(Fault::Lacking(format!(
             "{what} needs Go 1.{oldest} or later, found: {}",
             version.trim()
-        )),
+        ))),
     }
 }
 
@@ -123,8 +127,8 @@ const MANIFEST_PROGRAMS: [(&str, &str); 3] = [("go", "golang-go"), ("python3", "
 /// The Go that Istio is written for.
 const OLDEST_GO_ISTIO: u32 = 26;
 
-/// What the validators of the manifests need. An error is the reason why they cannot be had.
-pub fn manifests() -> Outcome {
+/// What the validators of the manifests need.
+pub fn manifests() -> Result<(), Fault> {
     install(&MANIFEST_PROGRAMS)?;
     recent_go("Istio's validator", OLDEST_GO_ISTIO)
 }
@@ -132,11 +136,9 @@ pub fn manifests() -> Outcome {
 /// The Go that versitygw and the cluster's modules are written for.
 const OLDEST_GO: u32 = 25;
 
-/// The Go program with the CloudEvents SDK for Kafka, built into the cache. An error is the reason why it cannot be had.
-pub fn go_client() -> Result<std::path::PathBuf, String> {
-    if !there("go") {
-        return Err("go is not installed".to_owned());
-    }
+/// The Go program with the CloudEvents SDK for Kafka, built into the cache by the Go that the servers need.
+pub fn go_client() -> Result<PathBuf, Fault> {
+    servers()?;
     let program = tool::cache().join("go-client/sdk-kafka");
     let mut build = Command::new("go");
     build
@@ -148,8 +150,8 @@ pub fn go_client() -> Result<std::path::PathBuf, String> {
     Ok(program)
 }
 
-/// A Python with the clients of CloudEvents, Kafka and S3, cached. An error is the reason why it cannot be had.
-pub fn python_clients() -> Result<std::path::PathBuf, String> {
+/// A Python with the clients of CloudEvents, Kafka and S3, cached.
+pub fn python_clients() -> Result<PathBuf, Fault> {
     let venv = tool::cache().join("python-clients");
     let python = venv.join("bin/python");
     let ready = venv.join("ready-2");
@@ -157,7 +159,7 @@ pub fn python_clients() -> Result<std::path::PathBuf, String> {
         return Ok(python);
     }
     if !there("python3") {
-        return Err("python3 is not installed".to_owned());
+        return Err(Fault::Lacking("python3 is not installed".to_owned()));
     }
     tool::run(
         "python environment",

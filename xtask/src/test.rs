@@ -1,5 +1,5 @@
 //! Everything that CI checks, in tiers.
-use crate::tool::{self, Outcome, cargo, run as step};
+use crate::tool::{self, Fault, Outcome, cargo, run as step};
 use crate::{cluster, layers, manifests, map, setup, sizes, up};
 
 const TIERS: [&str; 7] = ["lint", "unit", "docs", "manifests", "kafka", "peers", "cluster"];
@@ -8,19 +8,54 @@ const TIERS: [&str; 7] = ["lint", "unit", "docs", "manifests", "kafka", "peers",
 /// built once more for them.
 const PLATFORM: [&str; 4] = ["test", "--workspace", "--exclude", "imageflow-cluster"];
 
-/// Runs the tiers named, else all.
-pub fn run_tiers(tiers: &[&str]) -> Outcome {
-    setup::packages()?;
-    for tier in tiers {
-        match *tier {
-            "lint" => lint()?,
-            "unit" => unit()?,
-            "docs" => docs()?,
-            "manifests" => manifests::test()?,
-            "kafka" => kafka()?,
-            "peers" => peers()?,
-            _ => cluster::test()?,
+/// What this machine has no way to do is skipped where all tiers run, and told at the end. Whoever names a tier wants it done.
+struct Skips {
+    allowed: bool,
+    made: Vec<String>,
+}
+
+impl Skips {
+    /// What was done, or nothing where it is skipped.
+    fn may_skip<T>(&mut self, what: &str, done: Result<T, Fault>) -> Result<Option<T>, String> {
+        match done {
+            Ok(done) => Ok(Some(done)),
+            Err(Fault::Failed(message)) => Err(message),
+            Err(Fault::Lacking(reason)) if self.allowed => {
+                println!("{what}: skipped, {reason}");
+                self.made.push(what.to_owned());
+                Ok(None)
+            }
+            Err(Fault::Lacking(reason)) => Err(format!("{what}: not possible on this machine, {reason}")),
         }
+    }
+}
+
+/// Runs the tiers named, else all.
+fn run_tiers(named: &[&str]) -> Outcome {
+    setup::packages()?;
+    let mut skips = Skips {
+        allowed: named.is_empty(),
+        made: Vec::new(),
+    };
+    for name in if named.is_empty() { &TIERS } else { named } {
+        let done = tier(name, &mut skips);
+        skips.may_skip(name, done)?;
+    }
+    if !skips.made.is_empty() {
+        println!("skipped on this machine: {}", skips.made.join("; "));
+    }
+    Ok(())
+}
+
+fn tier(name: &str, skips: &mut Skips) -> Result<(), Fault> {
+    match name {
+        "lint" => lint()?,
+        "unit" => unit()?,
+        "docs" => docs()?,
+        "manifests" => manifests::test()?,
+        "kafka" => kafka()?,
+        "peers" => peers(skips)?,
+        _ => cluster::test()?,
     }
     Ok(())
 }
@@ -39,7 +74,7 @@ pub fn run_args(args: &[String]) -> Outcome {
             }
         }
     }
-    run_tiers(if tiers.is_empty() { &TIERS } else { &tiers })
+    run_tiers(&tiers)
 }
 
 fn lint() -> Outcome {
@@ -71,11 +106,8 @@ fn unit() -> Outcome {
 }
 
 /// Apache Kafka and an S3 server as they are, fetched once into the cache.
-fn kafka() -> Outcome {
-    if let Err(reason) = setup::servers() {
-        println!("kafka: skipped, {reason}");
-        return Ok(());
-    }
+fn kafka() -> Result<(), Fault> {
+    setup::servers()?;
     step("build", &mut cargo(&["build", "--workspace", "--bins", "--locked"]))?;
     let mut tests = cargo(&PLATFORM);
     tests.args(["--locked", "--no-fail-fast"]);
@@ -100,10 +132,8 @@ fn kafka() -> Outcome {
         &mut cargo(&["test", "-p", "imageflow-servers", "--locked", "--lib"]),
     )?;
     // As somebody new to it sees it; it ends when the photographs are done.
-    step(
-        "the platform on Kafka and S3",
-        up::with_tests(&tool::target().join("debug"), "up-roles").arg("--once"),
-    )
+    let mut platform = up::with_tests(&tool::target().join("debug"), "up-roles");
+    Ok(step("the platform on Kafka and S3", platform.arg("--once"))?)
 }
 
 fn docs() -> Outcome {
@@ -111,29 +141,61 @@ fn docs() -> Outcome {
     step("documentation", doc.env("RUSTDOCFLAGS", "-D warnings"))
 }
 
-fn peers() -> Outcome {
-    let python = match setup::python_clients() {
-        Ok(python) => python,
-        Err(reason) => {
-            println!("peers: skipped, {reason}");
-            return Ok(());
-        }
-    };
+fn peers(skips: &mut Skips) -> Result<(), Fault> {
+    let python = setup::python_clients()?;
     // The whole-system tests start the real binary.
     step("build", &mut cargo(&["build", "-p", "imageflow-cli", "--locked"]))?;
     let mut tests = cargo(&["test", "-p", "imageflow-tests", "--locked", "--test", "peers"]);
     tests.env("IMAGEFLOW_PEERS_PYTHON", python);
-    match setup::servers().and_then(|()| setup::go_client()) {
-        Ok(client) => {
-            tests.args(["--test", "kafka_sdks"]).env("IMAGEFLOW_PEERS_GO", client);
-        }
-        Err(reason) => println!("peers: the SDKs over Kafka are skipped, {reason}"),
+    if let Some(client) = skips.may_skip("peers, the SDKs over Kafka", setup::go_client())? {
+        tests.args(["--test", "kafka_sdks"]).env("IMAGEFLOW_PEERS_GO", client);
     }
-    step("peers", tests.args(["--", "--nocapture"]))
+    Ok(step("peers", tests.args(["--", "--nocapture"]))?)
 }
 
 /// `cargo xtask test`.
 pub fn run(args: &[String]) -> Outcome {
     println!("building in {}", tool::target().display());
     run_args(args)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lacking() -> Result<(), Fault> {
+        Err(Fault::Lacking("no Go".to_owned()))
+    }
+
+    #[test]
+    fn what_the_machine_cannot_do_is_skipped_in_a_run_of_all_and_kept_in_mind() {
+        let mut skips = Skips {
+            allowed: true,
+            made: Vec::new(),
+        };
+        assert_eq!(skips.may_skip("kafka", lacking()), Ok(None));
+        assert_eq!(skips.may_skip("peers", Ok(())), Ok(Some(())));
+        assert_eq!(skips.made, ["kafka"]);
+    }
+
+    #[test]
+    fn a_tier_that_was_named_must_run() {
+        let mut skips = Skips {
+            allowed: false,
+            made: Vec::new(),
+        };
+        let refused = skips.may_skip("kafka", lacking()).unwrap_err();
+        assert!(refused.contains("kafka") && refused.contains("no Go"), "{refused}");
+        assert!(skips.made.is_empty());
+    }
+
+    #[test]
+    fn what_fails_is_never_skipped() {
+        for allowed in [true, false] {
+            let made = Vec::new();
+            let failed: Result<(), Fault> = Err("go build failed".to_owned().into());
+            let told = Skips { allowed, made }.may_skip("peers", failed);
+            assert_eq!(told, Err("go build failed".to_owned()));
+        }
+    }
 }

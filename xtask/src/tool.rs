@@ -7,6 +7,29 @@ use std::time::Instant;
 /// What every chore returns: nothing, or what to tell.
 pub type Outcome = Result<(), String>;
 
+/// Why something is not done that a machine may have no way to do.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The machine cannot have what it needs.
+    Lacking(String),
+    /// It was tried, and failed.
+    Failed(String),
+}
+
+impl From<String> for Fault {
+    fn from(message: String) -> Self {
+        Self::Failed(message)
+    }
+}
+
+/// For who does not care which it is.
+impl From<Fault> for String {
+    fn from(fault: Fault) -> Self {
+        let (Fault::Lacking(message) | Fault::Failed(message)) = fault;
+        message
+    }
+}
+
 /// The repository's root: the folder above this crate.
 pub fn root() -> PathBuf {
     // Cargo says which checkout it runs for; the program may have been built for another one that shares the folder.
