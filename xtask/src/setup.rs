@@ -7,10 +7,12 @@ use std::process::{Command, Stdio};
 use crate::tool::{self, Fault, Outcome};
 
 /// Programs that the build calls, and the Debian packages that bring them.
-const PROGRAMS: [(&str, &str); 4] = [
+const PROGRAMS: [(&str, &str); 5] = [
     ("cmake", "cmake"),
     ("nasm", "nasm"),
-    ("cc", "build-essential"),
+    // The linker of Rust is there where xtask runs, and says nothing of these two.
+    ("make", "build-essential"),
+    ("c++", "build-essential"),
     ("git", "git"),
 ];
 
@@ -36,13 +38,17 @@ pub fn packages() -> Outcome {
     Ok(install(&PROGRAMS)?)
 }
 
+/// The packages, each once.
+fn packages_of<'a>(programs: impl Iterator<Item = &'a (&'a str, &'a str)>) -> Vec<&'a str> {
+    let mut packages: Vec<&str> = programs.map(|(_, package)| *package).collect();
+    packages.sort_unstable();
+    packages.dedup();
+    packages
+}
+
 /// Whatever keeps us from installing, the machine goes without.
 fn install(programs: &[(&str, &str)]) -> Result<(), Fault> {
-    let missing: Vec<&str> = programs
-        .iter()
-        .filter(|(p, _)| !there(p))
-        .map(|(_, package)| *package)
-        .collect();
+    let missing = packages_of(programs.iter().filter(|(program, _)| !there(program)));
     if missing.is_empty() {
         return Ok(());
     }
@@ -177,4 +183,15 @@ pub fn python_clients() -> Result<PathBuf, Fault> {
     tool::run("python clients (cloudevents, confluent-kafka, boto3)", &mut pip)?;
     std::fs::write(&ready, "").map_err(|e| format!("{} cannot be written: {e}", ready.display()))?;
     Ok(python)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_package_of_two_programs_is_asked_for_once() {
+        let packages = packages_of(PROGRAMS.iter());
+        assert_eq!(packages, ["build-essential", "cmake", "git", "nasm"]);
+    }
 }
