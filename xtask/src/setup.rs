@@ -18,13 +18,15 @@ const PROGRAMS: [(&str, &str); 5] = [
 
 fn there(program: &str) -> bool {
     // Java 17 and the network plugins take the option that all others have.
-    let version = match program {
-        "go" => "version",
-        "ip" => "-V",
-        _ => "--version",
+    let version: &[&str] = match program {
+        "go" => &["version"],
+        "ip" => &["-V"],
+        // Debian's has no environments before python3-venv is there.
+        "python3" => &["-c", "import ensurepip, venv"],
+        _ => &["--version"],
     };
     let mut probe = Command::new(program);
-    probe.arg(version).stdout(Stdio::null()).stderr(Stdio::null());
+    probe.args(version).stdout(Stdio::null()).stderr(Stdio::null());
     probe.status().is_ok_and(|status| status.success())
 }
 
@@ -128,7 +130,10 @@ fn recent_go(what: &str, oldest: u32) -> Result<(), Fault> {
 }
 
 /// Programs that the validators of manifests are fetched by, and their Debian packages.
-const MANIFEST_PROGRAMS: [(&str, &str); 3] = [("go", "golang-go"), ("python3", "python3-venv"), ("dpkg", "dpkg")];
+const MANIFEST_PROGRAMS: [(&str, &str); 3] = [("go", "golang-go"), PYTHON, ("dpkg", "dpkg")];
+
+/// A Python that makes environments with a pip of their own.
+const PYTHON: (&str, &str) = ("python3", "python3-venv");
 
 /// The Go that Istio is written for.
 const OLDEST_GO_ISTIO: u32 = 26;
@@ -164,9 +169,7 @@ pub fn python_clients() -> Result<PathBuf, Fault> {
     if ready.exists() {
         return Ok(python);
     }
-    if !there("python3") {
-        return Err(Fault::Lacking("python3 is not installed".to_owned()));
-    }
+    install(&[PYTHON])?;
     tool::run(
         "python environment",
         Command::new("python3").args(["-m", "venv"]).arg(&venv),
