@@ -19,7 +19,6 @@ const PROGRAMS: [(&str, &str); 5] = [
 fn there(program: &str) -> bool {
     // Java 17 and the network plugins take the option that all others have.
     let version: &[&str] = match program {
-        "go" => &["version"],
         "ip" => &["-V"],
         // Debian's has no environments before python3-venv is there.
         "python3" => &["-c", "import ensurepip, venv"],
@@ -55,16 +54,20 @@ fn install(programs: &[(&str, &str)]) -> Result<(), Fault> {
         return Ok(());
     }
     let list = missing.join(" ");
+    let lacking = |why: &str| {
+        Fault::Lacking(format!(
+            "these packages, as Debian calls them, are missing: {list} ({why}); install them, for example: sudo apt-get install {list}"
+        ))
+    };
     if !root_user() {
-        return Err(Fault::Lacking(format!(
-            "these packages are missing: {list}; install them, for example: sudo apt-get install {list}"
-        )));
+        return Err(lacking("xtask is not run by root"));
     }
-    tool::run(
-        "apt-get update",
-        Command::new("apt-get").args(["update", "-qq"]).stdout(Stdio::null()),
-    )
-    .map_err(Fault::Lacking)?;
+    if !there("apt-get") {
+        return Err(lacking("there is no apt-get"));
+    }
+    let mut update = Command::new("apt-get");
+    update.args(["update", "-qq"]).stdout(Stdio::null());
+    tool::run("apt-get update", &mut update).map_err(|e| lacking(&e))?;
     let mut install = Command::new("apt-get");
     install
         .args(["install", "-y", "-qq", "--no-install-recommends"])
@@ -74,26 +77,25 @@ fn install(programs: &[(&str, &str)]) -> Result<(), Fault> {
         &format!("apt-get install {list}"),
         install.env("DEBIAN_FRONTEND", "noninteractive"),
     )
-    .map_err(Fault::Lacking)
+    .map_err(|e| lacking(&e))
 }
 
 /// Programs that the servers of tests need, and their Debian packages.
-const SERVER_PROGRAMS: [(&str, &str); 4] = [
+const SERVER_PROGRAMS: [(&str, &str); 3] = [
     ("java", "openjdk-17-jre-headless"),
     // The archive's test compiles its sink.
     ("javac", "openjdk-17-jdk-headless"),
     ("mvn", "maven"),
-    ("go", "golang-go"),
 ];
 
 /// What Kafka and the S3 server of the tests need.
 pub fn servers() -> Result<(), Fault> {
-    install(&SERVER_PROGRAMS)?;
-    recent_go("the S3 server", OLDEST_GO)
+    recent_go("the S3 server", OLDEST_GO)?;
+    install(&SERVER_PROGRAMS)
 }
 
 /// Programs that the cluster of tests runs or is built by, and their Debian packages.
-const CLUSTER_PROGRAMS: [(&str, &str); 9] = [
+const CLUSTER_PROGRAMS: [(&str, &str); 8] = [
     ("containerd", "containerd"),
     ("runc", "runc"),
     // The one of the network plugins that the pods' network uses.
@@ -104,33 +106,37 @@ const CLUSTER_PROGRAMS: [(&str, &str); 9] = [
     ("ip", "iproute2"),
     ("unshare", "util-linux"),
     ("cc", "build-essential"),
-    ("go", "golang-go"),
 ];
 
 /// What the cluster of tests needs.
 pub fn cluster() -> Result<(), Fault> {
-    install(&CLUSTER_PROGRAMS)?;
-    recent_go("the cluster", OLDEST_GO)
+    recent_go("the cluster", OLDEST_GO)?;
+    install(&CLUSTER_PROGRAMS)
 }
 
-/// Fails when the Go that is installed is older than what a module asks for.
+/// Fails where there is no Go, or an older one than a module asks for. Asked before anything is installed that is of no use without.
 fn recent_go(what: &str, oldest: u32) -> Result<(), Fault> {
-    let version = tool::output(Command::new("go").arg("version")).map_err(Fault::Lacking)?;
-    let minor = version.split("go1.").nth(1).and_then(|rest| {
+    new_enough(what, oldest, tool::output(Command::new("go").arg("version")))
+}
+
+fn new_enough(what: &str, oldest: u32, version: Result<String, String>) -> Result<(), Fault> {
+    let after = version.as_ref().ok().and_then(|text| text.split("go1.").nth(1));
+    let minor = after.and_then(|rest| {
         let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
         digits.parse::<u32>().ok()
     });
     match minor {
         Some(minor) if minor >= oldest => Ok(()),
+        // Debian's package is older than that.
         _ => Err(Fault::Lacking(format!(
-            "{what} needs Go 1.{oldest} or later, found: {}",
-            version.trim()
+            "{what} needs Go 1.{oldest}, found: {}; install Go 1.{oldest} or later and put it first in PATH",
+            version.unwrap_or_else(|why| why).trim()
         ))),
     }
 }
 
 /// Programs that the validators of manifests are fetched by, and their Debian packages.
-const MANIFEST_PROGRAMS: [(&str, &str); 3] = [("go", "golang-go"), PYTHON, ("dpkg", "dpkg")];
+const MANIFEST_PROGRAMS: [(&str, &str); 2] = [PYTHON, ("dpkg", "dpkg")];
 
 /// A Python that makes environments with a pip of their own.
 const PYTHON: (&str, &str) = ("python3", "python3-venv");
@@ -140,8 +146,8 @@ const OLDEST_GO_ISTIO: u32 = 26;
 
 /// What the validators of the manifests need.
 pub fn manifests() -> Result<(), Fault> {
-    install(&MANIFEST_PROGRAMS)?;
-    recent_go("Istio's validator", OLDEST_GO_ISTIO)
+    recent_go("Istio's validator", OLDEST_GO_ISTIO)?;
+    install(&MANIFEST_PROGRAMS)
 }
 
 /// The Go that versitygw and the cluster's modules are written for.
@@ -196,5 +202,27 @@ mod tests {
     fn a_package_of_two_programs_is_asked_for_once() {
         let packages = packages_of(PROGRAMS.iter());
         assert_eq!(packages, ["build-essential", "cmake", "git", "nasm"]);
+    }
+
+    #[test]
+    fn a_go_that_is_new_enough_has_the_minor_version_or_a_later_one() {
+        let of = |version: &str| new_enough("it", 25, Ok(version.to_owned()));
+        assert_eq!(of("go version go1.25 linux/amd64\n"), Ok(()));
+        assert_eq!(of("go version go1.26.8 linux/amd64\n"), Ok(()));
+        assert_eq!(of("go version devel go1.30-2f3a1c5 linux/amd64\n"), Ok(()));
+        let refused = [
+            of("go version go1.19.8 linux/amd64\n"),
+            of("go version go1.3 linux/amd64\n"),
+            new_enough("it", 25, Err("\"go\" failed: /opt/go1.26 is no folder".to_owned())),
+        ];
+        for refused in refused {
+            let Err(Fault::Lacking(reason)) = refused else {
+                panic!("{refused:?}");
+            };
+            assert!(
+                reason.ends_with("install Go 1.25 or later and put it first in PATH"),
+                "{reason}"
+            );
+        }
     }
 }
