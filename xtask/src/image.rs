@@ -113,7 +113,8 @@ fn pack(made: &Made, built: &Path, home: &Path) -> Result<PathBuf, String> {
 fn materials(archives: &[PathBuf]) -> Outcome {
     let tools = tool::cache().join("tools");
     let program = tools.join("bin/cargo-cyclonedx");
-    if !program.exists() {
+    std::fs::create_dir_all(&tools).map_err(|e| format!("{} cannot be made: {e}", tools.display()))?;
+    tool::once(&tools.join("cargo-cyclonedx.version"), CYCLONEDX, || {
         let mut install = cargo(&[
             "install",
             "--locked",
@@ -122,8 +123,8 @@ fn materials(archives: &[PathBuf]) -> Outcome {
             CYCLONEDX,
             "--root",
         ]);
-        step("install cargo-cyclonedx", install.arg(&tools))?;
-    }
+        step("install cargo-cyclonedx", install.arg(&tools))
+    })?;
     for (made, archive) in IMAGES.iter().zip(archives) {
         let name = format!("{}.cdx", made.program);
         let mut write = Command::new(&program);

@@ -22,7 +22,7 @@ pub fn test() -> Result<(), Fault> {
 }
 
 /// The folder with all validators.
-fn tools() -> Result<PathBuf, String> {
+fn tools() -> Result<PathBuf, Fault> {
     let tools = tool::cache().join("manifest-tools");
     std::fs::create_dir_all(&tools).map_err(|e| format!("{} cannot be made: {e}", tools.display()))?;
     for (name, package) in [("kustomize", KUSTOMIZE), ("kubeconform", KUBECONFORM)] {
@@ -46,32 +46,40 @@ fn tools() -> Result<PathBuf, String> {
 /// Installs a Go program, unless this very version is there.
 fn go_install(tools: &Path, name: &str, package: &str) -> Outcome {
     let mark = tools.join(format!("{name}.version"));
-    if std::fs::read_to_string(&mark).is_ok_and(|there| there == package) {
-        return Ok(());
-    }
-    step(name, Command::new("go").args(["install", package]).env("GOBIN", tools))?;
-    std::fs::write(&mark, package).map_err(|e| format!("{} cannot be written: {e}", mark.display()))
+    tool::once(&mark, package, || {
+        step(name, Command::new("go").args(["install", package]).env("GOBIN", tools))
+    })
 }
 
+/// The lists of packages may be old, or not there at all.
+const DOWNLOAD: &str = "apt-get download -qq prometheus || { apt-get update -qq && apt-get download -qq prometheus; }";
+/// A move on one disk: the program is there as a whole or not at all.
+const UNPACK: &str = "dpkg -x prometheus_*.deb . && mv usr/bin/promtool .. && rm -r ../prometheus";
+
 /// Out of Debian's package, without installing its service.
-fn promtool(tools: &Path) -> Outcome {
-    if tools.join("promtool").exists() {
+fn promtool(tools: &Path) -> Result<(), Fault> {
+    if tool::output(Command::new(tools.join("promtool")).arg("--version")).is_ok() {
         return Ok(());
     }
     let folder = tools.join("prometheus");
-    std::fs::create_dir_all(&folder).map_err(|e| format!("{} cannot be made: {e}", folder.display()))?;
-    let script = "apt-get download -qq prometheus && dpkg -x prometheus_*.deb . && cp usr/bin/promtool .. && rm -r ../prometheus";
-    step(
-        "promtool",
-        Command::new("sh").args(["-ec", script]).current_dir(&folder),
-    )
+    let cannot = |e| format!("{} cannot be made anew: {e}", folder.display());
+    if folder.exists() {
+        std::fs::remove_dir_all(&folder).map_err(cannot)?;
+    }
+    std::fs::create_dir_all(&folder).map_err(cannot)?;
+    let shell = |script| {
+        let mut shell = Command::new("sh");
+        shell.args(["-ec", script]).current_dir(&folder);
+        shell
+    };
+    step("download of promtool", &mut shell(DOWNLOAD)).map_err(Fault::Lacking)?;
+    Ok(step("promtool", &mut shell(UNPACK))?)
 }
 
 /// JSON schemas of all kinds: made anew, for ours may have changed.
 fn schemas(tools: &Path) -> Outcome {
     let venv = tools.join("python");
-    let mark = tools.join("python.version");
-    if !std::fs::read_to_string(&mark).is_ok_and(|there| there == SCHEMAS) {
+    tool::once(&tools.join("python.version"), SCHEMAS, || {
         step(
             "python environment",
             Command::new("python3").args(["-m", "venv"]).arg(&venv),
@@ -80,9 +88,8 @@ fn schemas(tools: &Path) -> Outcome {
         step(
             "schemas of Kubernetes",
             pip.args(["install", "--quiet", "--disable-pip-version-check", SCHEMAS]),
-        )?;
-        std::fs::write(&mark, SCHEMAS).map_err(|e| format!("{} cannot be written: {e}", mark.display()))?;
-    }
+        )
+    })?;
     let download = tool::output(Command::new("go").args(["mod", "download", "-json", ISTIO_API]))?;
     let folder = download
         .lines()

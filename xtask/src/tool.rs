@@ -1,6 +1,6 @@
 //! Running other programs, from the repository's root.
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
@@ -92,6 +92,17 @@ pub fn become_program(command: &mut Command) -> Outcome {
     Err(format!("{:?} cannot be started: {error}", command.get_program()))
 }
 
+/// Makes something of the cache, unless the file `mark` says that it is there in this version.
+pub fn once(mark: &Path, version: &str, make: impl FnOnce() -> Outcome) -> Outcome {
+    if std::fs::read_to_string(mark).is_ok_and(|there| there == version) {
+        return Ok(());
+    }
+    // A run that is cut off leaves nothing that passes for one version or the other.
+    let _ = std::fs::remove_file(mark);
+    make()?;
+    std::fs::write(mark, version).map_err(|e| format!("{} cannot be written: {e}", mark.display()))
+}
+
 /// What a command prints.
 pub fn output(command: &mut Command) -> Result<String, String> {
     let program = format!("{:?}", command.get_program());
@@ -140,6 +151,25 @@ mod tests {
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(text.lines().any(|line| line.ends_with(&told)), "{told}: {text}");
         assert_eq!(output.status.code(), Some(7));
+    }
+
+    #[test]
+    fn what_is_there_in_another_version_or_in_part_is_made_again() {
+        let mark = std::env::temp_dir().join(format!("xtask-once-{}", std::process::id()));
+        let mut made = Vec::new();
+        for version in ["1", "1", "2", "1"] {
+            once(&mark, version, || {
+                made.push(version);
+                Ok(())
+            })
+            .unwrap();
+        }
+        let failed = once(&mark, "2", || Err("cut off".to_owned()));
+        let left = mark.exists();
+        assert_eq!(
+            (made, failed, left),
+            (vec!["1", "2", "1"], Err("cut off".to_owned()), false)
+        );
     }
 
     #[test]
