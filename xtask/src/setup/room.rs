@@ -1,6 +1,6 @@
 //! Room on the disk: the folder of what is built grows with every change until the disk is full, for cargo deletes nothing.
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -28,11 +28,18 @@ pub fn make() -> Outcome {
         return Ok(());
     }
     for profile in ["debug", "release"] {
-        sweep(&target.join(profile)).map_err(|e| format!("{}: {e}", target.display()))?;
+        let profile = target.join(profile);
+        let swept = sweep(&profile).map_err(|e| format!("{}: {e}", profile.display()))?;
+        let told = if swept {
+            "programs that newer ones have replaced are deleted"
+        } else {
+            "nothing is deleted, for a build is under way there"
+        };
+        println!("room: {}: {told}", profile.display());
     }
     let after = free(&target)?;
     println!(
-        "room: {} GiB were free in {}; programs that newer ones have replaced are deleted, now {} GiB are",
+        "room: {} GiB were free in {}, now {} GiB are",
         before / GIB,
         target.display(),
         after / GIB
@@ -61,23 +68,51 @@ fn available(table: &str) -> Option<u64> {
 }
 
 /// Deletes what cargo makes again by itself if it ever wants it: the compiler's notes, and programs with newer ones of their name.
-fn sweep(profile: &Path) -> io::Result<()> {
-    let notes = profile.join("incremental");
-    if notes.exists() {
-        fs::remove_dir_all(notes)?;
+/// Returns false, and deletes nothing, while a cargo builds there.
+fn sweep(profile: &Path) -> io::Result<bool> {
+    if !profile.exists() {
+        return Ok(true);
     }
+    // The file that cargo locks as long as it builds. Ours until the end of the sweep, a cargo that comes waits.
+    let mut open = fs::File::options();
+    let lock = open
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(profile.join(".cargo-lock"))?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Ok(false),
+        Err(TryLockError::Error(error)) => return Err(error),
+    }
+    gone(fs::remove_dir_all(profile.join("incremental")))?;
     let Ok(entries) = fs::read_dir(profile.join("deps")) else {
-        return Ok(());
+        return Ok(true);
     };
     let mut programs = Vec::new();
     for entry in entries {
         let entry = entry?;
-        let made = entry.metadata()?;
+        let made = match entry.metadata() {
+            Ok(made) => made,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
         if made.is_file() {
             programs.push((entry.path(), made.modified()?));
         }
     }
-    stale(programs).iter().try_for_each(fs::remove_file)
+    stale(programs)
+        .iter()
+        .try_for_each(|program| gone(fs::remove_file(program)))?;
+    Ok(true)
+}
+
+/// `cargo clean` asks nobody: what somebody else has deleted is gone as well.
+fn gone(deleted: io::Result<()>) -> io::Result<()> {
+    deleted.or_else(|error| match error.kind() {
+        io::ErrorKind::NotFound => Ok(()),
+        _ => Err(error),
+    })
 }
 
 /// Of all files, the programs that have `KEPT` newer ones of the same name. A program's file is its name, a dash, and 16 digits.
@@ -131,21 +166,42 @@ mod tests {
         assert_eq!(stale(files), [PathBuf::from("load-0000000000000001")]);
     }
 
-    #[test]
-    fn a_sweep_deletes_the_notes_and_the_stale() -> io::Result<()> {
-        let profile = std::env::temp_dir().join(format!("xtask-room-{}", std::process::id()));
+    /// A folder as cargo leaves it, with three programs of one name.
+    fn built(name: &str) -> io::Result<PathBuf> {
+        let profile = std::env::temp_dir().join(format!("xtask-room-{name}-{}", std::process::id()));
         fs::create_dir_all(profile.join("incremental/a"))?;
         fs::create_dir_all(profile.join("deps"))?;
         for (digit, age) in [(1, 30), (2, 20), (3, 10)] {
             let file = fs::File::create(profile.join(format!("deps/load-000000000000000{digit}")))?;
             file.set_modified(SystemTime::now() - Duration::from_secs(age))?;
         }
-        sweep(&profile)?;
+        Ok(profile)
+    }
+
+    #[test]
+    fn a_sweep_deletes_the_notes_and_the_stale() -> io::Result<()> {
+        let profile = built("stale")?;
+        let swept = sweep(&profile)?;
         let left = fs::read_dir(profile.join("deps"))?.count();
         let notes = profile.join("incremental").exists();
         let oldest = profile.join("deps/load-0000000000000001").exists();
+        // Where there is nothing is nothing to do.
+        let again = sweep(&profile)?;
         fs::remove_dir_all(&profile)?;
-        assert_eq!((left, notes, oldest), (2, false, false));
+        assert_eq!((swept, left, notes, oldest, again), (true, 2, false, false, true));
+        Ok(())
+    }
+
+    #[test]
+    fn nothing_is_deleted_under_a_build() -> io::Result<()> {
+        let profile = built("locked")?;
+        let build = fs::File::create(profile.join(".cargo-lock"))?;
+        build.lock()?;
+        let swept = sweep(&profile)?;
+        let left = fs::read_dir(profile.join("deps"))?.count();
+        let notes = profile.join("incremental").exists();
+        fs::remove_dir_all(&profile)?;
+        assert_eq!((swept, left, notes), (false, 3, true));
         Ok(())
     }
 }
