@@ -84,7 +84,10 @@ pub fn bench(parts: &[String]) -> Outcome {
     let built = up::build_all()?;
     let images = image::pack_all("release")?;
     let keeper = Keeper::new().map_err(|e| format!("who takes the cluster down cannot be started: {e}"))?;
-    let measured = step("cluster", program()?.arg("up")).and_then(|()| {
+    // Its nodes are no figures.
+    let mut start = program()?;
+    start.arg("up").stdout(io::stderr());
+    let measured = step("cluster", &mut start).and_then(|()| {
         images.iter().try_for_each(|archive| import(archive))?;
         let mut exec = program()?;
         exec.arg("exec").arg(built.join("bench-cluster")).args(parts);

@@ -49,6 +49,9 @@ pub fn run(args: &[String]) -> Outcome {
     }
     setup::packages()?;
     let made = make(&profile)?;
+    for archive in &made {
+        println!("{}", archive.display());
+    }
     if sbom {
         materials(&made)?;
     }
@@ -100,7 +103,7 @@ fn pack(made: &Made, built: &Path, home: &Path) -> Result<PathBuf, String> {
         .len();
     #[expect(clippy::cast_precision_loss, reason = "shown with one digit")]
     let size = bytes as f64 / 1e6;
-    println!("{}: {size:.1} MB, {}", image.name, archive.display());
+    eprintln!("{}: {size:.1} MB", image.name);
     if made.package == "imageflow-cpu" && bytes > MOST_BYTES && !home.ends_with("debug") {
         return Err(format!(
             "the image of CPU functions has {size:.1} MB; it is to have 40 at most"

@@ -71,15 +71,15 @@ pub fn forget_our_package(command: &mut Command) {
     }
 }
 
-/// Runs a command and says what it is and how long it took.
+/// Runs a command and says what it is and how long it took. Stdout is the command's: figures come as lines of JSON, and nothing else.
 pub fn run(what: &str, command: &mut Command) -> Outcome {
-    println!("==> {what}");
+    eprintln!("==> {what}");
     let begun = Instant::now();
     let status = command
         .status()
         .map_err(|e| format!("{what}: {:?} cannot be started: {e}", command.get_program()))?;
     if status.success() {
-        println!("    {what}: {:.1} s", begun.elapsed().as_secs_f64());
+        eprintln!("    {what}: {:.1} s", begun.elapsed().as_secs_f64());
         return Ok(());
     }
     Err(format!("{what} failed ({status})"))

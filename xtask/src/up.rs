@@ -73,7 +73,7 @@ fn up_on_servers(args: &[String]) -> Outcome {
     }
     setup::servers()?;
     let built = build_all()?;
-    println!("==> the platform on Kafka and S3");
+    eprintln!("==> the platform on Kafka and S3");
     tool::become_program(with_tests(&built, "up-roles").args(args))
 }
 

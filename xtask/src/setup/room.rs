@@ -35,10 +35,10 @@ pub fn make() -> Outcome {
         } else {
             "nothing is deleted, for a build is under way there"
         };
-        println!("room: {}: {told}", profile.display());
+        eprintln!("room: {}: {told}", profile.display());
     }
     let after = free(&target)?;
-    println!(
+    eprintln!(
         "room: {} GiB were free in {}, now {} GiB are",
         before / GIB,
         target.display(),
