@@ -28,6 +28,8 @@ allow imageflow --resource-pattern-type prefixed --topic imageflow. \
   --operation DescribeConfigs --operation AlterConfigs --operation Alter
 allow imageflow --resource-pattern-type prefixed --group imageflow \
   --operation Read --operation Describe --operation Delete
+# No record goes before every group has read it: whoever deletes must see how far each is.
+allow imageflow --group connect-imageflow-archive --operation Describe
 allow imageflow --resource-pattern-type prefixed --transactional-id imageflow --operation Write --operation Describe
 allow imageflow --cluster --operation IdempotentWrite --operation Describe
 

@@ -151,6 +151,14 @@ impl Cluster {
     /// # Errors
     /// See [`KafkaServerError`].
     pub async fn start_secure(nodes: usize, keystore: &Path) -> Result<Self> {
+        Self::start_secure_with(nodes, keystore, &[]).await
+    }
+
+    /// The same with broker settings of the caller's.
+    ///
+    /// # Errors
+    /// See [`KafkaServerError`].
+    pub async fn start_secure_with(nodes: usize, keystore: &Path, more: &[(&str, &str)]) -> Result<Self> {
         let both = "PLAINTEXT://@HOST@:@CLIENTS@,SASL_SSL://@HOST@:@SECURE@";
         let login = "org.apache.kafka.common.security.scram.ScramLoginModule required;";
         let settings = [
@@ -164,7 +172,7 @@ impl Cluster {
                 &keystore.display().to_string(),
             ),
         ];
-        Self::start_with(nodes, &settings).await
+        Self::start_with(nodes, &[&settings, more].concat()).await
     }
 
     /// For tests: a cluster; `None`, and a line that says so, when IMAGEFLOW_SKIP_SERVERS is set.

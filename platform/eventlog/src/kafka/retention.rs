@@ -2,6 +2,7 @@
 //! switched off, and we delete what is old below the commits of every group.
 
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::time::Duration;
 
 use rdkafka::consumer::Consumer;
@@ -11,7 +12,7 @@ use super::Handle;
 use super::failure::{failed, storage};
 use super::offsets::{End, at_time, ends, list};
 use super::topics::millis;
-use crate::error::Result;
+use crate::error::{LogError, Result};
 use crate::types::{Cleanup, TopicPartition, TopicSpec};
 
 /// Partitions of one question or one deletion.
@@ -30,6 +31,20 @@ struct Candidate {
 fn floor(low: i64, commits: &[Option<i64>]) -> i64 {
     let committed = commits.iter().map(|commit| commit.unwrap_or(low));
     committed.min().unwrap_or(low)
+}
+
+/// It may have read our topics, and not all of them: without its word nothing is deleted. Mostly it may not be looked at.
+fn untold(group: &str, error: LogError) -> LogError {
+    match error {
+        LogError::Closed => error,
+        error => {
+            let source = error.source().map(|e| format!(": {e}")).unwrap_or_default();
+            let why = format!(
+                "how far the group \"{group}\" has read is not known ({error}{source}); if the brokers have ACLs, this user needs Describe on every group"
+            );
+            failed("asking for commits", why)
+        }
+    }
 }
 
 impl Handle {
@@ -116,7 +131,8 @@ impl Handle {
         for group in groups {
             let mut found = Vec::with_capacity(partitions.len());
             for chunk in partitions.chunks(AT_ONCE) {
-                let read = self.commits_on(&group, chunk.to_vec()).await?;
+                let read = self.commits_on(&group, chunk.to_vec()).await;
+                let read = read.map_err(|e| untold(&group, e))?;
                 found.extend(read.into_iter().map(|commit| commit.map(|c| c.offset)));
             }
             let mut reads: Vec<&str> = Vec::new();

@@ -34,12 +34,12 @@ async fn topic(log: &Kafka, name: &str, partitions: u32) -> String {
     name.to_owned()
 }
 
-async fn join(log: &Kafka, group: &str, member: &str, topics: Topics) -> Box<dyn Consumer> {
+pub(super) async fn join(log: &Kafka, group: &str, member: &str, topics: Topics) -> Box<dyn Consumer> {
     log.consumer(ConsumerConfig::new(group, member, topics)).await.unwrap()
 }
 
 /// Partitions of the next assignment.
-async fn assigned(consumer: &mut Box<dyn Consumer>) -> usize {
+pub(super) async fn assigned(consumer: &mut Box<dyn Consumer>) -> usize {
     within(async {
         loop {
             for event in consumer.poll(100).await.unwrap() {
