@@ -71,10 +71,12 @@ fn run(cli: Cli) -> Result<(), CliError> {
         .build()
         .map_err(|e| CliError::Failed(format!("cannot start threads: {e}")))?;
     let ended = runtime.block_on(async {
-        if let Command::Up(args) = cli.command {
+        if let Command::Up(mut args) = cli.command {
+            args.telemetry.no_color = cli.global.no_color;
             return roles::up(*args).await;
         }
-        if let Command::Serve(args) = cli.command {
+        if let Command::Serve(mut args) = cli.command {
+            args.role.common_mut().telemetry.no_color = cli.global.no_color;
             return serve::run(*args).await;
         }
         let mut context = Context {

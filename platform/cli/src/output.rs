@@ -9,6 +9,14 @@ use crate::args::Format;
 use crate::client::Client;
 use crate::error::CliError;
 
+/// A line of a service. That nobody reads it any more is no reason to end: `println!` would panic.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        let _ = std::io::Write::write_fmt(&mut std::io::stdout(), format_args!("{}\n", format_args!($($text)*)));
+    }};
+}
+pub(crate) use say;
+
 /// What a command needs to work.
 pub struct Context {
     /// The platform.

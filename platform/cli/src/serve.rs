@@ -20,6 +20,7 @@ use tonic::service::Routes;
 use crate::args::serve::{CommonArgs, Role, ServeArgs};
 use crate::args::stores::TelemetryArgs;
 use crate::error::CliError;
+use crate::output::say;
 use crate::up::stores::{Log, Objects};
 use crate::up::{failed, platform, stopped_early, telemetry};
 
@@ -88,7 +89,7 @@ impl Shell {
         args: &TelemetryArgs,
         stop: Stop,
     ) -> Result<Self, CliError> {
-        let config = telemetry(args, name.split(' ').next_back().unwrap_or(name));
+        let config = telemetry(args, name.split(' ').next_back().unwrap_or(name))?;
         let telemetry = Telemetry::start(&config).map_err(|e| CliError::Usage(e.to_string()))?;
         let (rest, ready) = (CancellationToken::new(), Readiness::default());
         let listener = match admin {
@@ -97,7 +98,7 @@ impl Shell {
         };
         let admin = match listener {
             Some((listener, address)) => {
-                println!("{name}: health and metrics at http://{address}");
+                say!("{name}: health and metrics at http://{address}");
                 let serve = serve_admin(listener, telemetry.metrics(), ready.clone(), rest.clone());
                 Some(tokio::spawn(serve))
             }
@@ -137,7 +138,7 @@ impl Shell {
 
     /// Runs the role to its end, then ends what it stood on.
     async fn run(self, at: &str, role: impl Future<Output = Result<(), CliError>>) -> Result<(), CliError> {
-        println!("{} is up{at}", self.name);
+        say!("{} is up{at}", self.name);
         self.ready.set(true);
         self.stop.up.cancel();
         let result = tokio::select! {

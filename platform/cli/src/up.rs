@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use imageflow_process::{Stop, Telemetry, TelemetryConfig, on_signals, raise_open_files};
 use serde_json::json;
+use tracing::level_filters::LevelFilter;
 
 use crate::args::stores::{LogFormat, TelemetryArgs};
 use crate::args::up::UpArgs;
 use crate::error::CliError;
+use crate::output::{color_wanted, say};
 
 mod demo;
 pub(crate) mod platform;
@@ -17,6 +19,9 @@ pub(crate) mod stores;
 
 use platform::Platform;
 
+/// In the data folder.
+const ENDPOINTS: &str = "endpoints.json";
+
 /// An error of the platform as the command line tells it.
 pub(crate) fn failed(what: &str) -> impl Fn(String) -> CliError + '_ {
     move |why| CliError::Failed(format!("{what}: {why}"))
@@ -24,32 +29,42 @@ pub(crate) fn failed(what: &str) -> impl Fn(String) -> CliError + '_ {
 
 /// The end of a service that a signal came to before it was up.
 pub(crate) fn stopped_early() -> Result<(), CliError> {
-    println!("stopped before it was up");
+    say!("stopped before it was up");
     Ok(())
 }
 
 /// A bare level is for our own lines; libraries tell only what is wrong.
-fn quiet(filter: &str) -> String {
-    let bare = !filter.contains(['=', ',']);
-    if bare {
-        format!("{filter},fjall=warn,lsm_tree=warn,s3s=warn,hyper=warn")
-    } else {
-        filter.to_owned()
+///
+/// # Errors
+/// When it is no level: as a filter it would be the name of a crate, and everything else silent.
+fn quiet(filter: &str) -> Result<String, CliError> {
+    if filter.contains(['=', ',']) {
+        return Ok(filter.to_owned());
     }
+    let level: LevelFilter = filter.parse().map_err(|_| {
+        CliError::Usage(format!(
+            "--log-level (IMAGEFLOW_LOG): \"{filter}\" is no level; write off, error, warn, info, debug, trace, or CRATE=LEVEL,..."
+        ))
+    })?;
+    Ok(format!("{level},fjall=warn,lsm_tree=warn,s3s=warn,hyper=warn"))
 }
 
 /// How a service tells of its work.
-pub(crate) fn telemetry(args: &TelemetryArgs, service: &str) -> TelemetryConfig {
-    TelemetryConfig {
+pub(crate) fn telemetry(args: &TelemetryArgs, service: &str) -> Result<TelemetryConfig, CliError> {
+    Ok(TelemetryConfig {
         service: service.to_owned(),
-        filter: quiet(&args.log_level),
+        filter: quiet(&args.log_level)?,
         format: match args.log_format {
             LogFormat::Text => imageflow_process::LogFormat::Text,
             LogFormat::Json => imageflow_process::LogFormat::Json,
         },
-        ansi: std::env::var_os("NO_COLOR").is_none() && std::io::IsTerminal::is_terminal(&std::io::stderr()),
+        ansi: color_wanted(
+            args.no_color,
+            std::env::var("NO_COLOR").ok().as_deref(),
+            std::io::IsTerminal::is_terminal(&std::io::stderr()),
+        ),
         otlp_endpoint: args.otlp_endpoint.clone(),
-    }
+    })
 }
 
 /// Runs until a signal, or with `--once` until the demo is over.
@@ -60,7 +75,7 @@ pub async fn run(args: UpArgs) -> Result<(), CliError> {
     let env = |name: &str| std::env::var(name).ok();
     let data = args.data_dir(&env);
     let telemetry =
-        Telemetry::start(&telemetry(&args.telemetry, "imageflow")).map_err(|e| CliError::Usage(e.to_string()))?;
+        Telemetry::start(&telemetry(&args.telemetry, "imageflow")?).map_err(|e| CliError::Usage(e.to_string()))?;
     raise_open_files();
     let stop = on_signals().map_err(|e| failed("signals cannot be handled")(e.to_string()))?;
     let started = stop.unless_before_up(run_until(&args, &data, &telemetry, &stop)).await;
@@ -73,15 +88,15 @@ async fn run_until(args: &UpArgs, data: &Path, telemetry: &Telemetry, stop: &Sto
     let platform = Platform::start(args, data, Arc::new(move || metrics.render())).await?;
     stop.up.cancel();
     write_endpoints(data, &platform)?;
-    println!("ImageFlow is up");
-    println!("  API  {}", platform.api_url);
-    println!(
+    say!("ImageFlow is up");
+    say!("  API  {}", platform.api_url);
+    say!(
         "  S3   {}  (access key {}, secret key {})",
         platform.s3_url,
         platform.access_key,
         shown_secret(&platform)
     );
-    println!("  data {}", data.display());
+    say!("  data {}", data.display());
     let work = async {
         for file in &args.apply {
             platform.apply_file(file).await?;
@@ -102,6 +117,7 @@ async fn run_until(args: &UpArgs, data: &Path, telemetry: &Telemetry, stop: &Sto
         () = stop.gentle.cancelled() => Ok(()),
         error = platform.failed() => Err(CliError::Failed(format!("a service of the platform ended: {error}"))),
     };
+    forget_endpoints(data);
     tokio::select! {
         () = platform.shutdown() => {}
         () = stop.hard.cancelled() => return Err(CliError::Failed("ended at once; the warden ends the pods".to_owned())),
@@ -118,14 +134,25 @@ fn shown_secret(platform: &Platform) -> &str {
     }
 }
 
-/// For programs: where everything is, readable by the owner only.
+/// Who waits for the file shall not read where the platform before was. Only whoever has the folder may do it.
+fn forget_endpoints(data: &Path) {
+    if let Err(error) = std::fs::remove_file(data.join(ENDPOINTS))
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!(%error, "{ENDPOINTS} of the platform before is still there");
+    }
+}
+
+/// For programs: where everything is, readable by the owner only. A secret of the user's is not kept.
 fn write_endpoints(data: &Path, platform: &Platform) -> Result<(), CliError> {
     use std::os::unix::fs::OpenOptionsExt;
-    let path = data.join("endpoints.json");
-    let text = json!({
-        "api": platform.api_url, "s3": platform.s3_url, "pid": std::process::id(),
-        "accessKey": platform.access_key, "secretKey": platform.secret_key,
+    let path = data.join(ENDPOINTS);
+    let mut text = json!({
+        "api": platform.api_url, "s3": platform.s3_url, "pid": std::process::id(), "accessKey": platform.access_key,
     });
+    if !platform.own_credentials {
+        text["secretKey"] = platform.secret_key.as_str().into();
+    }
     let mut options = std::fs::OpenOptions::new();
     let aside = data.join("endpoints.json.new");
     let write = || {
@@ -143,4 +170,21 @@ fn write_endpoints(data: &Path, platform: &Platform) -> Result<(), CliError> {
         path: path.clone(),
         source,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_level_that_is_none_is_refused_and_not_taken_for_a_crate() {
+        assert!(quiet("INFO").unwrap().starts_with("info,"));
+        assert_eq!(
+            quiet("imageflow_router=debug,warn").unwrap(),
+            "imageflow_router=debug,warn"
+        );
+        let refused = quiet("warning").unwrap_err();
+        assert_eq!(refused.exit_code(), 64);
+        assert!(refused.text().contains("\"warning\" is no level"), "{}", refused.text());
+    }
 }

@@ -38,6 +38,20 @@ pub enum Role {
     Pods(PodsArgs),
 }
 
+impl Role {
+    /// What all roles are told.
+    pub fn common_mut(&mut self) -> &mut CommonArgs {
+        match self {
+            Self::Gateway(args) => &mut args.common,
+            Self::Router(args) => &mut args.common,
+            Self::Dispatcher(args) => &mut args.common,
+            Self::Autoscaler(args) => &mut args.common,
+            Self::Operator(args) => &mut args.common,
+            Self::Pods(args) => &mut args.common,
+        }
+    }
+}
+
 /// Where functions are on Kubernetes.
 #[derive(Debug, Clone, Args)]
 pub struct NamespaceArgs {

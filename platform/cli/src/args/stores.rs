@@ -87,6 +87,9 @@ pub struct TelemetryArgs {
     /// How log lines look
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
+    /// As the flag of all commands has it.
+    #[arg(skip)]
+    pub no_color: bool,
 }
 
 /// How log lines look.

@@ -188,9 +188,15 @@ impl Decider {
             served.map_err(|e| failed("--keda-listen")(e.to_string()))
         };
         let reports = self.server.serve(Routes::new(self.reports.service()), stop.clone());
-        tokio::try_join!(reports, keda)?;
-        self.task
-            .await
-            .map_err(|e| failed("the autoscaler")(platform::chain(&e)))
+        // Beside the servers: when it ends by itself they shall not go on, nor the lease be held.
+        let decisions = async {
+            let ended = self.task.await.map_err(|e| platform::chain(&e));
+            match ended {
+                Ok(()) if stop.is_cancelled() => Ok(()),
+                Ok(()) => Err(CliError::Failed("the autoscaler ended by itself".to_owned())),
+                Err(why) => Err(failed("the autoscaler")(why)),
+            }
+        };
+        tokio::try_join!(reports, keda, decisions).map(drop)
     }
 }

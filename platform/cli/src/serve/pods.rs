@@ -10,6 +10,7 @@ use super::{RoleServer, Shell, announce_key, listen};
 use crate::args::serve::PodsArgs;
 use crate::args::up::data_dir;
 use crate::error::CliError;
+use crate::output::say;
 use crate::up::failed;
 use crate::up::platform::{chain, local_host, now_ms};
 use crate::up::pods::{self, Specs};
@@ -52,7 +53,7 @@ async fn of_kubernetes(args: PodsArgs, stop: Stop) -> Result<(), CliError> {
         Some(address) => {
             let master = announce_key("--announce-listen")?;
             let (listener, address) = listen("--announce-listen", address).await?;
-            println!("{}: pods announce themselves at http://{address}", shell.name);
+            say!("{}: pods announce themselves at http://{address}", shell.name);
             Some((listener, master))
         }
     };

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::failed;
 use super::platform::Platform;
 use crate::error::CliError;
+use crate::output::say;
 
 /// Longest that the photographs may take, and then the way back to zero.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -21,17 +22,17 @@ pub async fn run(platform: &Platform, folder: &Path) -> Result<(), CliError> {
     for file in ["functions.yaml", "flow.yaml"] {
         platform.apply_file(&folder.join(file)).await?;
     }
-    println!("\napplied the sample functions, flow and trigger: nothing runs yet");
+    say!("\napplied the sample functions, flow and trigger: nothing runs yet");
     let photos = photos(&folder.join("photos"))?;
     let begun = Instant::now();
     let mut wanted = Vec::new();
     for path in &photos {
         wanted.push(put(platform, path).await?);
     }
-    println!("put {} photographs into {}\n", photos.len(), topics::BUCKET_RAW);
+    say!("put {} photographs into {}\n", photos.len(), topics::BUCKET_RAW);
     let finished = watch(platform, &wanted, begun).await?;
     check(platform, &finished).await?;
-    println!("\nall results are right; waiting for the functions to go back to zero");
+    say!("\nall results are right; waiting for the functions to go back to zero");
     to_zero(platform, begun).await
 }
 
@@ -147,7 +148,7 @@ fn tell(begun: Instant, told: &mut BTreeMap<String, u32>, now: BTreeMap<String, 
             now.get(&name).copied().unwrap_or(0),
         );
         if before != after {
-            println!(
+            say!(
                 "{:>8.3} s  {name:<12} pods {before} -> {after}",
                 begun.elapsed().as_secs_f64()
             );
@@ -161,15 +162,17 @@ fn tell_run(begun: Instant, run: &RunState) {
         imageflow_types::work::Input::Object(object) => object.key.clone(),
         imageflow_types::work::Input::Event(_) => "event".to_owned(),
     };
-    println!(
+    say!(
         "{:>8.3} s  {key:<12} {}",
         begun.elapsed().as_secs_f64(),
         run.status.as_str()
     );
     for (step, output) in run.results() {
-        println!(
+        say!(
             "            {step:<8} {}/{} ({} bytes)",
-            output.bucket, output.key, output.size
+            output.bucket,
+            output.key,
+            output.size
         );
     }
 }
@@ -224,7 +227,7 @@ async fn to_zero(platform: &Platform, begun: Instant) -> Result<(), CliError> {
         let now = table.borrow_and_update().clone();
         tell(begun, &mut told, counts(&now));
         if now.pods.is_empty() {
-            println!("{:>8.3} s  all functions are at zero", begun.elapsed().as_secs_f64());
+            say!("{:>8.3} s  all functions are at zero", begun.elapsed().as_secs_f64());
             return Ok(());
         }
         tokio::select! {
@@ -244,10 +247,10 @@ pub fn print_next(platform: &Platform) {
     } else {
         format!(" --server {}", platform.api_url)
     };
-    println!("\nit stays up; try in another terminal:");
-    println!(
+    say!("\nit stays up; try in another terminal:");
+    say!(
         "  {exe}{server} invoke resize manifests/samples/photos/rocket.jpg -o small.webp --param width=320 --param format=webp"
     );
-    println!("  {exe}{server} run product-photo manifests/samples/photos/*.png --out results");
-    println!("  {exe}{server} scaling explain resize");
+    say!("  {exe}{server} run product-photo manifests/samples/photos/*.png --out results");
+    say!("  {exe}{server} scaling explain resize");
 }

@@ -56,6 +56,8 @@ pub struct Platform {
     /// Last the views and the autoscaler.
     rest: CancellationToken,
     services: Mutex<JoinSet<Result<&'static str, String>>>,
+    /// None of the services: it scales until the last of them has ended.
+    scaling_ended: CancellationToken,
     tasks: TaskTracker,
 }
 
@@ -147,6 +149,16 @@ pub fn gateway_config(
     }
 }
 
+/// The log has what functions are given in their environment: a folder that is made is the owner's alone.
+fn data_folder(data: &Path) -> Result<(), CliError> {
+    use std::os::unix::fs::DirBuilderExt;
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(data);
+    made.map_err(|source| CliError::Output {
+        path: data.to_owned(),
+        source,
+    })
+}
+
 pub fn limit(bytes: u64) -> Option<u64> {
     (bytes > 0).then_some(bytes)
 }
@@ -159,10 +171,7 @@ impl Platform {
         metrics: Arc<dyn Fn() -> String + Send + Sync>,
     ) -> Result<Self, CliError> {
         let auth = auth(args.listen, args.api_keys.as_deref())?;
-        std::fs::create_dir_all(data).map_err(|source| CliError::Output {
-            path: data.to_owned(),
-            source,
-        })?;
+        data_folder(data)?;
         let started_ms = now_ms();
         let log = Log::open(args, data).await?;
         let events = log.shared();
@@ -209,6 +218,8 @@ impl Platform {
         let address = listener.local_addr().map_err(|e| failed("the API")(e.to_string()))?;
         let api_url = format!("http://{address}");
         let (host, exe) = local_host(data)?;
+        // The folder is ours from here on.
+        super::forget_endpoints(data);
         let pod_host: Arc<dyn PodHost> = Arc::new(host.clone());
         let delivery = Delivery::start(DeliveryConfig::default(), pod_host.clone(), &tasks, &rest);
         let backlogs = Arc::new(Backlogs::default());
@@ -234,7 +245,10 @@ impl Platform {
             pokes: delivery.pokes(),
         };
         let (autoscaler, scaling_task) = Autoscaler::spawn(parts, Settings::default(), rest.clone());
+        let scaling_ended = CancellationToken::new();
+        let ended = scaling_ended.clone().drop_guard();
         tasks.spawn(async move {
+            let _ended = ended;
             if let Err(error) = scaling_task.await {
                 tracing::error!(%error, "the autoscaler ended unexpectedly");
             }
@@ -323,6 +337,7 @@ impl Platform {
             movers,
             rest,
             services: Mutex::new(services),
+            scaling_ended,
             tasks,
         })
     }
@@ -344,7 +359,12 @@ impl Platform {
 
     /// Returns when a service ends that should not, with why.
     pub async fn failed(&self) -> String {
-        match self.services.lock().await.join_next().await {
+        let mut services = self.services.lock().await;
+        let ended = tokio::select! {
+            ended = services.join_next() => ended,
+            () = self.scaling_ended.cancelled() => return "the autoscaler ended".to_owned(),
+        };
+        match ended {
             Some(Ok(Ok(name))) => format!("the {name} ended"),
             Some(Ok(Err(why))) => why,
             Some(Err(error)) => error.to_string(),
