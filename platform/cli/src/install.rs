@@ -144,18 +144,18 @@ pub async fn install(cx: &mut Context, args: InstallArgs) -> Result<(), CliError
         .partition(|o| o.types.as_ref().is_some_and(|t| t.kind == "Namespace"));
     for object in &namespaces {
         let did = cluster.apply(object, args.dry_run).await?;
-        cx.line(format!("{} {did}", title(object)))?;
+        progress(cx, format!("{} {did}", title(object)));
     }
     if args.dry_run && !is_there(&cluster, &namespaces).await? {
         cx.note("the namespaces are not there yet, so what is in them cannot be checked by the API server; it was read and is well-formed");
         return Ok(());
     }
     for did in secrets::ensure(&cluster.client, &rest, args.dry_run).await? {
-        cx.line(format!("Secret {did}"))?;
+        progress(cx, format!("Secret {did}"));
     }
     for object in &rest {
         let did = cluster.apply(object, args.dry_run).await?;
-        cx.line(format!("{} {did}", title(object)))?;
+        progress(cx, format!("{} {did}", title(object)));
     }
     if args.dry_run {
         cx.note("nothing was kept: it was a dry run");
@@ -163,6 +163,11 @@ pub async fn install(cx: &mut Context, args: InstallArgs) -> Result<(), CliError
     }
     wait(cx, &mut cluster, &rest, args.timeout.0).await?;
     cx.line(format!("all is healthy after {:.1} s", begun.elapsed().as_secs_f64()))
+}
+
+/// Tells what was done. A reader that is gone, such as `head`, leaves nothing half installed.
+fn progress(cx: &mut Context, text: String) {
+    let _ = cx.line(text);
 }
 
 async fn is_there(cluster: &Cluster, namespaces: &[DynamicObject]) -> Result<bool, CliError> {
@@ -198,7 +203,7 @@ async fn wait(
                 .map_err(|e| failed(&title(object))(e.to_string()))?;
             if let Some(said) = health::healthy(&live) {
                 healthy[index] = true;
-                cx.line(format!("{} is healthy ({said})", title(object)))?;
+                progress(cx, format!("{} is healthy ({said})", title(object)));
             }
         }
         if begun.elapsed() > patience {

@@ -25,7 +25,7 @@ const TRIES: usize = 5;
 pub enum S3ServerError {
     /// No Go compiler.
     #[error(
-        "versitygw is built by Go, which was not found: install Go 1.25 or later (package golang-go), \
+        "versitygw is built by Go, which was not found: install Go 1.25 or later and put it first in PATH, \
          or set IMAGEFLOW_SKIP_SERVERS=1 to leave out the tests that need real servers"
     )]
     NoGo(#[source] io::Error),

@@ -276,7 +276,7 @@ pub struct SendArgs {
     #[arg(long, value_name = "JSON|@FILE")]
     pub data: Option<String>,
     /// A file with the whole event, or an array of events
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["kind", "subject", "id", "data"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["kind", "source", "subject", "id", "data"])]
     pub file: Option<PathBuf>,
 }
 

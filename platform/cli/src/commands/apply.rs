@@ -1,9 +1,10 @@
 //! `apply` and `delete`.
 use http::Method;
 use imageflow_types::{FieldError, FieldErrors, Kind, Resource};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{files, functions};
+use crate::args::Format;
 use crate::args::manage::{ApplyArgs, DeleteArgs};
 use crate::client::{Call, encode};
 use crate::error::CliError;
@@ -106,6 +107,26 @@ pub async fn apply(cx: &mut Context, args: ApplyArgs) -> Result<(), CliError> {
 /// # Errors
 /// What the platform says.
 pub async fn delete_one(cx: &mut Context, plural: &str, name: &str) -> Result<(), CliError> {
+    let deleted = remove(cx, plural, name).await?;
+    tell_deleted(cx, &[deleted])
+}
+
+/// As JSON and YAML a list, as that of `apply` is.
+fn tell_deleted(cx: &mut Context, deleted: &[Value]) -> Result<(), CliError> {
+    if cx.structured(&deleted)? {
+        return Ok(());
+    }
+    for one in deleted {
+        let title = format!("{}/{}", at(one, "/kind").to_lowercase(), at(one, "/name"));
+        match cx.format {
+            Format::Name => cx.line(title)?,
+            _ => cx.line(format!("{title} deleted"))?,
+        }
+    }
+    Ok(())
+}
+
+async fn remove(cx: &mut Context, plural: &str, name: &str) -> Result<Value, CliError> {
     let path = format!("/v1/{plural}/{}", encode(name));
     // Asked before: afterwards nobody knows.
     let waiting = match plural {
@@ -116,13 +137,17 @@ pub async fn delete_one(cx: &mut Context, plural: &str, name: &str) -> Result<()
         _ => 0,
     };
     cx.client.bytes(Call::new(Method::DELETE, path)).await?;
-    cx.line(format!("{}/{name} deleted", plural.trim_end_matches('s')))?;
     match waiting {
         0 => {}
         1 => cx.note(format!("1 waiting request becomes a dead letter: {}", see(name))),
         n => cx.note(format!("{n} waiting requests become dead letters: {}", see(name))),
     }
-    Ok(())
+    let kind = match plural {
+        "functions" => Kind::Function,
+        "flows" => Kind::Flow,
+        _ => Kind::Trigger,
+    };
+    Ok(json!({"kind": kind, "name": name, "outcome": "deleted"}))
 }
 
 fn see(function: &str) -> String {
@@ -137,6 +162,7 @@ pub async fn delete(cx: &mut Context, args: DeleteArgs) -> Result<(), CliError> 
     if let (Some(kind), Some(name)) = (args.kind, args.name) {
         return delete_one(cx, kind, &name).await;
     }
+    let mut told = Ok(());
     // The other way round than applied: what refers goes before what is referred to.
     for resource in resources(&args.files)?.iter().rev() {
         let plural = match resource.kind() {
@@ -144,7 +170,10 @@ pub async fn delete(cx: &mut Context, args: DeleteArgs) -> Result<(), CliError> 
             Kind::Flow => "flows",
             Kind::Trigger => "triggers",
         };
-        delete_one(cx, plural, resource.name()).await?;
+        let deleted = remove(cx, plural, resource.name()).await?;
+        // A reader that is gone leaves nothing half deleted.
+        let told_now = tell_deleted(cx, &[deleted]);
+        told = told.and(told_now);
     }
-    Ok(())
+    told
 }

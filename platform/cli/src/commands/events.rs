@@ -131,6 +131,7 @@ fn replayed(answer: &Value, format: Format) -> String {
 async fn replay_all(cx: &mut Context, filter: &LettersFilter) -> Result<(), CliError> {
     let asked = filter.query();
     let (mut items, mut refused, mut after) = (Vec::new(), Vec::<Value>::new(), None::<String>);
+    let mut told = Ok(());
     loop {
         let place = [("after", after.as_deref())];
         let path = format!("/v1/dead-letters/replay{}", query(&[&asked[..], &place].concat()));
@@ -142,7 +143,9 @@ async fn replay_all(cx: &mut Context, filter: &LettersFilter) -> Result<(), CliE
         if !matches!(cx.format, Format::Json | Format::Yaml) {
             let text: Vec<String> = now.iter().map(|i| replayed(i, cx.format)).collect();
             if !text.is_empty() {
-                cx.line(text.join("\n"))?;
+                // Those that follow are replayed whether or not anybody reads on.
+                let told_now = cx.line(text.join("\n"));
+                told = told.and(told_now);
             }
         }
         items.extend(now);
@@ -158,7 +161,7 @@ async fn replay_all(cx: &mut Context, filter: &LettersFilter) -> Result<(), CliE
         cx.note(format!("{done} replayed, {left} refused"));
     }
     match left {
-        0 => Ok(()),
+        0 => told,
         _ => Err(CliError::Failed(format!(
             "{left} of {} cannot be replayed",
             done + left

@@ -64,10 +64,73 @@ pub fn write(cx: &mut Context, path: &Path, content: &[u8]) -> Result<(), CliErr
             .and_then(|()| cx.out.flush())
             .map_err(CliError::Stdout);
     }
-    std::fs::write(path, content).map_err(|source| CliError::Output {
+    put(path, content).map_err(|source| CliError::Output {
         path: path.to_owned(),
         source,
     })
+}
+
+/// Writes a file whole or not at all, where the folder allows that: what is there stays until the new content is. What is no plain
+/// file, such as a device, a pipe or a link to something else, is written through.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn put(path: &Path, content: &[u8]) -> std::io::Result<()> {
+    let there = match std::fs::symlink_metadata(path) {
+        Ok(there) if !there.is_file() => return std::fs::write(path, content),
+        Ok(there) => {
+            // One that may not be written is not replaced either.
+            std::fs::OpenOptions::new().write(true).open(path)?;
+            Some(there)
+        }
+        Err(_) => None,
+    };
+    let Ok(mut aside) = aside(path) else {
+        return std::fs::write(path, content);
+    };
+    aside.write_all(content)?;
+    if let Some(there) = there {
+        // Not everybody who may write a file may say who else may.
+        let _ = aside.as_file().set_permissions(there.permissions());
+    }
+    // A mount point, or a file of somebody else's in a folder of all, can be written and not replaced.
+    aside.persist(path).map(drop).or_else(|_| std::fs::write(path, content))
+}
+
+/// The same where nothing may be there.
+///
+/// # Errors
+/// `AlreadyExists` when something is, or that it cannot be written.
+pub fn put_new(path: &Path, content: &[u8]) -> std::io::Result<()> {
+    // Most often what is there is seen before anything is written.
+    if path.symlink_metadata().is_ok() {
+        return Err(std::io::ErrorKind::AlreadyExists.into());
+    }
+    let Ok(mut aside) = aside(path) else {
+        return create(path, content);
+    };
+    aside.write_all(content)?;
+    match aside.persist_noclobber(path) {
+        Ok(_) => Ok(()),
+        Err(e) if e.error.kind() == std::io::ErrorKind::AlreadyExists => Err(e.error),
+        // Not every file system can rename so.
+        Err(_) => create(path, content),
+    }
+}
+
+fn create(path: &Path, content: &[u8]) -> std::io::Result<()> {
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).open(path)?;
+    file.write_all(content)
+}
+
+/// A file beside that path, with the rights that any new file has.
+fn aside(path: &Path) -> std::io::Result<tempfile::NamedTempFile> {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    tempfile::Builder::new()
+        .permissions(std::fs::Permissions::from_mode(0o666))
+        .prefix(".imageflow-")
+        .tempfile_in(folder.unwrap_or(Path::new(".")))
 }
 
 /// The manifest files meant by arguments: folders stand for the manifests in them, in order of their names.
@@ -135,6 +198,29 @@ mod tests {
                 .to_string()
                 .contains("256.0 MiB")
         );
+    }
+
+    #[test]
+    fn a_file_is_written_whole_with_the_rights_that_it_had_and_a_link_through() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let (path, link) = (dir.path().join("a.jpg"), dir.path().join("link.jpg"));
+        put(&path, b"one").unwrap();
+        assert_eq!(
+            put_new(&path, b"two").unwrap_err().kind(),
+            std::io::ErrorKind::AlreadyExists
+        );
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        put(&link, b"three").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"three");
+        put(&path, b"four").unwrap();
+        assert_eq!(std::fs::read(&link).unwrap(), b"four");
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o640);
+        put_new(&dir.path().join("b.jpg"), b"five").unwrap();
+        // Nothing is left beside them.
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3);
+        assert!(put(&dir.path().join("no/such.jpg"), b"x").is_err());
     }
 
     #[test]

@@ -340,6 +340,28 @@ pub async fn functions(cx: &mut Context, args: FunctionsArgs) -> Result<(), CliE
     }
 }
 
+/// The shares as they are asked for, with the tags as they were: callers reach a revision by its tag whatever its share.
+fn shared(before: &[Value], shares: &[(String, u32)]) -> Vec<Value> {
+    let mut targets: Vec<Value> = shares
+        .iter()
+        .map(|(revision, percent)| json!({"revision": revision, "percent": percent}))
+        .collect();
+    for tagged in before.iter().filter(|t| t["tag"].is_string()) {
+        let same = targets
+            .iter_mut()
+            .find(|t| t["revision"] == tagged["revision"] && t["tag"].is_null());
+        match same {
+            Some(target) => target["tag"] = tagged["tag"].clone(),
+            None => {
+                let mut kept = tagged.clone();
+                kept["percent"] = 0.into();
+                targets.push(kept);
+            }
+        }
+    }
+    targets
+}
+
 async fn traffic(cx: &mut Context, name: &str, shares: &[(String, u32)]) -> Result<(), CliError> {
     let sum: u32 = shares.iter().map(|(_, percent)| percent).sum();
     if sum != 100 {
@@ -350,11 +372,12 @@ async fn traffic(cx: &mut Context, name: &str, shares: &[(String, u32)]) -> Resu
     if let Some(document) = function.as_object_mut() {
         document.remove("status");
         if let Some(spec) = document.get_mut("spec").and_then(Value::as_object_mut) {
-            let targets: Vec<_> = shares
-                .iter()
-                .map(|(r, p)| json!({"revision": r, "percent": p}))
-                .collect();
-            spec.insert("traffic".to_owned(), targets.into());
+            let before = spec
+                .get("traffic")
+                .and_then(Value::as_array)
+                .cloned()
+                .unwrap_or_default();
+            spec.insert("traffic".to_owned(), shared(&before, shares).into());
         }
     }
     let call = Call::new(Method::PUT, path).body("application/json", function.to_string());
@@ -399,6 +422,23 @@ mod tests {
         assert_eq!(of("../prog"), "/here/../prog");
         assert_eq!(of("python3 ./handler.py"), "python3 /here/handler.py");
         assert_eq!(of("/bin/prog a"), "/bin/prog a");
+    }
+
+    #[test]
+    fn new_shares_leave_the_tags_as_they_are() {
+        let before = [
+            json!({"revision": "r2", "percent": 90, "tag": "stable"}),
+            json!({"revision": "r3", "percent": 10, "tag": "canary"}),
+            json!({"percent": 0, "tag": "latest"}),
+        ];
+        let shares = [("r3".to_owned(), 60), ("r4".to_owned(), 40)];
+        let expected = json!([
+            {"revision": "r3", "percent": 60, "tag": "canary"},
+            {"revision": "r4", "percent": 40},
+            {"revision": "r2", "percent": 0, "tag": "stable"},
+            {"percent": 0, "tag": "latest"},
+        ]);
+        assert_eq!(Value::from(shared(&before, &shares)), expected);
     }
 
     #[test]

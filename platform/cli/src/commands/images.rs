@@ -5,6 +5,7 @@ use http::Method;
 use serde_json::Value;
 
 use super::files;
+use super::results::once;
 use crate::args::work::{ImagesArgs, ImagesCommand, ImagesListing, InvokeArgs};
 use crate::client::{Call, content_type, encode, query};
 use crate::error::CliError;
@@ -55,10 +56,16 @@ pub async fn images(cx: &mut Context, args: ImagesArgs) -> Result<(), CliError> 
         None => list(cx, "raw-images", &args.listing).await,
         Some(ImagesCommand::List { bucket, listing }) => list(cx, &bucket, &listing).await,
         Some(ImagesCommand::Put { files, prefix, .. }) => {
+            let files = once(&files);
+            let keys: Vec<String> = files.iter().map(|f| format!("{prefix}{}", files::name(f))).collect();
+            if let Some((_, key)) = keys.iter().enumerate().find(|(i, key)| keys[..*i].contains(key)) {
+                return Err(CliError::Usage(format!(
+                    "two of the files would have the key \"{key}\", and the second would take the first one's place: put them with different --prefix"
+                )));
+            }
             let mut objects: Vec<Value> = vec![];
-            for file in &files {
+            for (file, key) in files.iter().zip(keys) {
                 let image = files::read(file)?;
-                let key = format!("{prefix}{}", files::name(file));
                 let kind = content_type(&image);
                 let call = Call::new(Method::POST, format!("/v1/images{}", query(&[("key", Some(&key))])));
                 objects.push(cx.client.json(call.body(kind, image)).await?);

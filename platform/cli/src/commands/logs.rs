@@ -27,18 +27,15 @@ pub async fn logs(cx: &mut Context, args: LogsArgs) -> Result<(), CliError> {
     let mut any = false;
     while let Some(line) = lines.next::<Value>().await? {
         any = true;
-        if cx.format == Format::Json {
+        cx.line(match cx.format {
             // One object a line, so that following can be piped.
-            cx.line(line.to_string())?;
-        } else {
-            let at_ms = line.get("atMs").and_then(Value::as_i64).unwrap_or_default();
-            cx.line(format!(
-                "{} {} {}",
-                render::clock(at_ms),
-                at(&line, "/pod"),
-                at(&line, "/text")
-            ))?;
-        }
+            Format::Json => line.to_string(),
+            Format::Yaml => format!("---\n{}", render::yaml(&line)),
+            _ => {
+                let at_ms = line.get("atMs").and_then(Value::as_i64).unwrap_or_default();
+                format!("{} {} {}", render::clock(at_ms), at(&line, "/pod"), at(&line, "/text"))
+            }
+        })?;
     }
     if !any {
         cx.note("its pods have written nothing");

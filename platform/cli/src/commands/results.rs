@@ -1,6 +1,5 @@
 //! Where the results of runs are kept: a name for each that no other result has, and nothing overwritten unasked.
 use std::collections::{HashMap, HashSet};
-use std::io::Write;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -148,11 +147,11 @@ impl Results {
             .unwrap_or_else(PoisonError::into_inner)
             .insert(path.clone());
         if first && self.force {
-            std::fs::write(&path, image).map_err(fail)?;
+            super::files::put(&path, image).map_err(fail)?;
             return Ok(path);
         }
-        match std::fs::OpenOptions::new().write(true).create_new(true).open(&path) {
-            Ok(mut file) => file.write_all(image).map_err(fail)?,
+        match super::files::put_new(&path, image) {
+            Ok(()) => {}
             Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
                 if std::fs::read(&path).map_err(fail)? != image {
                     let remedy = if first {

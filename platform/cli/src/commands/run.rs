@@ -82,13 +82,18 @@ pub async fn run(cx: &mut Context, args: RunArgs) -> Result<(), CliError> {
         results: results.as_ref(),
         progress: &progress,
     };
-    let mut outcomes: Vec<Outcome> = futures::stream::iter(names.into_iter().zip(inputs))
-        .map(|((label, title), file)| work.one(label, title, file))
-        .buffered(parallel)
+    let work = &work;
+    // Whichever is done makes room for the next; told they are in the order of the files.
+    let mut outcomes: Vec<(usize, Outcome)> = futures::stream::iter(names.into_iter().zip(inputs).enumerate())
+        .map(|(i, ((label, title), file))| async move { (i, work.one(label, title, file).await) })
+        .buffer_unordered(parallel)
         .collect()
         .await;
+    outcomes.sort_by_key(|(i, _)| *i);
+    let mut outcomes: Vec<Outcome> = outcomes.into_iter().map(|(_, outcome)| outcome).collect();
     progress.clear();
-    report(cx, &args, &outcomes)?;
+    // That nobody reads the report hides no failure.
+    let told = report(cx, &args, &outcomes);
     if let Some(dir) = &args.out {
         let written: usize = outcomes.iter().map(|o| o.written.len()).sum();
         cx.note(format!("{written} results in {}", dir.display()));
@@ -97,7 +102,7 @@ pub async fn run(cx: &mut Context, args: RunArgs) -> Result<(), CliError> {
     outcomes.retain(|o| o.error.is_some());
     let failed = outcomes.len();
     match outcomes.into_iter().find_map(|o| o.error) {
-        None => Ok(()),
+        None => told,
         Some(e) if e.exit_code() != 1 || total == 1 => Err(e),
         Some(_) => Err(CliError::Failed(format!("{failed} of {total} failed"))),
     }
@@ -232,7 +237,9 @@ fn report(cx: &mut Context, args: &RunArgs, outcomes: &[Outcome]) -> Result<(), 
         let items: Vec<Value> = outcomes
             .iter()
             .map(|o| {
-                json!({"file": o.file, "id": o.id, "run": o.run, "written": o.written, "error": o.error.as_ref().map(CliError::problem)})
+                // A name that is no text would be no JSON.
+                let written: Vec<_> = o.written.iter().map(|path| path.to_string_lossy()).collect();
+                json!({"file": o.file.to_string_lossy(), "id": o.id, "run": o.run, "written": written, "error": o.error.as_ref().map(CliError::problem)})
             })
             .collect();
         return cx.structured(&json!({"items": items})).map(drop);

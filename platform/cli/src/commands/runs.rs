@@ -1,7 +1,7 @@
 //! `runs`.
 use http::Method;
 use imageflow_types::{RunState, RunStatus};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::follow;
 use crate::args::Format;
@@ -30,7 +30,13 @@ pub async fn runs(cx: &mut Context, args: RunsArgs) -> Result<(), CliError> {
             cx.client
                 .bytes(Call::new(Method::POST, format!("/v1/runs/{}/cancel", encode(&id))))
                 .await?;
-            cx.line(format!("run/{id} cancelled"))
+            if cx.structured(&json!({"run": id, "outcome": "cancelled"}))? {
+                return Ok(());
+            }
+            match cx.format {
+                Format::Name => cx.line(id),
+                _ => cx.line(format!("run/{id} cancelled")),
+            }
         }
     }
 }

@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::args::Format;
 use crate::args::manage::{ScalingArgs, ScalingCommand};
 use crate::client::encode;
 use crate::error::CliError;
@@ -41,7 +42,9 @@ pub async fn scaling(cx: &mut Context, args: ScalingArgs) -> Result<(), CliError
             if !watch && cx.structured(&first)? {
                 return Ok(());
             }
-            cx.line(render::scaling(&function, &first))?;
+            if !matches!(cx.format, Format::Json | Format::Yaml) {
+                cx.line(render::scaling(&function, &first))?;
+            }
             let decisions = decisions(&first);
             if !watch {
                 let rows = decisions.iter().map(|d| vec![render::moment(d), render::summary(d)]);
@@ -67,13 +70,18 @@ fn decisions(state: &Value) -> Vec<Value> {
     all.cloned().unwrap_or_default()
 }
 
-/// Prints the decisions after a time, oldest first, so that a watch reads downwards; the time of the last.
+/// Prints the decisions after a time, oldest first, so that a watch reads downwards; the time of the last. As JSON they are an
+/// object a line, as YAML a document each.
 fn print_after(cx: &mut Context, decisions: &[Value], after: i64) -> Result<i64, CliError> {
     let mut last = after;
     for decision in decisions.iter().rev() {
         let at_ms = decision.get("atMs").and_then(Value::as_i64).unwrap_or_default();
         if at_ms > after {
-            cx.line(format!("{}  {}", render::moment(decision), render::summary(decision)))?;
+            cx.line(match cx.format {
+                Format::Json => decision.to_string(),
+                Format::Yaml => format!("---\n{}", render::yaml(decision)),
+                _ => format!("{}  {}", render::moment(decision), render::summary(decision)),
+            })?;
             last = last.max(at_ms);
         }
     }

@@ -19,6 +19,7 @@ use crate::error::CliError;
 use crate::output::Context;
 use crate::render::tests::run_state;
 
+mod output;
 mod watch;
 mod work;
 
@@ -114,20 +115,27 @@ impl Fake {
 
 /// Runs a command line against a server: its result, standard output and standard error.
 async fn imageflow(base: &str, args: &[&str]) -> (Result<(), CliError>, String, String) {
+    let out = Buffer::default();
+    let (result, err) = imageflow_to(Box::new(out.clone()), base, args).await;
+    (result, out.text(), err)
+}
+
+/// The same with a standard output of the test's.
+async fn imageflow_to(out: Box<dyn Write + Send>, base: &str, args: &[&str]) -> (Result<(), CliError>, String) {
     let cli = Cli::try_parse_from(["imageflow"].iter().chain(args)).unwrap();
-    let (out, err) = (Buffer::default(), Buffer::default());
+    let err = Buffer::default();
     let mut cx = Context {
         client: Client::new(base, Some("secret".to_owned())).unwrap(),
         format: cli.command.format(),
         color: false,
         live: false,
         quiet: cli.global.quiet,
-        out: Box::new(out.clone()),
+        out,
         err: Box::new(err.clone()),
         now_ms: 61_000,
     };
     let result = super::run(&mut cx, cli.command).await;
-    (result, out.text(), err.text())
+    (result, err.text())
 }
 
 fn file(dir: &tempfile::TempDir, name: &str, content: &str) -> String {

@@ -19,6 +19,16 @@ const SECRETS: [&str; 6] = [
     "imageflow-s3-router",
 ];
 
+/// What does the work.
+const SERVICES: [&str; 6] = [
+    "imageflow-gateway",
+    "imageflow-router",
+    "imageflow-dispatcher",
+    "imageflow-autoscaler",
+    "imageflow-operator",
+    "imageflow-pods",
+];
+
 /// Where what the platform stands on is, when it was installed with it.
 const OTHERS: [&str; 3] = ["imageflow-storage", "imageflow-monitoring", "imageflow-observability"];
 
@@ -98,29 +108,56 @@ impl Doctor {
         }
     }
 
-    async fn workloads(&mut self, namespace: &str) {
-        let pods = self.list("", "v1", "Pod", Some(namespace)).await.unwrap_or_default();
+    /// What runs in a namespace, and what of `needed` does not.
+    async fn workloads(&mut self, namespace: &str, needed: &[&str]) {
+        let pods = match self.list("", "v1", "Pod", Some(namespace)).await {
+            Ok(pods) => pods,
+            Err(error) => {
+                self.find(
+                    false,
+                    format!("pods of {namespace}"),
+                    format!("cannot be listed: {error}"),
+                );
+                Vec::new()
+            }
+        };
+        let (mut names, mut all_known) = (Vec::new(), true);
         for kind in ["Deployment", "StatefulSet", "DaemonSet"] {
             let found = match self.list("apps", "v1", kind, Some(namespace)).await {
                 Ok(found) => found,
                 Err(error) => {
                     self.find(false, kind, format!("cannot be listed: {error}"));
+                    all_known = false;
                     continue;
                 }
             };
             for workload in found {
+                names.push(at(&workload, "/metadata/name"));
                 self.findings.extend(of_workload(&workload, namespace, &pods));
             }
+        }
+        for name in needed
+            .iter()
+            .filter(|name| all_known && !names.iter().any(|n| n == *name))
+        {
+            self.find(
+                false,
+                format!("{namespace}/{name}"),
+                "is missing: run imageflow install",
+            );
         }
     }
 
     async fn functions(&mut self, namespace: &str) {
         for kind in ["Function", "Flow", "Trigger"] {
-            for object in self
-                .list("imageflow.dev", "v1alpha1", kind, Some(namespace))
-                .await
-                .unwrap_or_default()
-            {
+            let found = match self.list("imageflow.dev", "v1alpha1", kind, Some(namespace)).await {
+                Ok(found) => found,
+                Err(error) => {
+                    self.find(false, format!("{kind}s"), format!("cannot be listed: {error}"));
+                    continue;
+                }
+            };
+            for object in found {
                 let conditions = object["status"]["conditions"].as_array();
                 let ready = conditions.and_then(|all| all.iter().find(|c| c["type"] == "Ready"));
                 let what = format!("{kind} {}", at(&object, "/metadata/name"));
@@ -171,12 +208,9 @@ pub async fn doctor(cx: &mut Context, args: DoctorArgs) -> Result<(), CliError> 
     };
     doctor.kinds().await;
     doctor.secrets(&args.system.system_namespace).await;
-    for namespace in [&args.system.system_namespace, &args.functions.namespace]
-        .into_iter()
-        .map(String::as_str)
-        .chain(OTHERS)
-    {
-        doctor.workloads(namespace).await;
+    doctor.workloads(&args.system.system_namespace, &SERVICES).await;
+    for namespace in [args.functions.namespace.as_str()].into_iter().chain(OTHERS) {
+        doctor.workloads(namespace, &[]).await;
     }
     doctor.functions(&args.functions.namespace).await;
     let items: Vec<Value> = doctor
