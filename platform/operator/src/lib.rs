@@ -10,6 +10,7 @@ mod forgotten;
 mod functions;
 mod mirror;
 pub mod objects;
+mod readable;
 #[cfg(test)]
 mod scenarios;
 mod schema;
@@ -22,12 +23,11 @@ use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use imageflow_resources::ResourceStore;
-use kube::api::Api;
 use kube::client::ClientBuilder;
 use kube::runtime::controller::{self, Action, Controller};
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::utils::Backoff;
-use kube::runtime::{WatchStreamExt, reflector, watcher};
+use kube::runtime::watcher;
 use kube::{Client, Config, Resource};
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
@@ -37,7 +37,8 @@ pub use authority::KubeAuthority;
 use context::{Context, ReconcileError};
 use crd::{Flow, Function, Trigger};
 pub use objects::{Master, Settings};
-use watched::{Children, function_of, watched, without_fields, without_spec};
+use readable::readable;
+use watched::{Children, function_of, watched, without_spec};
 
 /// Reconciles at once, of each kind: they wait for the API server and the log most of their time, and what waits together is
 /// written together.
@@ -99,13 +100,7 @@ impl Operator {
         let context = Arc::new(context);
         let config = || controller::Config::default().concurrency(CONCURRENCY);
 
-        let functions: Api<Function> = Api::namespaced(client.clone(), &namespace);
-        let (reader, writer) = reflector::store();
-        let known = watcher(functions, watcher::Config::default())
-            .default_backoff()
-            .modify(without_fields)
-            .reflect(writer)
-            .applied_objects();
+        let (reader, known) = readable(&client, &namespace, self.clock);
         let functions = Controller::for_stream(known, reader)
             .with_config(config())
             .trigger_backoff(AtOnce)
@@ -117,14 +112,16 @@ impl Operator {
             .watches_stream(pod_events, to_function(&namespace))
             .graceful_shutdown_on(stop.clone().cancelled_owned())
             .run(functions::reconcile, functions::again, context.clone());
-        let flows: Api<Flow> = Api::namespaced(client.clone(), &namespace);
-        let flows = Controller::new(flows, watcher::Config::default())
+        let (reader, known) = readable(&client, &namespace, self.clock);
+        let flows = Controller::for_stream(known, reader)
             .with_config(config())
+            .trigger_backoff(AtOnce)
             .graceful_shutdown_on(stop.clone().cancelled_owned())
             .run(mirror::reconcile::<Flow>, functions::again, context.clone());
-        let triggers: Api<Trigger> = Api::namespaced(client, &namespace);
-        let triggers = Controller::new(triggers, watcher::Config::default())
+        let (reader, known) = readable(&client, &namespace, self.clock);
+        let triggers = Controller::for_stream(known, reader)
             .with_config(config())
+            .trigger_backoff(AtOnce)
             .graceful_shutdown_on(stop.clone().cancelled_owned())
             .run(mirror::reconcile::<Trigger>, functions::again, context.clone());
         let forgetting = async {

@@ -24,6 +24,7 @@ use crate::watched::{Children, Compact};
 use crate::{functions, mirror};
 
 mod forgotten;
+mod readable;
 mod status;
 
 const NAMESPACE: &str = "imageflow-processing";
