@@ -7,11 +7,14 @@ use opentelemetry::trace::TracerProvider;
 use opentelemetry_otlp::{ExporterBuildError, WithExportConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::SdkTracerProvider;
+use tokio_util::task::AbortOnDropHandle;
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::{LevelFilter, ParseError, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 
+/// Between two times that samples of histograms are counted into their buckets.
+const UPKEEP: Duration = Duration::from_secs(5);
 /// A collector that does not answer must not hold the end of the process.
 const FLUSH: Duration = Duration::from_secs(2);
 /// Bucket bounds of durations, seconds: from a look into memory to a call that waits for a flow. Buckets can be summed over
@@ -76,6 +79,7 @@ pub enum TelemetryError {
 pub struct Telemetry {
     provider: Option<SdkTracerProvider>,
     metrics: PrometheusHandle,
+    upkeep: AbortOnDropHandle<()>,
 }
 
 impl Telemetry {
@@ -110,7 +114,20 @@ impl Telemetry {
         let metrics = PrometheusBuilder::new()
             .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS)?
             .install_recorder()?;
-        Ok(Self { provider, metrics })
+        let kept = metrics.clone();
+        // What histograms were given stays a list until it is counted into buckets, by a scrape or by this.
+        let upkeep = tokio::spawn(async move {
+            let mut every = tokio::time::interval(UPKEEP);
+            loop {
+                every.tick().await;
+                kept.run_upkeep();
+            }
+        });
+        Ok(Self {
+            provider,
+            metrics,
+            upkeep: AbortOnDropHandle::new(upkeep),
+        })
     }
 
     /// Metrics as Prometheus text.
@@ -121,6 +138,7 @@ impl Telemetry {
 
     /// Sends what is left. Blocks for at most two seconds.
     pub fn flush(self) {
+        drop(self.upkeep);
         if let Some(Err(error)) = self.provider.map(|p| p.shutdown_with_timeout(FLUSH)) {
             tracing::warn!(%error, "spans were lost at the end");
         }
