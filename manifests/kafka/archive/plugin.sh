@@ -7,4 +7,5 @@ if [ -z "$SHA512" ]; then
 fi
 wget -q -O /tmp/plugin.zip "$URL"
 echo "$SHA512  /tmp/plugin.zip" | sha512sum -c -
-unzip -q /tmp/plugin.zip -d /plugins
+# What a start before left there is written over: an empty folder lives as long as its pod.
+unzip -q -o /tmp/plugin.zip -d /plugins

@@ -29,7 +29,7 @@ use crate::triggers::{self, Match};
 /// Settings of a router.
 #[derive(Debug, Clone)]
 pub struct RouterConfig {
-    /// Name in the consumer group and transactional id, stable over a restart.
+    /// Name in the consumer group, of which the transactional id is made, stable over a restart.
     pub member: String,
     /// Whether adjacent catalogue steps become one stage.
     pub fuse: bool,
@@ -198,7 +198,7 @@ impl Router {
         let taken = match producer.take() {
             Some(taken) => taken,
             // First, which ends an older router's transactions before any state is read. Without brokers it takes long.
-            None => self.log.transactional(&self.config.member).await?,
+            None => self.log.transactional(&transactional_id(&self.config.member)).await?,
         };
         let taken = producer.insert(taken);
         let names = vec![topics::EVENTS.to_owned(), topics::RUN_EVENTS.to_owned()];
@@ -564,4 +564,12 @@ fn offsets(records: &[Record], consumer: &dyn Consumer, intake: &Intake) -> Vec<
             OffsetCommit::new(&at.topic, at.partition, offset.max(position))
         })
         .collect()
+}
+
+/// What the rights of `manifests/kafka/users.sh` begin with.
+fn transactional_id(member: &str) -> String {
+    match member.starts_with("imageflow") {
+        true => member.to_owned(),
+        false => format!("imageflow-{member}"),
+    }
 }

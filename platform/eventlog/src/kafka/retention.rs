@@ -15,6 +15,8 @@ use super::topics::millis;
 use crate::error::{LogError, Result};
 use crate::types::{Cleanup, TopicPartition, TopicSpec};
 
+/// What the names of the platform's topics begin with: of others nothing is ours to delete.
+const OURS: &str = "imageflow.";
 /// Partitions of one question or one deletion.
 const AT_ONCE: usize = 1000;
 
@@ -87,6 +89,9 @@ impl Handle {
             else {
                 continue;
             };
+            if !name.starts_with(OURS) {
+                continue;
+            }
             let all = (0..partitions).map(|p| TopicPartition::new(&name, p));
             by_age.entry(age).or_default().extend(all);
         }

@@ -209,23 +209,28 @@ async fn retention_deletes_what_is_old_and_read_by_all_and_nothing_else() {
     const HOUR: Duration = Duration::from_secs(3600);
     let Some(log) = open().await else { return };
     let spec = |name: &str| TopicSpec::new(name, 1).retention(HOUR);
-    let (topic, unread) = (spec("kept-until-read"), spec("never-read"));
-    log.ensure_topics(&[topic.clone(), unread.clone()]).await.unwrap();
-    for spec in [&topic, &unread] {
+    let (topic, unread) = (spec("imageflow.kept-until-read"), spec("imageflow.never-read"));
+    let foreign = spec("not-of-the-platform");
+    let all = [topic.clone(), unread.clone(), foreign.clone()];
+    log.ensure_topics(&all).await.unwrap();
+    for spec in &all {
         let records = (0..10).map(|i| NewRecord::new(&spec.name).partition(0).value(format!("{i}")));
         log.produce(records.collect()).await.unwrap();
     }
-    let names = Topics::Names(vec![topic.name.clone()]);
+    let names = Topics::Names(vec![topic.name.clone(), foreign.name.clone()]);
     let mut fast = join(&log, "retention-fast", "m", names.clone()).await;
     let mut slow = join(&log, "retention-slow", "m", names).await;
     let commit = async |reader: &mut Box<dyn Consumer>, offset: i64| {
         reader
-            .commit(vec![OffsetCommit::new(&topic.name, 0, offset)])
+            .commit(vec![
+                OffsetCommit::new(&topic.name, 0, offset),
+                OffsetCommit::new(&foreign.name, 0, 10),
+            ])
             .await
             .unwrap();
     };
     for (reader, offset) in [(&mut fast, 10), (&mut slow, 4)] {
-        assert_eq!(assigned(reader).await, 1);
+        assert_eq!(assigned(reader).await, 2);
         commit(reader, offset).await;
     }
     let low = async |name: &str| log.watermarks(name).await.unwrap()[0].low;
@@ -239,6 +244,7 @@ async fn retention_deletes_what_is_old_and_read_by_all_and_nothing_else() {
     commit(&mut slow, 10).await;
     log.run_retention(later).await.unwrap();
     assert_eq!(low(&topic.name).await, 10);
+    assert_eq!(low(&foreign.name).await, 0);
 }
 
 #[tokio::test]

@@ -117,17 +117,21 @@ async fn allow_as_the_manifests_do(cluster: &Cluster) {
         .collect();
     assert!(rights.len() > 3, "{script}");
     for right in rights {
-        let mut command = tokio::process::Command::new("java");
-        command.args(["-Xmx128m", "-cp", &format!("{}/*", cluster.libs().display())]);
-        command.args([
-            "org.apache.kafka.tools.AclCommand",
-            "--bootstrap-server",
-            &cluster.bootstrap(),
-        ]);
-        command.args(["--add", "--allow-principal", &format!("User:{USER}")]);
-        let done = command.args(right.split_whitespace()).output().await.unwrap();
-        assert!(done.status.success(), "{right}: {done:?}");
+        allow(cluster, right).await;
     }
+}
+
+async fn allow(cluster: &Cluster, right: &str) {
+    let mut command = tokio::process::Command::new("java");
+    command.args(["-Xmx128m", "-cp", &format!("{}/*", cluster.libs().display())]);
+    command.args([
+        "org.apache.kafka.tools.AclCommand",
+        "--bootstrap-server",
+        &cluster.bootstrap(),
+    ]);
+    command.args(["--add", "--allow-principal", &format!("User:{USER}")]);
+    let done = command.args(right.split_whitespace()).output().await.unwrap();
+    assert!(done.status.success(), "{right}: {done:?}");
 }
 
 #[tokio::test]
@@ -177,10 +181,24 @@ async fn the_rights_of_the_manifests_let_old_records_go_and_a_group_that_cannot_
     );
     read(&others, "connect-imageflow-archive", 9).await;
     read(&others, "somebody-else", 5).await;
+    let deleted = own.run_retention(later).await.unwrap();
+    assert_eq!((deleted, low().await), (1, 9), "who is not seen is not waited for");
+    let mut producer = own.transactional("imageflow-id").await.unwrap();
+    let records = vec![NewRecord::new(topic).partition(0).value("in a transaction")];
+    producer
+        .commit(Transaction {
+            records,
+            ..Transaction::default()
+        })
+        .await
+        .unwrap();
+    drop(producer);
+    allow(&cluster, "--cluster --operation Describe").await;
+    read(&others, "connect-imageflow-archive", 10).await;
     let refused = own.run_retention(later).await.unwrap_err();
     let why = refused.source().map(ToString::to_string).unwrap_or_default();
     assert!(why.contains("\"somebody-else\"") && why.contains("Describe"), "{why}");
-    assert_eq!(low().await, 4);
+    assert_eq!(low().await, 9);
     own.close().await;
     others.close().await;
 }
