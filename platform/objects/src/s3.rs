@@ -74,9 +74,17 @@ where
             None => ObjectError::AlreadyExists { bucket, key },
         },
         (Some("EntityTooLarge"), _) | (_, Some(413)) => ObjectError::TooLarge,
-        (Some("StorageFull" | "XMinioStorageFull" | "InsufficientCapacity" | "QuotaExceeded"), _) | (_, Some(507)) => {
-            ObjectError::Full
-        }
+        (
+            Some(
+                "StorageFull"
+                | "XMinioStorageFull"
+                | "InsufficientCapacity"
+                | "QuotaExceeded"
+                | "XMinioAdminBucketQuotaExceeded",
+            ),
+            _,
+        )
+        | (_, Some(507)) => ObjectError::Full,
         // Servers that keep objects as files: asking again does not help.
         (Some("ObjectParentIsFile" | "ExistingObjectIsDirectory" | "XMinioParentIsObject"), _) => {
             ObjectError::InvalidName {
@@ -94,6 +102,14 @@ where
         ) => ObjectError::Refused { bucket, key, status },
         (Some("AccessDenied" | "SignatureDoesNotMatch" | "InvalidAccessKeyId"), _) | (_, Some(401 | 403)) => {
             ObjectError::AccessDenied { bucket }
+        }
+        // Another region's bucket, a key service that says no: the same each time.
+        (_, Some(status @ 300..400)) => ObjectError::Refused { bucket, key, status },
+        (Some("AuthorizationHeaderMalformed" | "IllegalLocationConstraintException"), Some(status)) => {
+            ObjectError::Refused { bucket, key, status }
+        }
+        (Some(code), Some(status @ 400..500)) if code.starts_with("KMS.") => {
+            ObjectError::Refused { bucket, key, status }
         }
         // Answers to HEAD have no body and so no code: of an object that is encrypted with its owner's key this is all that
         // there is to see. Those left out pass by themselves.

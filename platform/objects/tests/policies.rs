@@ -23,7 +23,7 @@ const BUCKETS: [&str; 3] = ["raw-images", "processed-images", "system-logs"];
 /// What each service may do in each bucket, as the table of the README says.
 const MAY: [(&str, [&str; 3]); 4] = [
     ("gateway", ["list read write delete", "list read delete", ""]),
-    ("router", ["list read", "", ""]),
+    ("router", ["list read", "list read", ""]),
     ("dispatcher", ["list read", "list read write", ""]),
     ("archive", ["", "", "write"]),
 ];
