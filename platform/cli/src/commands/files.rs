@@ -1,5 +1,5 @@
 //! Files that are read and written.
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -85,16 +85,25 @@ pub fn put(path: &Path, content: &[u8]) -> std::io::Result<()> {
         }
         Err(_) => None,
     };
-    let Ok(mut aside) = aside(path) else {
-        return std::fs::write(path, content);
+    // A folder that takes no files, a mount point, somebody else's file in a folder of all: what can be written and not replaced.
+    // A full disk is not among them, for there what is there would be cut off.
+    let instead = |error: std::io::Error| match error.kind() {
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem | ErrorKind::ResourceBusy => {
+            std::fs::write(path, content)
+        }
+        _ if there.is_none() => std::fs::write(path, content),
+        _ => Err(error),
+    };
+    let mut aside = match aside(path) {
+        Ok(aside) => aside,
+        Err(error) => return instead(error),
     };
     aside.write_all(content)?;
-    if let Some(there) = there {
+    if let Some(there) = &there {
         // Not everybody who may write a file may say who else may.
         let _ = aside.as_file().set_permissions(there.permissions());
     }
-    // A mount point, or a file of somebody else's in a folder of all, can be written and not replaced.
-    aside.persist(path).map(drop).or_else(|_| std::fs::write(path, content))
+    aside.persist(path).map(drop).or_else(|e| instead(e.error))
 }
 
 /// The same where nothing may be there.
